@@ -1,0 +1,307 @@
+"""Check intervals, correlations and areas against known answers and against direct resampling."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import kendalltau, spearmanr
+from sklearn.metrics import roc_auc_score
+
+from rcblib import statistics
+from rcblib.records import ParameterError
+from rcblib.statistics import (
+    Estimate,
+    kendall,
+    mean_interval,
+    mean_table,
+    paired_difference,
+    paired_ratio,
+    roc_auc,
+    spearman,
+    wilson_interval,
+)
+
+
+@pytest.fixture
+def generator():
+    return np.random.default_rng(7)
+
+
+def clustered_sample(seed, n_clusters=30, n_each=12):
+    """Draw x, y and a label that share a strong effect of their cluster, rounded so that ties occur."""
+    rng = np.random.default_rng(seed)
+    clusters = np.repeat(np.arange(n_clusters), n_each)
+    effect = rng.normal(size=n_clusters)[clusters]
+    x = np.round(effect + rng.normal(size=clusters.size), 1)
+    y = np.round(effect + rng.normal(size=clusters.size), 1)
+    return x, y, (y + rng.normal(size=clusters.size)) > 0, clusters
+
+
+def resample_rows(clusters, counts):
+    """Return the row numbers of a sample that holds cluster c counts[c] times."""
+    return np.concatenate([np.tile(np.flatnonzero(clusters == c), int(k)) for c, k in enumerate(counts) if k])
+
+
+def test_mean_of_known_values(generator):
+    estimate = mean_interval([1.0, 2.0, 3.0, 4.0], generator=generator)
+    assert estimate.value == 2.5
+    assert 1.0 <= estimate.low < 2.5 < estimate.high <= 4.0
+    assert (estimate.n, estimate.n_clusters) == (4, 4)
+
+
+def test_mean_of_a_constant_has_an_interval_of_width_zero(generator):
+    estimate = mean_interval([3.0] * 6, [0, 0, 1, 1, 2, 2], generator=generator)
+    assert (estimate.value, estimate.low, estimate.high) == (3.0, 3.0, 3.0)
+
+
+def test_one_cluster_leaves_nothing_to_resample(generator):
+    estimate = mean_interval([0.0, 1.0, 5.0], [9, 9, 9], generator=generator)
+    assert estimate.low == estimate.high == estimate.value == 2.0
+    assert estimate.n_clusters == 1
+
+
+def test_mean_interval_agrees_with_the_normal_approximation(generator):
+    values = np.random.default_rng(0).normal(2.0, 1.0, size=2000)
+    estimate = mean_interval(values, generator=generator, n_resamples=4000)
+    half = 1.96 * values.std(ddof=1) / np.sqrt(len(values))
+    assert estimate.low == pytest.approx(values.mean() - half, abs=0.1 * half)
+    assert estimate.high == pytest.approx(values.mean() + half, abs=0.1 * half)
+
+
+def test_clusters_widen_the_interval_when_members_repeat_each_other(generator):
+    values = np.random.default_rng(1).normal(size=40)
+    repeated, clusters = np.repeat(values, 25), np.repeat(np.arange(40), 25)
+    alone = mean_interval(repeated, generator=generator)
+    grouped = mean_interval(repeated, clusters, generator=generator)
+    ratio = (grouped.high - grouped.low) / (alone.high - alone.low)
+    assert ratio == pytest.approx(5.0, rel=0.15)  # sqrt(25) times as wide
+
+
+def test_mean_interval_covers_the_truth_about_as_often_as_it_says():
+    rng = np.random.default_rng(3)
+    n_hits = 0
+    for _ in range(200):
+        effects = rng.normal(size=60)
+        values = np.repeat(effects, 5) + rng.normal(size=300)
+        estimate = mean_interval(values, np.repeat(np.arange(60), 5), generator=rng, n_resamples=400)
+        n_hits += estimate.low <= 0.0 <= estimate.high
+    assert 0.89 <= n_hits / 200 <= 0.99
+
+
+def test_the_same_seed_gives_the_same_interval_and_labels_may_be_text():
+    values, labels = [1.0, 2.0, 4.0, 8.0], ["a", "b", "a", "c"]
+    first = mean_interval(values, labels, generator=np.random.default_rng(5))
+    second = mean_interval(values, labels, generator=np.random.default_rng(5))
+    assert first == second
+    assert first.n_clusters == 3
+
+
+def test_blocks_do_not_change_the_result(monkeypatch):
+    x, y, _, clusters = clustered_sample(2)
+    whole = spearman(x, y, clusters, generator=np.random.default_rng(5), n_resamples=50)
+    monkeypatch.setattr(statistics, "_BLOCK_ELEMENTS", 1000)
+    pieces = spearman(x, y, clusters, generator=np.random.default_rng(5), n_resamples=50)
+    assert pieces.value == whole.value
+    assert (pieces.low, pieces.high) == pytest.approx((whole.low, whole.high), abs=1e-12)
+
+
+def test_mean_table_is_tidy_and_sorted(generator):
+    frame = pd.DataFrame(
+        {"task": ["b", "a", "a", "b"], "image_id": [1, 1, 2, 2], "score": [1.0, 0.0, 1.0, 1.0]}
+    )
+    table = mean_table(frame, "score", ["task"], "image_id", generator=generator)
+    assert list(table.columns) == ["task", "mean", "low", "high", "n", "n_clusters"]
+    assert table["task"].tolist() == ["a", "b"]
+    assert table["mean"].tolist() == [0.5, 1.0]
+    assert table["n_clusters"].tolist() == [2, 2]
+
+
+def test_mean_table_names_a_missing_column(generator):
+    with pytest.raises(ParameterError, match="column: got 'scores'; accepted: one of \\['score'\\]"):
+        mean_table(pd.DataFrame({"score": [1.0]}), "scores", ["score"], generator=generator)
+
+
+def test_paired_difference_is_tighter_than_the_spread_of_either(generator):
+    rng = np.random.default_rng(4)
+    base = rng.normal(size=300)
+    better = base + 0.1 + 0.01 * rng.normal(size=300)
+    estimate = paired_difference(better, base, generator=generator)
+    assert estimate.value == pytest.approx(0.1, abs=0.005)
+    assert 0.095 < estimate.low < estimate.high < 0.105
+
+
+def test_paired_ratio_of_known_means(generator):
+    estimate = paired_ratio([1, 1, 0, 1], [1, 1, 1, 1], generator=generator)
+    assert estimate.value == 0.75
+    assert 0.0 <= estimate.low <= 0.75 <= estimate.high <= 1.0
+
+
+def test_paired_ratio_to_zero_is_undefined(generator):
+    estimate = paired_ratio([1.0, 0.0], [0.0, 0.0], generator=generator)
+    assert np.isnan([estimate.value, estimate.low, estimate.high]).all()
+
+
+def test_wilson_interval_known_answers():
+    # Textbook values (Newcombe 1998, table I): 81 of 263, 15 of 148, 0 of 20 and 1 of 29.
+    for successes, n, low, high in [
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ]:
+        estimate = wilson_interval(successes, n)
+        assert (estimate.low, estimate.high) == pytest.approx((low, high), abs=5e-5)
+    assert wilson_interval(20, 20).high == 1.0
+
+
+@pytest.mark.parametrize(("n_successes", "n"), [(1, 0), (-1, 5), (6, 5)])
+def test_wilson_interval_rejects_impossible_counts(n_successes, n):
+    with pytest.raises(ParameterError):
+        wilson_interval(n_successes, n)
+
+
+@pytest.mark.parametrize("correlation", [spearman, kendall])
+def test_perfect_and_reversed_order(correlation, generator):
+    x = np.arange(20.0)
+    assert correlation(x, x**3, generator=generator).value == pytest.approx(1.0)
+    estimate = correlation(x, -np.exp(x), generator=generator)
+    assert (estimate.value, estimate.low, estimate.high) == pytest.approx((-1.0, -1.0, -1.0))
+
+
+@pytest.mark.parametrize(
+    ("correlation", "reference"), [(spearman, spearmanr), (kendall, kendalltau)], ids=["spearman", "kendall"]
+)
+def test_correlation_with_ties_equals_scipy(correlation, reference, generator):
+    x, y, _, clusters = clustered_sample(0)
+    estimate = correlation(x, y, clusters, generator=generator, n_resamples=20)
+    assert estimate.value == pytest.approx(reference(x, y).statistic, abs=1e-12)
+    assert estimate.low < estimate.value < estimate.high
+
+
+@pytest.mark.parametrize(
+    ("correlation", "reference"), [(spearman, spearmanr), (kendall, kendalltau)], ids=["spearman", "kendall"]
+)
+def test_interval_equals_one_made_from_literal_resamples(correlation, reference):
+    x, y, _, clusters = clustered_sample(1, n_clusters=12, n_each=6)
+    estimate = correlation(x, y, clusters, generator=np.random.default_rng(11), n_resamples=40)
+    rng = np.random.default_rng(11)
+    values = []
+    for counts in rng.multinomial(12, np.full(12, 1 / 12), size=40):
+        rows = resample_rows(clusters, counts)
+        values.append(reference(x[rows], y[rows]).statistic)
+    assert (estimate.low, estimate.high) == pytest.approx(np.quantile(values, [0.025, 0.975]), abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("correlation", "reference"), [(spearman, spearmanr), (kendall, kendalltau)], ids=["spearman", "kendall"]
+)
+def test_within_scope_averages_over_images(correlation, reference, generator):
+    x, y, _, clusters = clustered_sample(6)
+    estimate = correlation(x, y, clusters, generator=generator, scope="within", n_resamples=200)
+    expected = np.mean([reference(x[clusters == c], y[clusters == c]).statistic for c in range(30)])
+    assert estimate.value == pytest.approx(expected, abs=1e-12)
+    assert estimate.n_clusters == 30
+    # The shared effect of the cluster raises the pooled coefficient only.
+    assert estimate.value < correlation(x, y, clusters, generator=generator, n_resamples=20).value - 0.2
+
+
+def test_within_scope_leaves_out_constant_images(generator):
+    x = np.array([1.0, 2.0, 3.0, 5.0, 5.0, 5.0])
+    estimate = spearman(
+        x, [3.0, 2.0, 1.0, 1.0, 2.0, 3.0], [0, 0, 0, 1, 1, 1], generator=generator, scope="within"
+    )
+    assert estimate.value == pytest.approx(-1.0)
+    assert (estimate.n, estimate.n_clusters) == (3, 1)
+
+
+@pytest.mark.parametrize("correlation", [spearman, kendall])
+@pytest.mark.parametrize("scope", ["pooled", "within"])
+def test_correlation_with_a_constant_is_undefined(correlation, scope, generator):
+    estimate = correlation([1.0, 1.0, 1.0], [1.0, 2.0, 3.0], [0, 0, 0], generator=generator, scope=scope)
+    assert np.isnan([estimate.value, estimate.low, estimate.high]).all()
+
+
+def test_unknown_scope_and_missing_clusters_are_refused(generator):
+    with pytest.raises(ParameterError, match="scope: got 'image'; accepted: 'pooled' or 'within'"):
+        spearman([1.0, 2.0], [1.0, 2.0], generator=generator, scope="image")
+    with pytest.raises(ParameterError, match="clusters: got None"):
+        kendall([1.0, 2.0], [1.0, 2.0], generator=generator, scope="within")
+
+
+def test_area_known_answers(generator):
+    labels = [0, 0, 1, 1]
+    assert roc_auc([0.1, 0.4, 0.35, 0.8], labels, generator=generator).value == 0.75
+    assert roc_auc([1, 2, 3, 4], labels, generator=generator).value == 1.0
+    assert roc_auc([4, 3, 2, 1], labels, generator=generator).value == 0.0
+    assert roc_auc([7, 7, 7, 7], labels, generator=generator).value == 0.5
+
+
+def test_area_with_ties_equals_scikit_learn_on_literal_resamples():
+    x, _, labels, clusters = clustered_sample(8, n_clusters=15, n_each=8)
+    estimate = roc_auc(x, labels, clusters, generator=np.random.default_rng(2), n_resamples=50)
+    assert estimate.value == pytest.approx(roc_auc_score(labels, x), abs=1e-12)
+    rng = np.random.default_rng(2)
+    values = []
+    for counts in rng.multinomial(15, np.full(15, 1 / 15), size=50):
+        rows = resample_rows(clusters, counts)
+        values.append(roc_auc_score(labels[rows], x[rows]))
+    assert (estimate.low, estimate.high) == pytest.approx(np.quantile(values, [0.025, 0.975]), abs=1e-12)
+
+
+def test_area_ignores_resamples_of_one_class(generator):
+    estimate = roc_auc([1.0, 2.0], [False, True], generator=generator, n_resamples=50)
+    assert (estimate.value, estimate.low, estimate.high) == (1.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize("labels", [[1, 1, 1], [0, 0, 0], [0, 1, 2], [0, 1]])
+def test_area_refuses_labels_it_cannot_use(labels, generator):
+    with pytest.raises(ParameterError, match="labels"):
+        roc_auc([1.0, 2.0, 3.0], labels, generator=generator)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=2, max_size=30).filter(
+        lambda rows: len({label for _, label in rows}) == 2
+    )
+)
+def test_reversing_the_scores_mirrors_the_area(rows):
+    scores, labels = np.array([s for s, _ in rows], float), [label for _, label in rows]
+    forward = roc_auc(scores, labels, generator=np.random.default_rng(0), n_resamples=5)
+    backward = roc_auc(-scores, labels, generator=np.random.default_rng(0), n_resamples=5)
+    assert forward.value + backward.value == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(values=[]), "values"),
+        (dict(values=[1.0, np.nan]), "1 of 2 values not finite"),
+        (dict(values=[1.0], clusters=[1, 2]), "clusters"),
+        (dict(values=[1.0], level=1.0), "level: got 1.0"),
+        (dict(values=[1.0], n_resamples=0), "n_resamples: got 0"),
+        (dict(values=[1.0], generator=3), "generator: got 3"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message, generator):
+    with pytest.raises(ParameterError, match=message):
+        mean_interval(**{"generator": generator, **arguments})
+
+
+def test_pairs_must_match(generator):
+    with pytest.raises(ParameterError, match="second: got '3 values'; accepted: as many as first: 2"):
+        paired_difference([1.0, 2.0], [1.0, 2.0, 3.0], generator=generator)
+
+
+def test_estimate_reads_well_and_goes_to_json():
+    estimate = Estimate(0.8714, 0.8423, 0.897, 100, 10)
+    assert str(estimate) == "0.871 [0.842, 0.897]"
+    assert estimate.as_dict() == {
+        "value": 0.8714,
+        "low": 0.8423,
+        "high": 0.897,
+        "n": 100,
+        "n_clusters": 10,
+        "level": 0.95,
+    }
