@@ -8,7 +8,7 @@ statistic is computed from those counts for many resamples at once.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import sqrt
 from typing import Any
 
@@ -50,9 +50,19 @@ class Estimate:
         """Format as ``0.871 [0.842, 0.897]``."""
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
-    def as_dict(self) -> dict[str, float | int]:
-        """Return the fields as a dictionary that JSON can hold."""
-        return asdict(self)
+    def as_result(self) -> dict[str, Any]:
+        """Return the estimate as `rcblib.runs.write_results` takes it: value, n, interval and more.
+
+        Where the estimate is undefined, value and interval are ``None``, because JSON has no NaN.
+        """
+        defined = not np.isnan(self.value)
+        return {
+            "value": self.value if defined else None,
+            "n": self.n,
+            "interval": [self.low, self.high] if defined else None,
+            "n_clusters": self.n_clusters,
+            "level": self.level,
+        }
 
 
 def mean_interval(

@@ -297,11 +297,12 @@ def test_pairs_must_match(generator):
 def test_estimate_reads_well_and_goes_to_json():
     estimate = Estimate(0.8714, 0.8423, 0.897, 100, 10)
     assert str(estimate) == "0.871 [0.842, 0.897]"
-    assert estimate.as_dict() == {
+    assert estimate.as_result() == {
         "value": 0.8714,
-        "low": 0.8423,
-        "high": 0.897,
         "n": 100,
+        "interval": [0.8423, 0.897],
         "n_clusters": 10,
         "level": 0.95,
     }
+    undefined = Estimate(np.nan, np.nan, np.nan, 100, 10).as_result()
+    assert (undefined["value"], undefined["interval"]) == (None, None)
