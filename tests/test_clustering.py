@@ -1,0 +1,160 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rcblib import clustering
+from rcblib.clustering import NOISE_SCALE, dpc_knn
+from rcblib.records import ParameterError
+
+
+def blobs(n_blobs, n_each, d=8, seed=0):
+    """Draw separated groups; return points in random order and the group of each."""
+    generator = torch.Generator().manual_seed(seed)
+    middles = 12 * torch.randn(n_blobs, d, generator=generator)
+    groups = torch.arange(n_blobs).repeat_interleave(n_each)
+    order = torch.randperm(len(groups), generator=generator)
+    points = middles[groups] + 0.1 * torch.randn(len(groups), d, generator=generator)
+    return points[order], groups[order]
+
+
+def same_partition(a, b):
+    pairs = set(zip(a.tolist(), b.tolist(), strict=True))
+    return len(pairs) == len(set(a.tolist())) == len(set(b.tolist()))
+
+
+@pytest.mark.parametrize("generator", [None, torch.Generator().manual_seed(3)])
+@pytest.mark.parametrize("n_blobs", [2, 8])
+def test_separated_blobs_are_found(n_blobs, generator):
+    points, groups = blobs(n_blobs, 20)
+    labels = dpc_knn(points, n_blobs, generator=generator)
+    assert labels.dtype == torch.int64
+    assert same_partition(labels, groups)
+
+
+def test_quantities_of_points_on_a_line():
+    points = torch.tensor([[0.0], [1.0], [3.0], [10.0]])
+    found = dpc_knn(points, 2, k=2, return_details=True)
+    density = torch.tensor([-0.5, -0.5, -2.0, -24.5]).double().exp()
+    torch.testing.assert_close(found.density, density)
+    torch.testing.assert_close(found.distance, torch.tensor([10.0, 10.0, 2.0, 7.0]).double())
+    torch.testing.assert_close(found.score, found.density * found.distance)
+    # The two densest points tie; the earlier comes first, and each keeps its own cluster.
+    assert found.centres.tolist() == [0, 1]
+    assert found.labels.tolist() == [0, 1, 1, 1]
+
+
+def test_distances_are_scaled_by_the_root_of_the_width():
+    points = torch.zeros(2, 16)
+    points[1] = 3.0
+    found = dpc_knn(points, 1, k=2, return_details=True)
+    torch.testing.assert_close(found.distance, torch.full((2,), 3.0).double())
+    torch.testing.assert_close(found.density, torch.full((2,), math.exp(-4.5)).double())
+
+
+def test_details_agree_with_the_labels():
+    points, _ = blobs(5, 12)
+    found = dpc_knn(points, 9, generator=torch.Generator().manual_seed(0), return_details=True)
+    assert (found.labels == dpc_knn(points, 9, generator=torch.Generator().manual_seed(0))).all()
+    assert found.labels[found.centres].tolist() == list(range(9))
+    assert (found.score[found.centres].diff() <= 0).all()
+    assert found.score[found.centres].min() >= found.score.sort().values[-9]
+    rest = torch.ones(len(points), dtype=torch.bool)
+    rest[found.centres] = False
+    nearest = torch.cdist(points, points[found.centres]).argmin(-1)
+    assert (found.labels[rest] == nearest[rest]).all()
+
+
+def test_noise_is_the_generators_draw():
+    points, _ = blobs(3, 10)
+    quiet = dpc_knn(points, 3, return_details=True)
+    noisy = dpc_knn(points, 3, generator=torch.Generator().manual_seed(7), return_details=True)
+    draw = torch.rand(30, generator=torch.Generator().manual_seed(7)).double()
+    torch.testing.assert_close(noisy.density - quiet.density, NOISE_SCALE * draw, atol=1e-15, rtol=1e-8)
+
+
+def test_the_global_generator_is_left_alone():
+    state = torch.get_rng_state()
+    dpc_knn(blobs(3, 10)[0], 3, generator=torch.Generator().manual_seed(7))
+    assert (torch.get_rng_state() == state).all()
+
+
+def test_identical_points_still_give_non_empty_clusters():
+    found = dpc_knn(torch.ones(12, 4), 5, return_details=True)
+    assert (found.density == 1).all()
+    assert (found.distance == 0).all()
+    assert set(found.labels.tolist()) == set(range(5))
+
+
+def test_limits_of_the_counts():
+    points = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    assert (dpc_knn(points, 1) == 0).all()
+    assert sorted(dpc_knn(points, 6, k=6).tolist()) == list(range(6))
+    assert dpc_knn(points[:1], 1, k=1).tolist() == [0]
+
+
+def test_blocks_of_rows_do_not_change_the_result(monkeypatch):
+    points, _ = blobs(6, 25)
+    whole = dpc_knn(points, 10, return_details=True)
+    monkeypatch.setattr(clustering, "MAX_DISTANCES", 1000)
+    blocked = dpc_knn(points, 10, return_details=True)
+    for a, b in zip(whole, blocked, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=0)
+
+
+def test_copies_of_a_point_are_at_distance_zero():
+    points = 100 + torch.randn(10, 64, generator=torch.Generator().manual_seed(0))
+    found = dpc_knn(points.repeat(5, 1), 10, return_details=True)
+    assert (found.density == 1).all()
+
+
+def test_half_precision_and_gradients_are_accepted():
+    points, groups = blobs(4, 15)
+    assert same_partition(dpc_knn(points.half(), 4), groups)
+    labels = dpc_knn(points.requires_grad_(), 4, return_details=True)
+    assert not labels.score.requires_grad
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(5, 40), st.integers(1, 6), st.data())
+@settings(deadline=None, max_examples=50)
+def test_labels_are_in_range_and_no_cluster_is_empty(seed, n_points, d, data):
+    n_clusters = data.draw(st.integers(1, n_points))
+    generator = torch.Generator().manual_seed(seed)
+    points = torch.randn(n_points, d, generator=generator).round(decimals=data.draw(st.integers(0, 3)))
+    labels = dpc_knn(points, n_clusters, generator=generator if seed % 2 else None)
+    assert labels.shape == (n_points,)
+    assert set(labels.tolist()) == set(range(n_clusters))
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(5, 40))
+@settings(deadline=None, max_examples=50)
+def test_labels_follow_their_points_without_noise(seed, n_points):
+    generator = torch.Generator().manual_seed(seed)
+    points = torch.randn(n_points, 4, generator=generator)
+    shuffle = torch.randperm(n_points, generator=generator)
+    assert (dpc_knn(points[shuffle], 5) == dpc_knn(points, 5)[shuffle]).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "parameter"),
+    [
+        ({"points": torch.zeros(6)}, "points"),
+        ({"points": torch.zeros(1, 6, 2)}, "points"),
+        ({"points": torch.zeros(0, 2)}, "points"),
+        ({"points": torch.zeros(6, 2, dtype=torch.long)}, "points"),
+        ({"points": torch.full((6, 2), float("nan"))}, "points"),
+        ({"points": [[0.0, 1.0]] * 6}, "points"),
+        ({"n_clusters": 7}, "n_clusters"),
+        ({"n_clusters": 0}, "n_clusters"),
+        ({"n_clusters": 2.0}, "n_clusters"),
+        ({"k": 7}, "k"),
+        ({"k": 0}, "k"),
+        ({"generator": 0}, "generator"),
+    ],
+)
+def test_bad_inputs_are_refused(changes, parameter):
+    arguments = {"points": torch.zeros(6, 2), "n_clusters": 2, **changes}
+    with pytest.raises(ParameterError, match=f"^{parameter}: got"):
+        dpc_knn(**arguments)
