@@ -10,9 +10,7 @@ if TYPE_CHECKING:
     import PIL.Image
     import torch
 
-ONE_WORD_QUESTION = (
-    "What does this image show? You must provide a single word that best describes the image."
-)
+ONE_WORD_QUESTION = "What does this image show? You must provide a single word that best describes the image."
 
 
 class ParameterError(ValueError):
@@ -61,6 +59,12 @@ class SceneObject:
     rle: Mapping[str, Any]
     area: float
     color: str | None = None
+
+    @property
+    def center(self) -> tuple[float, float]:
+        """Return the middle `(x, y)` of the box in pixels."""
+        x, y, width, height = self.box
+        return x + width / 2, y + height / 2
 
 
 @dataclass(frozen=True)

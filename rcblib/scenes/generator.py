@@ -1,0 +1,303 @@
+"""Draw scenes of the embedded world: a few objects on a varied background, with their masks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from PIL import Image
+
+from rcblib.records import ParameterError
+from rcblib.scenes.vocabulary import (
+    BACKGROUNDS,
+    CATEGORIES,
+    COLOR_NAMES,
+    COLORS,
+    SHAPES,
+    category_weights,
+    co_occurrence,
+)
+
+SPLITS = ("train", "validation", "test")
+# Handwritten digits are dealt to the splits at random, photographs are cut into vertical strips: no overlap.
+DIGIT_SHARES = (0.70, 0.15, 0.15)
+PHOTO_STRIPS = ((0.0, 0.6), (0.6, 0.8), (0.8, 1.0))
+COLOR_JITTER = 14
+
+
+@dataclass(frozen=True)
+class SceneConfig:
+    """Choose the size and density of scenes.
+
+    Attributes
+    ----------
+    size : int
+        Height and width of the square image in pixels, at least 96.
+    n_objects : tuple of float
+        Probabilities of 1, 2, 3, ... objects.
+    dominant_share : float
+        Share of scenes laid out so that the first object's area is at least 1.5 times the next largest.
+    """
+
+    size: int = 96
+    n_objects: tuple[float, ...] = (0.2, 0.3, 0.3, 0.2)
+    dominant_share: float = 0.7
+
+    def __post_init__(self) -> None:
+        if self.size < 96:
+            raise ParameterError("size", self.size, "at least 96 pixels")
+        if not self.n_objects or abs(sum(self.n_objects) - 1) > 1e-6 or min(self.n_objects) < 0:
+            raise ParameterError("n_objects", self.n_objects, "probabilities that sum to 1")
+        if not 0 <= self.dominant_share <= 1:
+            raise ParameterError("dominant_share", self.dominant_share, "a share in [0, 1]")
+
+
+@dataclass(frozen=True)
+class PlacedObject:
+    """Describe one drawn object: `mask` is boolean, `(size, size)` of its box, `corner` the box's top left `(x, y)`."""
+
+    category: str
+    color: str
+    corner: tuple[int, int]
+    mask: np.ndarray
+
+    @property
+    def area(self) -> int:
+        """Count the covered pixels."""
+        return int(self.mask.sum())
+
+    @property
+    def center(self) -> tuple[float, float]:
+        """Return the middle `(x, y)` of the tight box in pixels, as COCO's box of the mask gives it."""
+        rows, columns = np.flatnonzero(self.mask.any(1)), np.flatnonzero(self.mask.any(0))
+        x, y = self.corner
+        return x + (columns[0] + columns[-1] + 1) / 2, y + (rows[0] + rows[-1] + 1) / 2
+
+    def full_mask(self, size: int) -> np.ndarray:
+        """Return the mask in the whole image, boolean `(size, size)`."""
+        full = np.zeros((size, size), bool)
+        x, y = self.corner
+        full[y : y + self.mask.shape[0], x : x + self.mask.shape[1]] = self.mask
+        return full
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Hold one scene: `pixels` uint8 `(size, size, 3)`, its objects by decreasing area, and how it was drawn."""
+
+    pixels: np.ndarray
+    objects: tuple[PlacedObject, ...]
+    background: str
+    split: str
+    seed: int
+    index: int
+
+    @property
+    def size(self) -> int:
+        """Return the side of the image in pixels."""
+        return self.pixels.shape[0]
+
+
+@lru_cache(maxsize=1024)
+def shape_mask(name: str, side: int) -> np.ndarray:
+    """Draw a shape as coverage in [0, 1], `(side, side)`, antialiased by 3 x 3 supersampling."""
+    n = 3 * side
+    axis = (np.arange(n) + 0.5) / n * 2 - 1
+    x, y = np.meshgrid(axis, axis)
+    radius = np.hypot(x, y)
+    if name == "circle":
+        inside = radius < 0.95
+    elif name == "square":
+        inside = np.maximum(abs(x), abs(y)) < 0.88
+    elif name == "triangle":
+        inside = (y < 0.85) & (y > -0.9) & (abs(x) < (y + 0.9) / 1.75 * 0.95)
+    elif name == "star":
+        turn = (np.arctan2(x, -y) + np.pi / 5) % (2 * np.pi / 5) - np.pi / 5
+        inner, tip = 0.40, 0.98
+        edge_x, edge_y = inner * np.sin(np.pi / 5), inner * np.cos(np.pi / 5)
+        px, py = abs(radius * np.sin(turn)), radius * np.cos(turn)
+        inside = px * (tip - edge_y) < edge_x * (tip - py)
+    elif name == "heart":
+        hx, hy = x * 1.22, -y * 1.2 + 0.12
+        inside = (hx**2 + hy**2 - 1) ** 3 - hx**2 * hy**3 < 0
+    elif name == "cross":
+        inside = (np.minimum(abs(x), abs(y)) < 0.30) & (np.maximum(abs(x), abs(y)) < 0.92)
+    elif name == "ring":
+        inside = (radius < 0.95) & (radius > 0.52)
+    elif name == "diamond":
+        inside = abs(x) / 0.72 + abs(y) / 0.97 < 1
+    elif name == "arrow":
+        inside = ((abs(y) < 0.26) & (x > -0.95) & (x < 0.1)) | ((x >= 0.05) & (abs(y) < (0.97 - x) * 0.92))
+    elif name == "moon":
+        inside = (radius < 0.95) & (np.hypot(x - 0.52, y) > 0.80)
+    else:
+        raise ParameterError("shape", name, ", ".join(SHAPES))
+    return inside.reshape(side, 3, side, 3).mean((1, 3)).astype(np.float32)
+
+
+@lru_cache(maxsize=1)
+def _handwriting() -> dict[str, list[np.ndarray]]:
+    """Deal scikit-learn's 1,797 handwritten digits to the splits; `split/digit` -> list of `(8, 8)` uint8."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = np.clip(digits.images * (255 / 16), 0, 255).astype(np.uint8)
+    pools: dict[str, list[np.ndarray]] = {}
+    for digit in range(10):
+        members = np.flatnonzero(digits.target == digit)
+        members = np.random.default_rng(digit).permutation(members)
+        bounds = np.round(np.cumsum((0.0, *DIGIT_SHARES)) * len(members)).astype(int)
+        for split, start, end in zip(SPLITS, bounds, bounds[1:], strict=False):
+            pools[f"{split}/{digit}"] = [images[i] for i in members[start:end]]
+    return pools
+
+
+@lru_cache(maxsize=1)
+def _photographs() -> dict[str, list[np.ndarray]]:
+    """Cut scikit-learn's two sample photographs into one vertical strip a split, muted so that objects stand out."""
+    from sklearn.datasets import load_sample_images
+
+    strips: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
+    for photograph in load_sample_images().images:
+        muted = photograph.astype(np.float32)
+        muted = 0.55 * muted + 0.45 * muted.mean(2, keepdims=True)
+        muted = 20 + 0.62 * muted
+        width = photograph.shape[1]
+        for split, (start, end) in zip(SPLITS, PHOTO_STRIPS, strict=True):
+            strips[split].append(muted[:, round(start * width) : round(end * width)])
+    return strips
+
+
+def _digit_mask(digit: str, side: int, split: str, rng: np.random.Generator) -> np.ndarray:
+    pool = _handwriting()[f"{split}/{digit}"]
+    drawn = Image.fromarray(pool[rng.integers(len(pool))]).resize((side, side), Image.Resampling.BICUBIC)
+    return np.clip(np.asarray(drawn, np.float32) / 255 * 1.6 - 0.2, 0, 1)
+
+
+def _background(kind: str, size: int, split: str, rng: np.random.Generator) -> np.ndarray:
+    """Return float32 pixels `(size, size, 3)`, darker than most objects."""
+    base = rng.uniform(35, 125) + rng.uniform(-18, 18, 3)
+    if kind == "plain":
+        return np.broadcast_to(base, (size, size, 3)).astype(np.float32)
+    if kind == "gradient":
+        other = rng.uniform(35, 125) + rng.uniform(-18, 18, 3)
+        angle = rng.uniform(0, 2 * np.pi)
+        axis = np.linspace(-0.5, 0.5, size)
+        ramp = np.clip(np.cos(angle) * axis[None] + np.sin(angle) * axis[:, None] + 0.5, 0, 1)[..., None]
+        return (base + (other - base) * ramp).astype(np.float32)
+    if kind == "noise":
+        coarse = rng.standard_normal((size // 8 + 1, size // 8 + 1, 3)).astype(np.float32)
+        fine = rng.standard_normal((size, size, 1)).astype(np.float32)
+        coarse = coarse.repeat(8, 0).repeat(8, 1)[:size, :size]
+        return base.astype(np.float32) + 10 * coarse + 8 * fine
+    strips = _photographs()[split]
+    strip = strips[rng.integers(len(strips))]
+    crop = int(rng.integers(min(size, strip.shape[1]) * 3 // 4, min(strip.shape[:2]) + 1))
+    y = rng.integers(strip.shape[0] - crop + 1)
+    x = rng.integers(strip.shape[1] - crop + 1)
+    rows = y + np.arange(size) * crop // size
+    columns = x + np.arange(size) * crop // size
+    return strip[rows[:, None], columns[None]]
+
+
+@lru_cache(maxsize=1)
+def _odds() -> tuple[np.ndarray, np.ndarray]:
+    return category_weights(), co_occurrence()
+
+
+def _draw_categories(n: int, rng: np.random.Generator) -> list[int]:
+    weights, factor = _odds()
+    odds = weights.copy()
+    chosen: list[int] = []
+    for _ in range(n):
+        pick = int(np.searchsorted(np.cumsum(odds), rng.uniform(0, odds.sum())))
+        chosen.append(min(pick, len(odds) - 1))
+        odds = odds * factor[chosen[-1]]
+    return chosen
+
+
+def _draw_side(is_digit: bool, role: str, scale: float, rng: np.random.Generator) -> int:
+    """Draw the side of an object's box in pixels: digits need room for their strokes."""
+    low, high = {
+        ("dominant", False): (36, 54),
+        ("dominant", True): (46, 60),
+        ("minor", False): (16, 26),
+        ("minor", True): (28, 34),
+        ("equal", False): (20, 36),
+        ("equal", True): (28, 42),
+    }[role, is_digit]
+    return int(rng.integers(round(low * scale), round(high * scale) + 1))
+
+
+def _place(sides: list[int], size: int, rng: np.random.Generator) -> list[tuple[int, int]] | None:
+    """Find corners so that the boxes are apart by two pixels, or `None` after 60 attempts at one of them."""
+    corners: list[tuple[int, int]] = []
+    for i, side in enumerate(sides):
+        attempts = rng.integers(0, size - side + 1, (60, 2))
+        free = np.ones(60, bool)
+        for (x, y), other in zip(corners, sides[:i], strict=True):
+            free &= (
+                (attempts[:, 0] >= x + other + 2)
+                | (attempts[:, 0] + side + 2 <= x)
+                | (attempts[:, 1] >= y + other + 2)
+                | (attempts[:, 1] + side + 2 <= y)
+            )
+        if not free.any():
+            return None
+        corners.append(tuple(int(v) for v in attempts[free.argmax()]))
+    return corners
+
+
+def generate_scene(seed: int, index: int, split: str = "train", config: SceneConfig | None = None) -> Scene:
+    """Generate a scene; the same `(seed, index, split, config)` gives the same pixels.
+
+    Parameters
+    ----------
+    seed, index : int
+        Which stream and which scene of it; both at least 0.
+    split : str
+        ``"train"``, ``"validation"`` or ``"test"``: handwriting and photograph regions do not overlap between them.
+    config : SceneConfig, optional
+        Size and density.
+
+    Raises
+    ------
+    ParameterError
+        For a negative seed or index, or an unknown split.
+    """
+    config = config or SceneConfig()
+    if split not in SPLITS:
+        raise ParameterError("split", split, ", ".join(SPLITS))
+    if seed < 0 or index < 0:
+        raise ParameterError("seed, index", (seed, index), "integers of at least 0")
+    rng = np.random.default_rng([seed, index, SPLITS.index(split)])
+    size, scale = config.size, config.size / 96
+
+    kind = BACKGROUNDS[rng.integers(len(BACKGROUNDS))]
+    canvas = _background(kind, size, split, rng).copy()
+    n = int(np.searchsorted(np.cumsum(config.n_objects), rng.uniform())) + 1
+    n = min(n, len(config.n_objects))
+    categories = _draw_categories(n, rng)
+    has_dominant = rng.uniform() < config.dominant_share
+
+    corners = None
+    while corners is None:
+        roles = ["dominant"] + ["minor"] * (n - 1) if has_dominant else ["equal"] * n
+        sides = [
+            _draw_side(c >= len(SHAPES), role, scale, rng) for c, role in zip(categories, roles, strict=True)
+        ]
+        corners = _place(sides, size, rng)
+
+    objects = []
+    for category, side, (x, y) in zip(categories, sides, corners, strict=True):
+        name = CATEGORIES[category]
+        coverage = shape_mask(name, side) if name in SHAPES else _digit_mask(name, side, split, rng)
+        color = COLOR_NAMES[rng.integers(len(COLOR_NAMES))]
+        paint = np.clip(np.array(COLORS[color]) + rng.uniform(-COLOR_JITTER, COLOR_JITTER, 3), 0, 255)
+        region = canvas[y : y + side, x : x + side]
+        region += coverage[..., None] * (paint.astype(np.float32) - region)
+        objects.append(PlacedObject(name, color, (x, y), coverage > 0.5))
+    objects.sort(key=lambda o: -o.area)
+    pixels = np.clip(canvas, 0, 255).astype(np.uint8)
+    return Scene(pixels, tuple(objects), kind, split, seed, index)

@@ -1,0 +1,284 @@
+"""Train the LLM: first on symbols, where it learns to look words up in its context, then behind the vision encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+
+from rcblib.records import Question
+from rcblib.scenes.generator import Scene, SceneConfig, generate_scene
+from rcblib.scenes.questions import captions, task_questions, yes_no_question
+from rcblib.scenes.vocabulary import CATEGORIES, COLOR_NAMES, co_occurrence
+from rcblib.training.vision import patch_owners, to_pixels
+
+if TYPE_CHECKING:
+    from rcblib.mllm.embedded import LlamaForCausalLM, LlavaForConditionalGeneration, PreTrainedTokenizerFast
+
+IGNORED = -100
+# How many questions of a family one scene contributes, at most.
+QUESTION_MIX = {"one_word": 1, "caption": 1, "color": 3, "count": 1, "position": 1, "digit": 1}
+N_YES_NO_PAIRS = 2
+
+
+def training_questions(
+    scene: Scene, rng: np.random.Generator, mix: dict[str, int], n_pairs: int
+) -> list[Question]:
+    """Draw the questions that one training scene is asked, in random order.
+
+    Yes/no questions come in pairs of a present and an absent category; absent ones are drawn with the odds that the
+    co-occurrence of categories gives them, so that they are neither all far-fetched nor all likely.
+    """
+    caption = captions(scene.objects, scene.background)[0]
+    asked: list[Question] = []
+    for task, most in mix.items():
+        found = task_questions(scene.index, scene.objects, scene.size, scene.size, caption, task)
+        asked += [found[i] for i in rng.permutation(len(found))[:most]]
+    present = sorted({CATEGORIES.index(o.category) for o in scene.objects})
+    odds = co_occurrence()[present].prod(0)
+    odds[present] = 0
+    absent = rng.choice(len(CATEGORIES), n_pairs, replace=False, p=odds / odds.sum())
+    for no in absent:
+        yes = present[rng.integers(len(present))]
+        asked.append(Question(scene.index, "yes_no", yes_no_question(CATEGORIES[yes]), "yes"))
+        asked.append(Question(scene.index, "yes_no", yes_no_question(CATEGORIES[no]), "no"))
+    return [asked[i] for i in rng.permutation(len(asked))]
+
+
+class Packer:
+    """Lay the questions about one image behind its visual tokens in a single sequence.
+
+    Every question sees the image and itself only (block mask) and starts at the position that follows the image, so
+    that each reads exactly what it would read alone.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, image_token_id: int):
+        self.tokenizer = tokenizer
+        text = tokenizer(f"USER: {tokenizer.convert_ids_to_tokens(image_token_id)}\n").input_ids
+        self.prefix = text[: text.index(image_token_id)]
+        self._ids = lru_cache(maxsize=4096)(self._encode)
+
+    def _encode(self, question: str, answer: str) -> tuple[list[int], int]:
+        asked = self.tokenizer(f"{question} ASSISTANT:", add_special_tokens=False).input_ids
+        said = self.tokenizer(answer, add_special_tokens=False).input_ids
+        return asked + said + [self.tokenizer.eos_token_id], len(asked)
+
+    def pack(self, scenes: Sequence[Sequence[Question]]) -> dict[str, torch.Tensor]:
+        """Return `ids`, `labels`, `segment` and `offset`, each `(n_scenes, n_text)`, padded on the right.
+
+        `labels` holds the answer tokens (each shifted to where it is predicted), `segment` numbers questions from 1
+        (0 is padding), `offset` counts positions inside a question.
+        """
+        rows = []
+        for questions in scenes:
+            ids, labels, segment, offset = [], [], [], []
+            for number, question in enumerate(questions, 1):
+                part, n_asked = self._ids(question.text, question.answer)
+                ids += part
+                labels += [IGNORED] * (n_asked - 1) + part[n_asked:] + [IGNORED]
+                segment += [number] * len(part)
+                offset += range(len(part))
+            rows.append((ids, labels, segment, offset))
+        longest = max(len(r[0]) for r in rows)
+        fill = (self.tokenizer.pad_token_id, IGNORED, 0, 0)
+        return {
+            key: torch.tensor([r[i] + [fill[i]] * (longest - len(r[i])) for r in rows])
+            for i, key in enumerate(("ids", "labels", "segment", "offset"))
+        }
+
+
+class LanguageBatches(Dataset):
+    """Draw the batch of step *k*: scenes as pixels or as patch owners, and their packed questions."""
+
+    def __init__(
+        self,
+        packer: Packer,
+        seed: int,
+        batch_size: int,
+        n_side: int,
+        scenes: SceneConfig,
+        symbolic: bool,
+        split: str = "train",
+        mix: dict[str, int] | None = None,
+        n_pairs: int = N_YES_NO_PAIRS,
+    ):
+        self.packer, self.seed, self.batch_size, self.n_side = packer, seed, batch_size, n_side
+        self.scenes, self.symbolic, self.split = scenes, symbolic, split
+        self.mix, self.n_pairs = mix or QUESTION_MIX, n_pairs
+
+    def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
+        scenes = [
+            generate_scene(self.seed, step * self.batch_size + i, self.split, self.scenes)
+            for i in range(self.batch_size)
+        ]
+        rng = np.random.default_rng([self.seed, step, 1])
+        batch = self.packer.pack([training_questions(s, rng, self.mix, self.n_pairs) for s in scenes])
+        if not self.symbolic:
+            batch["images"] = torch.from_numpy(np.stack([s.pixels for s in scenes]))
+            return batch
+        owners = [patch_owners(s, self.n_side) for s in scenes]
+        for i, key in enumerate(("category", "color", "covered")):
+            batch[key] = torch.from_numpy(np.stack([o[i] for o in owners]))
+        batch["noise_seed"] = torch.tensor(int(rng.integers(2**31)))
+        return batch
+
+
+def answer_loss(
+    llm: nn.Module, embed: nn.Embedding, head: nn.Module, prefix: list[int], visual: torch.Tensor, batch: dict
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Return the mean cross-entropy of the answer tokens after visual tokens `(n_scenes, n_visual, d)`.
+
+    Parameters
+    ----------
+    llm : torch.nn.Module
+        The decoder without its head.
+    embed, head : torch.nn.Module
+        Word embeddings and output head.
+    prefix : list of int
+        Token ids before the image.
+    """
+    n, n_text = batch["ids"].shape
+    before = torch.tensor(prefix, device=visual.device)
+    n_before = len(prefix) + visual.shape[1]
+    inputs = torch.cat(
+        [embed(before).expand(n, -1, -1), visual.to(embed.weight.dtype), embed(batch["ids"])], 1
+    )
+    segment = F.pad(batch["segment"] + 1, (n_before, 0))
+    causal = torch.ones(n_before + n_text, n_before + n_text, dtype=torch.bool, device=visual.device).tril()
+    same = segment.unsqueeze(2) == segment.unsqueeze(1)
+    mask = causal & (same | (segment == 0).unsqueeze(1))
+    positions = torch.cat(
+        [torch.arange(n_before, device=visual.device).expand(n, -1), n_before + batch["offset"]], 1
+    )
+    hidden = llm(
+        inputs_embeds=inputs, attention_mask=mask.unsqueeze(1), position_ids=positions, use_cache=False
+    )
+    wanted = batch["labels"] != IGNORED
+    logits = head(hidden.last_hidden_state[:, n_before:][wanted])
+    target = batch["labels"][wanted]
+    loss = F.cross_entropy(logits.float(), target)
+    return loss, _accuracies(logits, target, batch, wanted)
+
+
+def _accuracies(
+    logits: torch.Tensor, target: torch.Tensor, batch: dict, wanted: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """Measure the first answer tokens by kind: yes/no, colours after a colour question, everything."""
+    with torch.no_grad():
+        right = (logits.argmax(-1) == target).float()
+        segment = batch["segment"][wanted]
+        rows = torch.arange(len(wanted), device=wanted.device).unsqueeze(1).expand_as(wanted)[wanted]
+        key = rows * 1000 + segment
+        first = torch.ones_like(right, dtype=torch.bool)
+        first[1:] = key[1:] != key[:-1]
+        numbers = {"first": right[first].mean(), "later": right[~first].mean()}
+        for name, ids in batch.get("kinds", {}).items():
+            mine = first & torch.isin(target, ids)
+            numbers[name] = right[mine].mean() if mine.any() else right.new_tensor(0.0)
+    return numbers
+
+
+@dataclass(frozen=True)
+class AnswerKinds:
+    """Group the first answer token's ids by what they answer, for the numbers printed while training."""
+
+    yes_no: list[int]
+    color: list[int]
+    category: list[int]
+    count: list[int]
+    position: list[int]
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerFast) -> AnswerKinds:
+        """Look the ids up in a tokenizer."""
+
+        def ids(*words: str) -> list[int]:
+            return tokenizer.convert_tokens_to_ids(list(words))
+
+        return cls(
+            ids("yes", "no"),
+            ids(*COLOR_NAMES),
+            ids(*CATEGORIES),
+            ids("one", "two", "three", "four"),
+            ids("top", "left", "center", "right", "bottom"),
+        )
+
+
+class SymbolicTrainer(nn.Module):
+    """Show the LLM scenes as symbols: each patch is the sum of the word embeddings of its category and colour.
+
+    A patch that an object covers by a share of one half or more is that sum, a bare one a learnt filler, in between
+    a mixture; Gaussian noise keeps the LLM from expecting exact rows.
+    """
+
+    def __init__(self, llm: LlamaForCausalLM, packer: Packer, noise: float = 0.3):
+        super().__init__()
+        self.llm, self.packer, self.noise = llm, packer, noise
+        self.filler = nn.Parameter(0.02 * torch.randn(llm.config.hidden_size))
+        self.kinds = AnswerKinds.of(packer.tokenizer)
+        ids = packer.tokenizer.convert_tokens_to_ids
+        self.register_buffer("category_ids", torch.tensor(ids(list(CATEGORIES))), persistent=False)
+        self.register_buffer("color_ids", torch.tensor(ids(list(COLOR_NAMES))), persistent=False)
+
+    def visual(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Return symbolic visual tokens `(n_scenes, n_patches, d)`."""
+        embed = self.llm.get_input_embeddings()
+        words = embed(self.category_ids[batch["category"]]) + embed(self.color_ids[batch["color"]])
+        weight = (2 * batch["covered"]).clamp(max=1).unsqueeze(-1)
+        rows = weight * words + (1 - weight) * self.filler
+        generator = torch.Generator().manual_seed(int(batch["noise_seed"]))
+        noise = torch.randn(rows.shape, generator=generator).to(rows)
+        return rows + self.noise * embed.weight.detach().std() * noise
+
+    def loss(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Return the loss of a batch and accuracies on it."""
+        return answer_loss(
+            self.llm.model,
+            self.llm.get_input_embeddings(),
+            self.llm.lm_head,
+            self.packer.prefix,
+            self.visual(batch),
+            {**batch, "kinds": kind_tensors(self.kinds, batch["ids"].device)},
+        )
+
+
+class PixelTrainer(nn.Module):
+    """Train a whole LLaVA on pixels; what is frozen is decided by what the caller lets learn."""
+
+    def __init__(self, llava: LlavaForConditionalGeneration, packer: Packer, vision_frozen: bool):
+        super().__init__()
+        self.llava, self.packer, self.vision_frozen = llava, packer, vision_frozen
+        self.kinds = AnswerKinds.of(packer.tokenizer)
+        llava.model.vision_tower.requires_grad_(not vision_frozen)
+
+    def visual(self, images: torch.Tensor) -> torch.Tensor:
+        """Encode uint8 images `(n, height, width, 3)` into visual tokens `(n, n_tokens, d)`."""
+        layer = self.llava.config.vision_feature_layer
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.vision_frozen):
+            hidden = self.llava.model.vision_tower(
+                to_pixels(images), output_hidden_states=True
+            ).hidden_states[layer]
+        return self.llava.model.multi_modal_projector(hidden[:, 1:])
+
+    def loss(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Return the loss of a batch and accuracies on it."""
+        return answer_loss(
+            self.llava.model.language_model,
+            self.llava.get_input_embeddings(),
+            self.llava.lm_head,
+            self.packer.prefix,
+            self.visual(batch["images"]),
+            {**batch, "kinds": kind_tensors(self.kinds, batch["ids"].device)},
+        )
+
+
+def kind_tensors(kinds: AnswerKinds, device: torch.device) -> dict[str, torch.Tensor]:
+    """Return the answer kinds as tensors on a device."""
+    return {name: torch.tensor(ids, device=device) for name, ids in vars(kinds).items()}

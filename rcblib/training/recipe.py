@@ -1,0 +1,292 @@
+"""Say how the embedded models are trained, stage by stage, and run any of the stages from where the last one ended."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from rcblib.mllm.embedded import (
+    IMAGE_ID,
+    build_clip,
+    build_llava,
+    build_llm,
+    build_processor,
+    build_tokenizer,
+)
+from rcblib.records import ParameterError
+from rcblib.runs import provenance, write_json
+from rcblib.scenes.generator import SceneConfig
+from rcblib.scenes.language import all_texts
+from rcblib.training.language import LanguageBatches, Packer, PixelTrainer, SymbolicTrainer
+from rcblib.training.loop import LoopConfig, run_stage
+from rcblib.training.vision import VisionBatches, VisionLoss, VisionTrainer
+
+WEIGHTS = Path("data/training")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Describe one stage.
+
+    Attributes
+    ----------
+    name : str
+        Names its files.
+    kind : str
+        ``"vision"`` (CLIP pair with patch labels), ``"symbols"`` (LLM alone) or ``"pixels"`` (whole LLaVA).
+    starts_from : tuple of str
+        Stages whose weights it loads; those of its own kind continue, those of another kind supply their part.
+    loop : LoopConfig
+        Length and pace.
+    scenes : SceneConfig
+        What the scenes are like.
+    n_tokens : int or None
+        Patches shown to the vision encoder; `None` shows all.
+    n_side : int
+        Symbols a side of the grid in a symbolic stage.
+    scales : tuple of (str, float)
+        For a pixel stage, the parts that learn (`vision`, `connector`, `llm`) and their rates relative to the loop's.
+    """
+
+    name: str
+    kind: str
+    starts_from: tuple[str, ...]
+    loop: LoopConfig
+    scenes: SceneConfig = field(default_factory=SceneConfig)
+    n_tokens: int | None = None
+    n_side: int = 12
+    scales: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Hold the architecture of an embedded model and the stages that train it."""
+
+    name: str
+    vision: dict[str, Any]
+    caption: dict[str, Any]
+    text: dict[str, Any]
+    stages: tuple[Stage, ...]
+
+    def stage(self, name: str) -> Stage:
+        """Return the stage of that name; a `ParameterError` lists them otherwise."""
+        for stage in self.stages:
+            if stage.name == name:
+                return stage
+        raise ParameterError("stage", name, ", ".join(s.name for s in self.stages))
+
+
+_DENSE = SceneConfig(n_objects=(0.1, 0.25, 0.35, 0.3))
+
+LLAVA_SCENES = Recipe(
+    name="llava-scenes",
+    vision={
+        "image_size": 96,
+        "patch_size": 8,
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 4,
+    },
+    caption={
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 64,
+    },
+    text={
+        "hidden_size": 128,
+        "intermediate_size": 384,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 2048,
+    },
+    stages=(
+        Stage("vision_masked", "vision", (), LoopConfig(2800, 64, 3e-3, seed=0), _DENSE, n_tokens=64),
+        Stage("vision_full", "vision", ("vision_masked",), LoopConfig(600, 64, 1e-3, seed=2), _DENSE),
+        Stage("symbols_coarse", "symbols", (), LoopConfig(1500, 32, 3e-3, seed=1), n_side=6),
+        Stage("symbols_fine", "symbols", ("symbols_coarse",), LoopConfig(600, 32, 1e-3, seed=3)),
+        Stage(
+            "connector",
+            "pixels",
+            ("vision_full", "symbols_fine"),
+            LoopConfig(600, 32, 2e-3, seed=4),
+            scales=(("connector", 1.0), ("llm", 0.25)),
+        ),
+        Stage(
+            "all",
+            "pixels",
+            ("connector",),
+            LoopConfig(600, 32, 5e-4, seed=5),
+            scales=(("vision", 0.5), ("connector", 1.0), ("llm", 1.0)),
+        ),
+    ),
+)
+RECIPES = {recipe.name: recipe for recipe in (LLAVA_SCENES,)}
+
+
+def run_stages(
+    recipe: Recipe,
+    names: Sequence[str],
+    folder: Path,
+    weights: Path = WEIGHTS,
+    scale: float = 1.0,
+    device: str = "auto",
+    evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
+) -> list[dict[str, Any]]:
+    """Run stages one after another, writing each one's weights and record when it ends.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        What to train.
+    names : sequence of str
+        Stages in the order to run them.
+    folder : Path
+        Checkpoints, weights (`<stage>.safetensors`, float32) and records (`<stage>.json`) go there.
+    weights : Path
+        Where an earlier stage's weights are looked for when `folder` lacks them.
+    scale : float
+        Multiplies the steps of every stage; below 1 for a trial.
+    device : str
+        ``"auto"``, ``"cpu"`` or ``"cuda"``.
+
+    Raises
+    ------
+    ParameterError
+        For an unknown stage, a scale that is not positive, or a stage whose predecessor has no weights yet.
+    """
+    if scale <= 0:
+        raise ParameterError("scale", scale, "a positive number")
+    stages = [recipe.stage(name) for name in names]
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    records = []
+    for stage in stages:
+        loop = replace(stage.loop, n_steps=max(1, round(stage.loop.n_steps * scale)))
+        torch.manual_seed(loop.seed)
+        trainer, batches, groups = _prepare(recipe, stage, loop, folder, weights, torch.device(device))
+        record = run_stage(stage.name, trainer, batches, trainer.loss, loop, folder, groups)
+        record = {"stage": asdict(replace(stage, loop=loop)), **record, "provenance": provenance()}
+        save_file(
+            {k: v.contiguous().cpu() for k, v in trainer.state_dict().items()},
+            folder / f"{stage.name}.safetensors",
+        )
+        write_json(folder / f"{stage.name}.json", record)
+        records.append(record)
+    return records
+
+
+def _prepare(
+    recipe: Recipe, stage: Stage, loop: LoopConfig, folder: Path, weights: Path, device: torch.device
+) -> tuple[nn.Module, Any, list[tuple[nn.Module, float]] | None]:
+    tokenizer = build_tokenizer(all_texts())
+    packer = Packer(tokenizer, IMAGE_ID)
+    before = {name: _load(name, folder, weights) for name in stage.starts_from}
+    groups = None
+    if stage.kind == "vision":
+        clip = build_clip(len(tokenizer), recipe.vision, recipe.caption, recipe.vision["hidden_size"])
+        trainer: nn.Module = VisionTrainer(clip, VisionLoss(n_tokens=stage.n_tokens))
+        n_side = recipe.vision["image_size"] // recipe.vision["patch_size"]
+        batches: Any = VisionBatches(tokenizer, loop.seed, loop.batch_size, n_side, stage.scenes)
+    elif stage.kind == "symbols":
+        trainer = SymbolicTrainer(build_llm(len(tokenizer), recipe.text), packer)
+        batches = LanguageBatches(
+            packer, loop.seed, loop.batch_size, stage.n_side, stage.scenes, symbolic=True
+        )
+    else:
+        llava = build_llava(len(tokenizer), recipe.vision, recipe.text)
+        trainer = PixelTrainer(llava, packer, vision_frozen="vision" not in dict(stage.scales))
+        batches = LanguageBatches(
+            packer, loop.seed, loop.batch_size, stage.n_side, stage.scenes, symbolic=False
+        )
+    for name, state in before.items():
+        kind = recipe.stage(name).kind
+        if kind == stage.kind:
+            trainer.load_state_dict(state)
+        elif kind == "vision":
+            trainer.llava.model.vision_tower.load_state_dict(_below(state, "clip.vision_model."))
+        else:
+            trainer.llava.model.language_model.load_state_dict(_below(state, "llm.model."))
+    if isinstance(trainer, PixelTrainer):
+        parts = {
+            "vision": trainer.llava.model.vision_tower,
+            "connector": trainer.llava.model.multi_modal_projector,
+            "llm": trainer.llava.model.language_model,
+        }
+        groups = [(parts[name], rate) for name, rate in stage.scales]
+    return trainer.to(device), batches, groups
+
+
+def _below(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+
+def _load(name: str, folder: Path, weights: Path) -> dict[str, torch.Tensor]:
+    for path in (folder / f"{name}.safetensors", weights / f"{name}.safetensors"):
+        if path.exists():
+            return {key: value.float() for key, value in load_file(path).items()}
+    raise ParameterError(
+        "stage", name, f"run it first: {name}.safetensors is neither in {folder} nor in {weights}"
+    )
+
+
+def export(recipe: Recipe, folder: Path, destination: Path, stage: str = "all") -> None:
+    """Write a trained LLaVA as a folder that `from_pretrained` opens: half-precision weights, tokenizer, processor."""
+    tokenizer = build_tokenizer(all_texts())
+    llava = build_llava(len(tokenizer), recipe.vision, recipe.text)
+    trainer = PixelTrainer(llava, Packer(tokenizer, IMAGE_ID), vision_frozen=False)
+    trainer.load_state_dict(_load(stage, folder, WEIGHTS))
+    llava.config.rcb_world = "scenes"
+    llava.half().save_pretrained(destination)
+    build_processor(tokenizer, recipe.vision["image_size"], recipe.vision["patch_size"]).save_pretrained(
+        destination
+    )
+
+
+def keep_weights(folder: Path, names: Sequence[str], destination: Path = WEIGHTS) -> None:
+    """Copy stages' weights in half precision to where later stages find them in a fresh clone, with their records."""
+    destination.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        state = load_file(folder / f"{name}.safetensors")
+        save_file({k: v.half() for k, v in state.items()}, destination / f"{name}.safetensors")
+        record = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+        write_json(destination / f"{name}.json", record)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train from the command line."""
+    parser = argparse.ArgumentParser(
+        prog="rcblib train", description="Train an embedded model, stage by stage."
+    )
+    parser.add_argument("--recipe", default=LLAVA_SCENES.name, choices=sorted(RECIPES))
+    parser.add_argument("--stages", nargs="+", help="stages to run, in order (default: all of the recipe)")
+    parser.add_argument(
+        "--folder", type=Path, default=Path("runs/train"), help="checkpoints, weights and records"
+    )
+    parser.add_argument("--scale", type=float, default=1.0, help="multiplies every stage's steps")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument("--threads", type=int, help="CPU threads of each process")
+    parser.add_argument("--export", type=Path, help="write the finished model to this folder")
+    options = parser.parse_args(arguments)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    recipe = RECIPES[options.recipe]
+    names = options.stages if options.stages is not None else [s.name for s in recipe.stages]
+    run_stages(recipe, names, options.folder, scale=options.scale, device=options.device)
+    if options.export:
+        export(recipe, options.folder, options.export)
+
+
+if __name__ == "__main__":
+    main()

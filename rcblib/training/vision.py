@@ -1,0 +1,194 @@
+"""Train the vision encoder: captions give [CLS] its meaning, patch labels give the patch tokens theirs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+
+from rcblib.scenes.generator import Scene, SceneConfig, generate_scene
+from rcblib.scenes.questions import captions
+from rcblib.scenes.vocabulary import CATEGORIES, COLOR_NAMES
+
+if TYPE_CHECKING:
+    from rcblib.mllm.embedded import CLIPModel, PreTrainedTokenizerFast
+
+IGNORED = -100
+BACKGROUND = len(CATEGORIES)
+# A patch counts as an object's from this share of its pixels on, as background up to the smaller one; between, unsaid.
+OBJECT_COVERAGE, BACKGROUND_COVERAGE = 0.25, 0.05
+MEAN = torch.tensor((0.48145466, 0.4578275, 0.40821073)).view(3, 1, 1)
+STD = torch.tensor((0.26862954, 0.26130258, 0.27577711)).view(3, 1, 1)
+
+
+def to_pixels(images: torch.Tensor) -> torch.Tensor:
+    """Normalise uint8 `(n, height, width, 3)` as CLIP's processor does, giving float32 `(n, 3, height, width)`."""
+    return (images.permute(0, 3, 1, 2).float() / 255 - MEAN.to(images.device)) / STD.to(images.device)
+
+
+def patch_owners(scene: Scene, n_side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Tell which object covers most of each patch.
+
+    Returns
+    -------
+    category, color : numpy.ndarray
+        `(n_side ** 2,)` int64 numbers of that object's category and colour; 0 where no object is.
+    covered : numpy.ndarray
+        `(n_side ** 2,)` share of the patch's pixels that it covers, in [0, 1].
+    """
+    side = scene.size // n_side
+    covered = np.zeros((n_side, n_side), np.float32)
+    category = np.zeros((n_side, n_side), np.int64)
+    color = np.zeros((n_side, n_side), np.int64)
+    for item in scene.objects:
+        share = item.full_mask(scene.size).reshape(n_side, side, n_side, side).mean((1, 3), dtype=np.float32)
+        mine = share > covered
+        category[mine] = CATEGORIES.index(item.category)
+        color[mine] = COLOR_NAMES.index(item.color)
+        covered = np.maximum(share, covered)
+    return category.ravel(), color.ravel(), covered.ravel()
+
+
+def patch_labels(scene: Scene, n_side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Label each patch for supervision: as `patch_owners`, with `BACKGROUND` and `IGNORED` where they apply."""
+    category, color, covered = patch_owners(scene, n_side)
+    owned = covered >= OBJECT_COVERAGE
+    bare = np.where(covered <= BACKGROUND_COVERAGE, BACKGROUND, IGNORED)
+    return np.where(owned, category, bare), np.where(owned, color, IGNORED), covered
+
+
+class VisionBatches(Dataset):
+    """Draw the batch of step *k*: pixels, one of five captions, patch labels, and what the image contains."""
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        seed: int,
+        batch_size: int,
+        n_side: int,
+        scenes: SceneConfig,
+        split="train",
+    ):
+        self.tokenizer, self.seed, self.batch_size = tokenizer, seed, batch_size
+        self.n_side, self.scenes, self.split = n_side, scenes, split
+
+    def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
+        scenes = [
+            generate_scene(self.seed, step * self.batch_size + i, self.split, self.scenes)
+            for i in range(self.batch_size)
+        ]
+        rng = np.random.default_rng([self.seed, step])
+        texts = [captions(s.objects, s.background)[rng.integers(5)] for s in scenes]
+        tokens = self.tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")
+        labels = [patch_labels(s, self.n_side) for s in scenes]
+        present = torch.zeros(len(scenes), len(CATEGORIES), len(COLOR_NAMES))
+        for row, scene in enumerate(scenes):
+            for item in scene.objects:
+                present[row, CATEGORIES.index(item.category), COLOR_NAMES.index(item.color)] = 1
+        return {
+            "images": torch.from_numpy(np.stack([s.pixels for s in scenes])),
+            "caption": tokens["input_ids"],
+            "caption_mask": tokens["attention_mask"],
+            "category": torch.from_numpy(np.stack([c for c, _, _ in labels])),
+            "color": torch.from_numpy(np.stack([c for _, c, _ in labels])),
+            "covered": torch.from_numpy(np.stack([c for _, _, c in labels])),
+            "present": present,
+            "draw": torch.from_numpy(rng.random((len(scenes), self.n_side**2), np.float32)),
+        }
+
+
+@dataclass(frozen=True)
+class VisionLoss:
+    """Weigh the parts of the loss; `n_tokens` of `None` shows the encoder all patches of an image.
+
+    With `n_tokens` set, an image contributes that many patches: covered ones first, then background at random. This is
+    FLIP's masking (Li et al. 2023) with the masks at hand: over twice as many scenes in the same time.
+    """
+
+    n_tokens: int | None = None
+    contrastive: float = 0.5
+    patch: float = 1.0
+    content: float = 1.0
+
+
+class VisionTrainer(nn.Module):
+    """Hold the CLIP pair and the heads that only training needs."""
+
+    def __init__(self, clip: CLIPModel, weights: VisionLoss):
+        super().__init__()
+        self.weights = weights
+        width = clip.config.vision_config.hidden_size
+        self.clip = clip
+        self.category_head = nn.Linear(width, len(CATEGORIES) + 1)
+        self.color_head = nn.Linear(width, len(COLOR_NAMES))
+        self.content_head = nn.Linear(width, len(CATEGORIES) + len(CATEGORIES) * len(COLOR_NAMES))
+
+    def encode(self, pixels: torch.Tensor, chosen: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the [CLS] output `(n, width)` and the patch rows of hidden state -2 `(n, n_chosen, width)`."""
+        vision = self.clip.vision_model
+        hidden = vision.embeddings(pixels)
+        if chosen is not None:
+            rows = chosen.unsqueeze(-1).expand(-1, -1, hidden.shape[-1])
+            hidden = torch.cat([hidden[:, :1], hidden[:, 1:].gather(1, rows)], 1)
+        hidden = vision.pre_layrnorm(hidden)
+        *body, last = vision.encoder.layers
+        for layer in body:
+            hidden = _hidden(layer(hidden, attention_mask=None))
+        cls = vision.post_layernorm(_hidden(last(hidden, attention_mask=None))[:, 0])
+        return cls, hidden[:, 1:]
+
+    def loss(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Return the weighted loss of a batch and accuracies on it."""
+        weights = self.weights
+        category, color, chosen = batch["category"], batch["color"], None
+        if weights.n_tokens is not None and weights.n_tokens < category.shape[1]:
+            order = batch["draw"] + 2.0 * (batch["covered"] > BACKGROUND_COVERAGE)
+            chosen = order.topk(weights.n_tokens, 1).indices.sort(1).values
+            category, color = category.gather(1, chosen), color.gather(1, chosen)
+        cls, patches = self.encode(to_pixels(batch["images"]), chosen)
+
+        category_logits, color_logits = self.category_head(patches), self.color_head(patches)
+        patch_loss = F.cross_entropy(category_logits.flatten(0, 1), category.flatten(), ignore_index=IGNORED)
+        patch_loss = patch_loss + 0.5 * F.cross_entropy(
+            color_logits.flatten(0, 1), color.flatten(), ignore_index=IGNORED
+        )
+
+        present = batch["present"]
+        content = torch.cat([present.amax(2), present.flatten(1)], 1)
+        content_logits = self.content_head(cls)
+        content_loss = 10 * F.binary_cross_entropy_with_logits(content_logits, content)
+
+        image = F.normalize(self.clip.visual_projection(cls), dim=-1)
+        text_hidden = self.clip.text_model(
+            input_ids=batch["caption"], attention_mask=batch["caption_mask"]
+        ).last_hidden_state
+        ends = batch["caption_mask"].sum(1) - 1
+        text = F.normalize(self.clip.text_projection(text_hidden[torch.arange(len(ends)), ends]), dim=-1)
+        similarity = self.clip.logit_scale.exp().clamp(max=100) * image @ text.T
+        target = torch.arange(len(similarity), device=similarity.device)
+        contrastive = (F.cross_entropy(similarity, target) + F.cross_entropy(similarity.T, target)) / 2
+
+        total = (
+            weights.patch * patch_loss + weights.content * content_loss + weights.contrastive * contrastive
+        )
+        with torch.no_grad():
+            on_object = color != IGNORED
+            n_categories = len(CATEGORIES)
+            found = content_logits[:, :n_categories][content[:, :n_categories] > 0] > 0
+            numbers = {
+                "category": (category_logits.argmax(-1) == category)[on_object].float().mean(),
+                "color": (color_logits.argmax(-1) == color)[on_object].float().mean(),
+                "background": (category_logits.argmax(-1) == category)[category == BACKGROUND].float().mean(),
+                "cls_recall": found.float().mean(),
+                "matched": (similarity.argmax(1) == target).float().mean(),
+            }
+        return total, numbers
+
+
+def _hidden(output: torch.Tensor | tuple) -> torch.Tensor:
+    return output if isinstance(output, torch.Tensor) else output[0]
