@@ -1,0 +1,449 @@
+"""Validated parameters, hashes, provenance, atomic files, cached tables, results."""
+
+import dataclasses
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from rcblib import runs
+from rcblib.records import ParameterError
+from rcblib.runs import (
+    atomic_path,
+    atomic_write,
+    bounded,
+    cached_table,
+    check_fields,
+    config_hash,
+    notebook_config,
+    project_root,
+    provenance,
+    read_json,
+    read_table,
+    reject_unknown_parameters,
+    set_up,
+    to_plain,
+    validate_parameters,
+    write_json,
+    write_results,
+    write_table,
+)
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameters:
+    model: str
+    n_images: int = bounded(24, minimum=1, maximum=5000)
+    max_divergence: float = bounded(0.002, above=0)
+    retain_ratio: float = bounded(0.5, minimum=0, maximum=1)
+    budgets: tuple[float, ...] = bounded((0.1, 0.2), minimum=0, maximum=1)
+    form: Literal["released", "textbook"] = "released"
+    rule: str = bounded("max_cosine", choices=("max_cosine", "double_softmax"))
+    photos: str | None = None
+    quick: bool = False
+    extra: Any = None
+
+
+def one_line(error) -> str:
+    """Return an error's text after checking that it is a single line."""
+    text = str(error.value)
+    assert "\n" not in text
+    return text
+
+
+def test_defaults_and_conversions():
+    config = validate_parameters({"model": "scenes", "max_divergence": 1, "budgets": [1, 0.5]}, Parameters)
+    assert config == Parameters("scenes", max_divergence=1.0, budgets=(1.0, 0.5))
+    assert type(config.max_divergence) is float and type(config.budgets) is tuple
+    assert type(config.budgets[0]) is float
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "accepted"),
+    [
+        ("model", None, "text"),
+        ("model", 3, "text"),
+        ("n_images", 0, "an integer, >= 1, <= 5000"),
+        ("n_images", 5001, "an integer, >= 1, <= 5000"),
+        ("n_images", 2.0, "an integer, >= 1, <= 5000"),
+        ("n_images", True, "an integer, >= 1, <= 5000"),
+        ("n_images", "24", "an integer, >= 1, <= 5000"),
+        ("max_divergence", 0, "a finite number (in YAML write 0.002: 2e-3 is read as text), > 0"),
+        ("max_divergence", "2e-3", "a finite number (in YAML write 0.002: 2e-3 is read as text), > 0"),
+        ("max_divergence", math.nan, "a finite number (in YAML write 0.002: 2e-3 is read as text), > 0"),
+        ("max_divergence", math.inf, "a finite number (in YAML write 0.002: 2e-3 is read as text), > 0"),
+        ("retain_ratio", 1.01, "a finite number (in YAML write 0.002: 2e-3 is read as text), >= 0, <= 1"),
+        ("budgets", 0.1, None),
+        ("budgets", [0.1, 1.1], None),
+        ("budgets", [0.1, "a"], None),
+        ("form", "Released", "one of 'released', 'textbook'"),
+        ("rule", "cosine", "one of 'max_cosine', 'double_softmax'"),
+        ("photos", 3, "text or None"),
+        ("quick", 1, "true or false"),
+    ],
+)
+def test_values_that_are_not_accepted(name, value, accepted):
+    with pytest.raises(ParameterError) as error:
+        validate_parameters({"model": "scenes", name: value}, Parameters)
+    text = one_line(error)
+    assert text.startswith(f"{name}: got {value!r}; accepted: ")
+    if accepted is not None:
+        assert text.endswith(f"accepted: {accepted}")
+
+
+def test_missing_and_unknown_names():
+    with pytest.raises(ParameterError, match="^model: got None; accepted: text$"):
+        validate_parameters({}, Parameters)
+    with pytest.raises(ParameterError) as error:
+        validate_parameters({"model": "scenes", "n_imags": 5}, Parameters)
+    assert one_line(error).startswith("n_imags: got 5; accepted: no parameter of this name; known: budgets, ")
+    assert str(error.value).endswith("(did you mean n_images?)")
+    with pytest.raises(ParameterError) as error:
+        validate_parameters({"model": "scenes", "zzz": 5}, Parameters)
+    assert "did you mean" not in one_line(error)
+
+
+def test_check_fields_inside_a_dataclass():
+    @dataclasses.dataclass(frozen=True)
+    class Checked:
+        share: float = bounded(0.5, maximum=1)
+
+        def __post_init__(self):
+            check_fields(self)
+
+    assert type(Checked(1).share) is float
+    with pytest.raises(ParameterError, match="^share: got 2"):
+        Checked(2)
+
+
+def notebook_namespace(**injected):
+    """What ``globals()`` of a notebook holds after its parameters and set-up cells."""
+    ipython = {"_ih": [""], "_oh": {}, "_dh": [], "_": "", "_i1": "x = 1", "In": ["", "x = 1"], "Out": {}}
+    shell = {"get_ipython": lambda: None, "exit": object(), "quit": object(), "open": open}
+    module = {"__name__": "__main__", "__doc__": "text"}
+    set_up_cell = {"np": np, "Path": Path, "Parameters": Parameters, "ROOT": "folder", "set_up": set_up}
+    namespace = {**module, **ipython, **shell, **set_up_cell, "model": "scenes", "n_images": 3}
+    return {**namespace, **injected}
+
+
+def test_notebook_config_reads_known_names_only():
+    assert notebook_config(notebook_namespace(), Parameters) == Parameters("scenes", 3)
+
+
+@pytest.mark.parametrize("value", [5, "five", 0.5, True, None, [1], {"a": 1}])
+def test_notebook_rejects_an_injected_misspelling(value):
+    with pytest.raises(ParameterError) as error:
+        notebook_config(notebook_namespace(n_image=value), Parameters)
+    assert one_line(error).startswith(f"n_image: got {value!r}") and "did you mean n_images?" in str(
+        error.value
+    )
+
+
+def test_notebook_rejects_parameters_in_capitals():
+    with pytest.raises(ParameterError, match="did you mean n_images"):
+        reject_unknown_parameters({"N_IMAGES": 3}, ["n_images"])
+    reject_unknown_parameters({"COLAB": False}, ["n_images"])
+
+
+def test_notebook_baseline_names():
+    with pytest.raises(ParameterError, match="^started"):
+        reject_unknown_parameters({"started": 3.5}, ["n_images"])
+    reject_unknown_parameters({"started": 3.5}, ["n_images"], baseline_names=["started"])
+
+
+def test_papermill_misspelling_ends_in_one_clear_line(tmp_path):
+    papermill = pytest.importorskip("papermill")
+    nbformat = pytest.importorskip("nbformat")
+    parameters = nbformat.v4.new_code_cell("n_images: int = 2", metadata={"tags": ["parameters"]})
+    cells = [
+        parameters,
+        nbformat.v4.new_code_cell(
+            "import dataclasses\nimport json\nfrom rcblib.runs import bounded, notebook_config"
+        ),
+        nbformat.v4.new_code_cell(
+            "@dataclasses.dataclass(frozen=True)\n"
+            "class Parameters:\n    n_images: int = bounded(2, minimum=1)\n"
+            "config = notebook_config(globals(), Parameters)\nprint(config.n_images)"
+        ),
+    ]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), tmp_path / "in.ipynb")
+
+    def execute(**given):
+        papermill.execute_notebook(
+            tmp_path / "in.ipynb", tmp_path / "out.ipynb", given, cwd=REPOSITORY, progress_bar=False
+        )
+        return nbformat.read(tmp_path / "out.ipynb", 4).cells[-1].outputs[0]["text"]
+
+    assert execute(n_images=7) == "7\n"
+    with pytest.raises(papermill.PapermillExecutionError) as error:
+        execute(n_image=7)
+    assert error.value.ename == "ParameterError"
+    assert error.value.evalue.startswith("n_image: got 7") and "did you mean n_images?" in error.value.evalue
+
+
+def test_plain_values():
+    value = {
+        1: (np.float32(0.5), np.int64(3), True, None),
+        "array": np.arange(2),
+        "tensor": torch.tensor([[1.5, math.nan]]),
+        "path": Path("a") / "b",
+        "config": Parameters("scenes"),
+    }
+    plain = to_plain(value)
+    assert plain["1"] == [0.5, 3, True, None] and plain["array"] == [0, 1]
+    assert plain["tensor"] == [[1.5, None]] and plain["path"] == "a/b"
+    assert plain["config"]["budgets"] == [0.1, 0.2]
+    for unfit in (math.inf, object(), {1, 2}):
+        with pytest.raises(ParameterError):
+            to_plain(unfit)
+
+
+def test_hash_depends_on_values_only():
+    digest = config_hash({"a": 1, "b": [0.1, 0.2]})
+    assert digest == config_hash({"b": (0.1, 0.2), "a": 1})
+    assert len(digest) == 12 and set(digest) <= set("0123456789abcdef")
+    # sha256 of the canonical text, so the same in any process and version.
+    assert config_hash({"a": 1}) == "015abd7f5cc5"
+    different = [{"a": 2, "b": [0.1, 0.2]}, {"a": 1, "b": [0.2, 0.1]}, {"a": 1}, {"a": "1", "b": [0.1, 0.2]}]
+    assert len({digest, *map(config_hash, different)}) == 5
+    assert config_hash(Parameters("scenes")) == config_hash(dataclasses.asdict(Parameters("scenes")))
+
+
+def declare_project(folder, name="rcblib"):
+    """Write a pyproject.toml."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "pyproject.toml").write_text(f'[project]\nname = "{name}"\n')
+
+
+def test_project_root(tmp_path, monkeypatch):
+    monkeypatch.delenv("RCB_ROOT", raising=False)
+    declare_project(tmp_path)
+    declare_project(tmp_path / "notebooks", name="other")
+    monkeypatch.chdir(tmp_path / "notebooks")
+    assert project_root() == tmp_path
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.setenv("RCB_ROOT", str(tmp_path / "elsewhere"))
+    assert project_root() == tmp_path / "elsewhere"
+    monkeypatch.setenv("RCB_ROOT", str(tmp_path / "absent"))
+    with pytest.raises(ParameterError, match="^RCB_ROOT"):
+        project_root()
+
+
+def test_project_root_from_the_library(tmp_path, monkeypatch):
+    monkeypatch.delenv("RCB_ROOT", raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert project_root() == REPOSITORY
+    (tmp_path / "pyproject.toml").write_text("no [toml")
+    monkeypatch.setattr(runs, "__file__", str(tmp_path / "rcblib" / "runs.py"))
+    with pytest.raises(ParameterError, match="RCB_ROOT"):
+        project_root()
+
+
+def git(folder, *arguments):
+    """Run git in a folder."""
+    identity = ["-c", "user.name=Someone", "-c", "user.email=someone@example.org"]
+    command = ["git", "-C", str(folder), *identity, *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def test_provenance(tmp_path, monkeypatch):
+    monkeypatch.setenv("RCB_ROOT", str(tmp_path))
+    facts = provenance()
+    assert facts["git_commit"] is None and facts["git_dirty"] is None
+    assert facts["torch"] == torch.__version__ and facts["numpy"] == np.__version__
+    assert facts["n_threads"] == torch.get_num_threads() and facts["cpu"]
+    assert pd.Timestamp(facts["date"]).tz is not None
+    assert not any(str(value).startswith("/") for value in facts.values())
+    git(tmp_path, "init", "-q")
+    (tmp_path / "file").write_text("one")
+    git(tmp_path, "add", "file")
+    git(tmp_path, "commit", "-qm", "Add a file")
+    facts = provenance()
+    assert facts["git_commit"] == git(tmp_path, "rev-parse", "HEAD") and facts["git_dirty"] is False
+    (tmp_path / "file").write_text("two")
+    assert provenance()["git_dirty"] is True
+    # A project copied into another repository has no commit of its own.
+    (tmp_path / "copy").mkdir()
+    monkeypatch.setenv("RCB_ROOT", str(tmp_path / "copy"))
+    assert provenance()["git_commit"] is None
+
+
+def test_set_up_seeds_and_reports(capsys):
+    n_threads = torch.get_num_threads()
+    try:
+        draws = []
+        for _ in range(2):
+            generator = set_up(5, n_threads=1)
+            draws.append((random.random(), torch.rand(1).item(), torch.rand(1, generator=generator).item()))
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(n_threads)
+    assert draws[0] == draws[1]
+    printed = capsys.readouterr().out
+    assert f"torch {torch.__version__}" in printed and "1 threads, seed 5" in printed
+    for seed in (-1, 1.5, True, 2**32):
+        with pytest.raises(ParameterError, match="^seed"):
+            set_up(seed)
+    with pytest.raises(ParameterError, match="^n_threads"):
+        set_up(0, n_threads=0)
+
+
+def names(folder):
+    """List everything in a folder."""
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_atomic_write(tmp_path):
+    atomic_write(tmp_path / "new" / "file.txt", "tokéns")
+    atomic_write(tmp_path / "new" / "file.txt", b"\x00\x01")
+    assert (tmp_path / "new" / "file.txt").read_bytes() == b"\x00\x01"
+    assert names(tmp_path / "new") == ["file.txt"]
+    (tmp_path / "plain").write_text("")
+    assert (tmp_path / "new" / "file.txt").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_interrupted_write_keeps_the_earlier_file(tmp_path, error):
+    atomic_write(tmp_path / "file", "earlier")
+    with pytest.raises(error), atomic_path(tmp_path / "file") as temporary:
+        temporary.write_text("half of")
+        raise error
+    assert (tmp_path / "file").read_text() == "earlier" and names(tmp_path) == ["file"]
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+def test_killed_write_leaves_no_partial_file(tmp_path):
+    code = (
+        "import sys, time\nfrom rcblib.runs import atomic_path\n"
+        "with atomic_path(sys.argv[1]) as temporary:\n"
+        "    temporary.write_text('half of'); print('written', flush=True); time.sleep(60)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "file")],
+        stdout=subprocess.PIPE,
+        cwd=REPOSITORY,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+    )
+    assert process.stdout.readline() == b"written\n"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    assert not (tmp_path / "file").exists()
+
+
+def test_json_round_trip(tmp_path):
+    write_json(tmp_path / "a.json", {"n": np.int64(3), "interval": [math.nan, 0.5], "word": "café"})
+    assert read_json(tmp_path / "a.json") == {"n": 3, "interval": [None, 0.5], "word": "café"}
+    assert "café" in (tmp_path / "a.json").read_text(encoding="utf-8")
+    (tmp_path / "b.json").write_text('{"a": ')
+    with pytest.raises(ParameterError, match="b.json") as error:
+        read_json(tmp_path / "b.json")
+    one_line(error)
+
+
+def frame():
+    """A table of several types."""
+    return pd.DataFrame(
+        {"position": [0, 1], "word": ["dog", None], "jsd": [0.25, math.nan], "kept": [True, False]}
+    )
+
+
+def test_table_round_trip(tmp_path):
+    metadata = {"config": Parameters("scenes"), "n": 2}
+    write_table(tmp_path / "t.parquet", frame(), metadata)
+    table, found = read_table(tmp_path / "t.parquet")
+    pd.testing.assert_frame_equal(table, frame(), check_dtype=False)
+    assert table["position"].dtype == "int64" and table["kept"].dtype == "bool"
+    assert found == {"config": to_plain(Parameters("scenes")), "n": 2}
+    frame().to_parquet(tmp_path / "other.parquet")
+    assert read_table(tmp_path / "other.parquet")[1] == {}
+
+
+def test_unreadable_table(tmp_path):
+    write_table(tmp_path / "t.parquet", frame(), {})
+    data = (tmp_path / "t.parquet").read_bytes()
+    for content in (b"", b"no parquet", data[: len(data) // 2]):
+        (tmp_path / "t.parquet").write_bytes(content)
+        with pytest.raises(ParameterError, match="t.parquet") as error:
+            read_table(tmp_path / "t.parquet")
+        one_line(error)
+    with pytest.raises(FileNotFoundError):
+        read_table(tmp_path / "absent.parquet")
+
+
+def test_cached_table_computes_once_per_config(tmp_path):
+    calls = []
+
+    def compute():
+        calls.append(time.time())
+        return frame()
+
+    first = cached_table(tmp_path, "signals", {"n": 1}, compute)
+    second = cached_table(tmp_path, "signals", {"n": 1}, compute)
+    pd.testing.assert_frame_equal(first, second)
+    assert len(calls) == 1
+    cached_table(tmp_path, "signals", {"n": 2}, compute)
+    cached_table(tmp_path, "others", {"n": 1}, compute)
+    assert len(calls) == 3
+    path = tmp_path / f"signals-{config_hash({'n': 1})}.parquet"
+    metadata = read_table(path)[1]
+    assert metadata["config"] == {"n": 1} and metadata["provenance"]["torch"] == torch.__version__
+    path.write_bytes(b"damaged")
+    with pytest.warns(UserWarning, match="computing it again"):
+        pd.testing.assert_frame_equal(cached_table(tmp_path, "signals", {"n": 1}, compute), first)
+    assert len(calls) == 4 and len(names(tmp_path)) == 3
+
+
+def test_cached_table_after_an_error_holds_nothing(tmp_path):
+    def fail():
+        raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError):
+        cached_table(tmp_path, "signals", {}, fail)
+    assert names(tmp_path) == []
+
+
+def test_results(tmp_path):
+    results = {
+        "auc": {"value": np.float64(0.87), "n": 60, "interval": (0.85, 0.9)},
+        "images": {"value": 60, "n": 60, "unit": "images"},
+    }
+    write_results(tmp_path / "r.json", results, Parameters("scenes"))
+    content = read_json(tmp_path / "r.json")
+    assert content["results"] == {
+        "auc": {"value": 0.87, "n": 60, "interval": [0.85, 0.9]},
+        "images": {"value": 60, "n": 60, "interval": None, "unit": "images"},
+    }
+    assert content["config"]["n_images"] == 24
+    assert content["config_hash"] == config_hash(Parameters("scenes"))
+    assert content["provenance"]["python"]
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        0.5,
+        {"value": 1},
+        {"n": 1},
+        {"value": 1, "n": 1, "interval": [1]},
+        {"value": 1, "n": 1, "interval": [2, 1]},
+    ],
+)
+def test_results_without_n_or_interval(tmp_path, result):
+    with pytest.raises(ParameterError) as error:
+        write_results(tmp_path / "r.json", {"auc": result}, {})
+    assert one_line(error).startswith("results['auc']")
+    assert names(tmp_path) == []
