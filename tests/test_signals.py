@@ -1,0 +1,237 @@
+"""Check what is derived from probe tables on tables whose answers are known."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from rcblib.geometry import window
+from rcblib.records import ParameterError, Sample, SceneObject
+from rcblib.signals import (
+    area_table,
+    attention_columns,
+    available,
+    correlation_table,
+    least_low_share,
+    low_share,
+    lower_half,
+    most_influential,
+    on_grid,
+    recognised,
+    window_mean,
+    with_mean_attention,
+)
+
+
+def generator(seed=0):
+    return np.random.default_rng(seed)
+
+
+def table(n_images=3, grid=(4, 5), seed=0):
+    """Make a probe table of all positions whose signals are drawn at random."""
+    rng, n_tokens = generator(seed), grid[0] * grid[1]
+    return pd.DataFrame(
+        {
+            "image_id": np.repeat(np.arange(n_images), n_tokens),
+            "view": 0,
+            "position": np.tile(np.arange(n_tokens), n_images),
+            "signal": rng.normal(size=n_images * n_tokens),
+            "other": rng.normal(size=n_images * n_tokens),
+        }
+    )
+
+
+def thing(category, color=None):
+    return SceneObject(category, (0, 0, 1, 1), {}, 1.0, color)
+
+
+def sample(image_id, *objects, known=True):
+    return Sample(image_id, lambda: None, 8, 8, objects=objects if known else None)
+
+
+def said(*rows):
+    return pd.DataFrame(rows, columns=["image_id", "top1_word", "object_category"])
+
+
+@pytest.mark.parametrize(
+    ("word", "category", "expected"),
+    [
+        ("star", "star", True),
+        ("Star", "star", True),
+        ("stars", "star", True),
+        ("red", "star", True),
+        ("blue", "star", False),
+        ("star", None, False),
+        ("star", float("nan"), False),
+        ("teddy", "teddy bear", True),
+        ("bear", "teddy bear", True),
+        ("eleph", "elephant", True),
+        ("el", "elephant", False),
+        ("car", "carrot", False),
+        ("car", "car", True),
+        ("1", "1", True),
+        ("", "star", False),
+    ],
+)
+def test_a_token_is_recognised_by_the_category_or_colour_of_what_lies_beneath(word, category, expected):
+    things = (
+        thing("star", "red"),
+        thing("teddy bear"),
+        thing("elephant"),
+        thing("carrot"),
+        thing("car"),
+        thing("1"),
+    )
+    assert recognised(said((7, word, category)), [sample(7, *things)]).tolist() == [expected]
+
+
+def test_the_colour_of_another_object_or_image_does_not_count():
+    samples = [sample(1, thing("star", "red"), thing("ring", "blue")), sample(2, thing("star", "green"))]
+    frame = said((1, "blue", "star"), (1, "green", "star"), (2, "green", "star"), (2, "ring", "star"))
+    assert recognised(frame, samples).tolist() == [False, False, True, False]
+
+
+@pytest.mark.parametrize("samples", [[], [sample(2, thing("star"))], [sample(1, known=False)]])
+def test_recognition_needs_the_objects_of_every_image(samples):
+    with pytest.raises(ParameterError, match="no objects of image 1"):
+        recognised(said((1, "star", "star")), samples)
+
+
+def test_the_lower_half_is_taken_inside_each_image():
+    frame = pd.DataFrame({"image_id": [1, 1, 1, 1, 2, 2, 2], "signal": [0.4, 0.1, 0.3, 0.2, 10, 30, 20]})
+    assert lower_half(frame, "signal").tolist() == [False, True, False, True, True, False, False]
+
+
+def test_equal_values_are_split_by_position():
+    frame = pd.DataFrame({"image_id": 0, "signal": np.zeros(5)})
+    assert lower_half(frame, "signal").tolist() == [False, False, False, True, True]
+    assert most_influential(frame, "signal", 0.4).tolist() == [True, True, False, False, False]
+
+
+@pytest.mark.parametrize(
+    ("n_tokens", "share", "expected"), [(144, 0.1, 14), (576, 0.1, 58), (3, 0.1, 1), (4, 1.0, 4)]
+)
+def test_the_most_influential_share_of_each_image(n_tokens, share, expected):
+    frame = table(n_images=2, grid=(1, n_tokens))
+    chosen = most_influential(frame, "signal", share)
+    for _, rows in frame.groupby("image_id"):
+        largest = rows["signal"].nlargest(expected).index
+        assert sorted(rows.index[chosen[rows.index]]) == sorted(largest)
+
+
+@pytest.mark.parametrize("share", [0, -0.1, 1.2])
+def test_shares_out_of_range_are_refused(share):
+    with pytest.raises(ParameterError, match="share"):
+        most_influential(table(), "signal", share)
+
+
+def test_the_low_share_of_a_perfect_signal_is_0_of_its_opposite_1_and_of_an_unrelated_one_a_half():
+    frame = table(n_images=200)
+    chosen = most_influential(frame, "signal", 0.2)
+    frame["opposite"] = -frame["signal"]
+    assert low_share(frame, chosen, "signal", generator=generator()).value == 0
+    assert low_share(frame, chosen, "opposite", generator=generator()).value == 1
+    unrelated = low_share(frame, chosen, "other", generator=generator())
+    assert unrelated.value == pytest.approx(0.5, abs=0.05)
+    assert unrelated.low < 0.5 < unrelated.high
+    assert (unrelated.n, unrelated.n_clusters) == (800, 200)
+
+
+def test_nothing_chosen_has_no_low_share():
+    frame = table()
+    assert low_share(frame, frame["signal"] > np.inf, "signal", generator=generator()) is None
+    assert np.isnan(least_low_share(frame, frame["signal"] > np.inf))
+
+
+def test_the_least_low_share_is_reached_by_a_perfect_signal():
+    frame = table(n_images=2, grid=(1, 10))
+    chosen = most_influential(frame, "signal", 0.8)  # 8 of 10, so 3 must be in the lower half
+    assert least_low_share(frame, chosen) == pytest.approx(3 / 8)
+    assert low_share(frame, chosen, "signal", generator=generator()).value == pytest.approx(3 / 8)
+    assert least_low_share(frame, most_influential(frame, "signal", 0.5)) == 0
+
+
+def test_attention_is_averaged_over_layers_in_their_numerical_order():
+    layers = {f"attention_last_layer_{i}": [float(i), 2.0 * i] for i in (0, 10, 2)}
+    frame = pd.DataFrame({**layers, "attention_question_layer_0": [5.0, 6.0]})
+    assert attention_columns(frame) == [f"attention_last_layer_{i}" for i in (0, 2, 10)]
+    mean = with_mean_attention(frame)
+    assert mean["attention_last"].tolist() == [4.0, 8.0]
+    assert mean["attention_question"].tolist() == [5.0, 6.0]
+    assert "attention_last" not in with_mean_attention(table())
+    with pytest.raises(ParameterError, match="rows"):
+        attention_columns(frame, "first")
+
+
+def test_only_signals_that_vary_are_available():
+    frame = table().assign(constant=1.0, absent=np.nan)
+    assert available(frame, ["signal", "constant", "absent", "unknown", "other"]) == ["signal", "other"]
+
+
+@pytest.mark.parametrize("coefficient", ["spearman", "kendall"])
+def test_correlations_are_averaged_inside_images(coefficient):
+    frame = table(n_images=6)
+    frame["same"] = frame["signal"] + 1000.0 * frame["image_id"]  # only differences between images are added
+    frame["opposite"] = -(frame["signal"] ** 3)
+    found = correlation_table(
+        frame, [("signal", "same"), ("signal", "opposite")], generator=generator(), coefficient=coefficient
+    )
+    assert found["value"].tolist() == pytest.approx([1, -1])
+    assert found["n_clusters"].tolist() == [6, 6]
+    pooled = correlation_table(
+        frame, [("signal", "same")], generator=generator(), coefficient=coefficient, scope="pooled"
+    )
+    assert pooled["value"][0] < 0.5
+
+
+def test_rows_without_a_value_are_left_out_of_their_pair_only():
+    frame = table(n_images=2).assign(partial=lambda rows: rows["signal"])
+    frame.loc[:4, "partial"] = np.nan
+    found = correlation_table(frame, [("signal", "partial"), ("signal", "other")], generator=generator())
+    assert found["n"].tolist() == [35, 40]
+
+
+def test_an_unknown_coefficient_is_refused():
+    with pytest.raises(ParameterError, match="coefficient"):
+        correlation_table(table(), [("signal", "other")], generator=generator(), coefficient="pearson")
+
+
+def test_areas_of_a_perfect_a_reversed_and_an_unrelated_signal():
+    frame = table(n_images=100)
+    positive = frame["signal"] > 0
+    frame["opposite"] = -frame["signal"]
+    found = area_table(frame, ["signal", "opposite", "other"], positive, generator=generator())
+    assert found["value"].tolist()[:2] == [1, 0]
+    assert found["low"][2] < 0.5 < found["high"][2]
+
+
+def test_window_means_are_those_of_the_shifted_windows():
+    frame = table(n_images=2).sample(frac=1, random_state=0)
+    means = window_mean(frame, "signal", (4, 5))
+    for _, rows in frame.groupby("image_id"):
+        values = rows.set_index("position")["signal"]
+        for index, position in rows["position"].items():
+            assert means[index] == pytest.approx(values[window(position, 4, 5)].mean())
+
+
+def test_window_means_need_every_position():
+    with pytest.raises(ParameterError, match="19 positions of image 2"):
+        window_mean(table().iloc[:-1], "signal", (4, 5))
+
+
+def test_a_column_is_laid_out_on_the_grid():
+    rows = pd.DataFrame(
+        {"image_id": 0, "view": 0, "position": [3, 1], "value": [0.3, 0.1], "word": ["c", "a"]}
+    )
+    np.testing.assert_array_equal(on_grid(rows, "value", 4), [np.nan, 0.1, np.nan, 0.3])
+    assert on_grid(rows, "word", 4).tolist() == ["", "a", "", "c"]
+    with pytest.raises(ParameterError, match="2 views"):
+        on_grid(table(n_images=2), "signal", 20)
+
+
+def test_missing_signals_and_signals_with_nan_are_refused():
+    frame = table().assign(absent=np.nan)
+    for measure in (lower_half, most_influential):
+        with pytest.raises(ParameterError, match="absent with 60 NaN"):
+            measure(frame, "absent")
+        with pytest.raises(ParameterError, match="unknown"):
+            measure(frame, "unknown")
