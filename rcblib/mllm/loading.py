@@ -1,0 +1,179 @@
+"""Load models by name, and find the adapter of their family."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    PreTrainedConfig,
+)
+
+from rcblib.mllm.base import Adapter
+from rcblib.mllm.llava import LlavaAdapter
+from rcblib.records import ParameterError, UnsupportedModelError
+from rcblib.runs import project_root
+
+ADAPTERS: dict[str, type[Adapter]] = {"llava": LlavaAdapter}
+"""Adapter of each supported ``model_type``."""
+
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def adapter_for(model: Any, processor: Any = None) -> Adapter:
+    """Wrap a model in the adapter of its family.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        A loaded model.
+    processor : transformers.ProcessorMixin, optional
+        Its processor; not needed to prune.
+
+    Returns
+    -------
+    Adapter
+
+    Raises
+    ------
+    UnsupportedModelError
+        If the family has no adapter, or the model is of a form that its adapter does not cover.
+    """
+    model_type = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
+    return _adapter_class(model_type)(model, processor)
+
+
+def load_model(
+    name_or_path: str | Path,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    *,
+    attn_implementation: str = "sdpa",
+) -> tuple[Any, Any]:
+    """Load a model and its processor.
+
+    Parameters
+    ----------
+    name_or_path : str or path-like
+        The name of an embedded model (a folder in ``data/models``), a folder, or a Hugging Face id.
+    device : str or torch.device
+        ``"auto"`` takes CUDA, else MPS, else the CPU.
+    dtype : str or torch.dtype
+        ``"float32"``, ``"float16"``, ``"bfloat16"``, or ``"auto"``: float32 on the CPU; on a GPU bfloat16
+        where its hardware has it, else float16.
+    attn_implementation : str
+        Attention of vision encoder and LLM; attention signals are available under any.
+
+    Returns
+    -------
+    model : transformers.PreTrainedModel
+        In evaluation mode.
+    processor : transformers.ProcessorMixin
+        It pads on the left, as generation in batches needs, and preprocesses images with PIL, so that
+        pixels are the same whether torchvision is installed or not.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If nothing of that name is found, it cannot be read, or its family has no adapter.
+    ParameterError
+        If the device or dtype is not one of those accepted.
+
+    Notes
+    -----
+    Weights are read from safetensors only and no code of a checkpoint is run.
+    """
+    device = _device(device)
+    dtype = _dtype(dtype, device)
+    source = _locate(name_or_path)
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(source)
+    except (OSError, ValueError) as error:
+        raise _unreadable(name_or_path, error) from error
+    _adapter_class(config.get("model_type"))
+    try:
+        model = AutoModelForImageTextToText.from_pretrained(
+            source,
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
+        processor = AutoProcessor.from_pretrained(source, trust_remote_code=False)
+        processor.image_processor = AutoImageProcessor.from_pretrained(
+            source, backend="pil", trust_remote_code=False
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise _unreadable(name_or_path, error) from error
+    processor.tokenizer.padding_side = "left"
+    if processor.tokenizer.pad_token is None:
+        processor.tokenizer.pad_token = processor.tokenizer.eos_token
+    return model.to(device).eval(), processor
+
+
+def embedded_models() -> dict[str, Path]:
+    """List the embedded models: name and folder; none outside the project."""
+    try:
+        folder = project_root() / "data" / "models"
+    except ParameterError:
+        return {}
+    return {path.parent.name: path.parent for path in sorted(folder.glob("*/config.json"))}
+
+
+def _locate(name_or_path: str | Path) -> str:
+    """Return the folder or Hugging Face id that a name stands for."""
+    embedded = embedded_models()
+    if str(name_or_path) in embedded:
+        return str(embedded[str(name_or_path)])
+    if Path(name_or_path).is_dir():
+        return str(name_or_path)
+    if isinstance(name_or_path, str) and _HUB_ID.fullmatch(name_or_path):
+        return name_or_path
+    raise UnsupportedModelError(
+        f"model: got {str(name_or_path)!r}; accepted: an embedded model "
+        f"({', '.join(embedded) or 'none here'}), a folder, or a Hugging Face id (owner/name)"
+    )
+
+
+def _adapter_class(model_type: str | None) -> type[Adapter]:
+    if model_type not in ADAPTERS:
+        raise UnsupportedModelError(f"model_type: got {model_type!r}; supported: {', '.join(ADAPTERS)}")
+    return ADAPTERS[model_type]
+
+
+def _unreadable(name_or_path: str | Path, error: Exception) -> UnsupportedModelError:
+    reason = str(error).strip().splitlines()[0]
+    return UnsupportedModelError(f"model: {str(name_or_path)!r} cannot be loaded: {reason}")
+
+
+def _device(device: str | torch.device) -> torch.device:
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError, TypeError):
+        raise ParameterError("device", device, "'auto', or a device that this machine has") from None
+    return chosen
+
+
+def _dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    if dtype == "auto":
+        if device.type == "cpu":
+            return torch.float32
+        native = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if native else torch.float16
+    if dtype in _DTYPES.values():
+        return dtype
+    if dtype not in _DTYPES:
+        raise ParameterError("dtype", dtype, f"'auto', {', '.join(map(repr, _DTYPES))}")
+    return _DTYPES[dtype]
