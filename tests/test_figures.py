@@ -1,0 +1,266 @@
+"""Check what the figures draw: positions, values, colours and text, read back from the axes."""
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from rcblib import figures
+from rcblib.records import ParameterError
+from rcblib.statistics import Estimate
+
+GRID = (3, 4)
+
+
+@pytest.fixture(autouse=True)
+def style():
+    with matplotlib.rc_context():
+        figures.use_style()
+        yield
+    plt.close("all")
+
+
+@pytest.fixture
+def axes():
+    return plt.subplots(figsize=(4, 3))[1]
+
+
+@pytest.fixture
+def image():
+    """Draw 3×4 patches of 8×8 pixels, each of its own colour."""
+    rng = np.random.default_rng(0)
+    return Image.fromarray(np.repeat(np.repeat(rng.integers(0, 256, (3, 4, 3), dtype=np.uint8), 8, 0), 8, 1))
+
+
+def test_heat_map_puts_values_in_raster_order_over_the_whole_image(axes, image):
+    figures.heat_map(axes, image, np.arange(12.0), GRID, label="signal")
+    under, over = axes.images
+    assert over.get_array().tolist() == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+    assert list(over.get_extent()) == list(under.get_extent()) == [0, 32, 24, 0]
+    assert axes.figure.axes[1].get_ylabel() == "signal"
+
+
+def test_heat_map_leaves_positions_that_were_not_probed_uncovered(axes, image):
+    values = np.full(12, np.nan)
+    values[5] = 1.0
+    figures.heat_map(axes, image, values, GRID, limits=(0, 2), label="signal", colorbar=False)
+    over = axes.images[1]
+    assert np.ma.getmaskarray(over.get_array()).sum() == 11
+    assert over.get_clim() == (0, 2)
+    assert len(axes.figure.axes) == 1
+    assert axes.get_title(loc="left") == "signal"
+
+
+@pytest.mark.parametrize("n_values", [11, 13])
+def test_a_value_for_every_token_is_needed(axes, image, n_values):
+    with pytest.raises(ParameterError, match=r"values: got 'shape .*3×4 grid: \(12,\)"):
+        figures.heat_map(axes, image, np.zeros(n_values), GRID)
+    with pytest.raises(ParameterError, match="words"):
+        figures.word_map(axes, image, ["a"] * n_values, np.zeros(12), GRID)
+
+
+def test_only_rgb_images_are_drawn(axes):
+    with pytest.raises(ParameterError, match="an RGB image"):
+        figures.heat_map(axes, np.zeros((8, 8)), np.zeros(12), GRID)
+
+
+def test_word_map_writes_each_word_in_the_middle_of_its_patch(axes, image):
+    words = [f"w{i}" for i in range(12)]
+    probabilities = np.linspace(0, 1, 12)
+    probabilities[3] = np.nan
+    figures.word_map(axes, image, words, probabilities, GRID)
+    placed = {text.get_text(): text.get_position() for text in axes.texts}
+    assert len(placed) == 11
+    assert "w3" not in placed
+    assert placed["w0"] == (4, 4)
+    assert placed["w6"] == (20, 12)
+    inks = {text.get_text(): sum(text.get_color()[:3]) for text in axes.texts}
+    assert inks["w0"] > inks["w4"] > inks["w11"]  # the surer, the darker
+
+
+def test_words_stay_inside_their_patches(image):
+    figure, axes = plt.subplots(figsize=(6, 5))
+    words = ["i", "triangle", "extraordinarily", "$x_1$", "  ", "", "a b", "100%", "_", "ring", "W", "moon"]
+    figures.word_map(axes, image, words, np.full(12, 0.5), GRID)
+    figure.canvas.draw()
+    box = axes.get_window_extent()
+    width, height = box.width / GRID[1], box.height / GRID[0]
+    assert len(axes.texts) == 10  # blanks are not written
+    for text in axes.texts:
+        extent = text.get_window_extent()
+        assert extent.width <= width and extent.height <= height, text.get_text()
+
+
+def test_kept_map_shows_kept_patches_in_colour_and_counts_them(axes, image):
+    figures.kept_map(axes, image, [0, 11], GRID, "codebook")
+    opacity = axes.images[1].get_array()[..., 3]
+    assert opacity.shape == (24, 32)
+    assert opacity[:8, :8].min() == 1 and opacity[16:, 24:].min() == 1
+    assert opacity.sum() == 2 * 64
+    assert axes.get_title(loc="left") == "codebook: 2 of 12 tokens"
+
+
+def test_kept_map_of_nothing_and_of_positions_outside(axes, image):
+    figures.kept_map(axes, image, [], GRID)
+    assert axes.get_title(loc="left") == "0 of 12 tokens"
+    with pytest.raises(ParameterError, match="positions from 0 to 11"):
+        figures.kept_map(axes, image, [12], GRID)
+
+
+def rank_frame(n_images):
+    rng = np.random.default_rng(1)
+    rows = [
+        {"rank": rank, "attention": 1 / rank, "top1": rng.random(), "global": 1e-3 * rng.random()}
+        for _ in range(n_images)
+        for rank in range(1, 9)
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_three_signals_have_three_axes_in_their_own_colours(axes):
+    frame = rank_frame(1)
+    drawn = figures.signals_over_rank(axes, frame)
+    assert len(drawn) == 3 and drawn[0] is axes
+    for on, column in zip(drawn, ["attention", "top1", "global"], strict=True):
+        (line,) = on.lines
+        assert line.get_ydata().tolist() == frame[column].tolist()
+        assert line.get_color() == on.yaxis.label.get_color() == figures.signal_color(column)
+        assert on.get_ylabel() == figures.signal_label(column)
+    assert drawn[2].spines["right"].get_position() == ("outward", 58)
+    assert axes.get_xlabel() == "position, by decreasing attention"
+
+
+def test_several_images_become_a_median_with_the_middle_half(axes):
+    frame = rank_frame(5)
+    drawn = figures.signals_over_rank(axes, frame, ["attention", "top1"])
+    medians = frame.groupby("rank")["top1"].median()
+    assert drawn[1].lines[0].get_ydata().tolist() == medians.tolist()
+    (band,) = drawn[1].collections
+    heights = band.get_paths()[0].vertices[:, 1]
+    assert heights.min() == pytest.approx(frame.groupby("rank")["top1"].quantile(0.25).min())
+    assert heights.max() == pytest.approx(frame.groupby("rank")["top1"].quantile(0.75).max())
+
+
+def test_signals_over_rank_says_which_columns_it_lacks(axes):
+    with pytest.raises(ParameterError, match=r"columns \['region'\] too"):
+        figures.signals_over_rank(axes, rank_frame(1), ["attention", "region"])
+    with pytest.raises(ParameterError, match="one to three columns"):
+        figures.signals_over_rank(axes, rank_frame(1), [])
+
+
+def test_scatter_states_the_correlation_and_follows_the_median(axes):
+    frame = pd.DataFrame({"attention": np.arange(120.0), "top1": np.arange(120.0) % 2})
+    frame.loc[0, "top1"] = np.nan
+    figures.scatter_with_correlation(
+        axes, frame, "attention", "top1", Estimate(0.314, 0.25, 0.369, 1200, 10), n_bins=4
+    )
+    assert axes.get_title(loc="left") == "Spearman 0.31 [0.25, 0.37], n = 1,200"
+    assert len(axes.collections[0].get_offsets()) == 119
+    assert len(axes.lines[0].get_xdata()) == 4
+
+
+def score_frame():
+    rows = [
+        {
+            "task": task,
+            "pruner": pruner,
+            "retained": share,
+            "mean": 0.9 * share,
+            "low": 0.8 * share,
+            "high": share,
+        }
+        for task, pruners in (("color", ["codebook", "random"]), ("count", ["random"]))
+        for pruner in pruners
+        for share in (1.0, 0.1, 0.5)
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_scores_are_lines_over_the_retained_share_with_bands(axes):
+    frame = score_frame().query("task == 'color'")
+    figures.score_against_retained(axes, frame, reference=0.95, chance=0.5)
+    lines = {line.get_label(): line for line in axes.lines}
+    assert list(lines) == ["all tokens", "guessing", "codebook", "random"]
+    assert lines["codebook"].get_xdata().tolist() == [0.1, 0.5, 1.0]
+    assert lines["codebook"].get_ydata().tolist() == pytest.approx([0.09, 0.45, 0.9])
+    assert set(lines["all tokens"].get_ydata()) == {0.95}
+    assert len(axes.collections) == 2
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["10%", "20%", "50%", "100%"]
+
+
+@pytest.mark.parametrize("share", [0.0, 1.2])
+def test_shares_outside_zero_to_one_are_refused(axes, share):
+    frame = score_frame().assign(retained=share)
+    with pytest.raises(ParameterError, match="fractions above 0, up to 1"):
+        figures.score_against_retained(axes, frame)
+
+
+def test_a_method_keeps_its_colour_where_others_are_missing():
+    figure = figures.score_grid(score_frame(), references={"color": 0.9}, chances={"count": 0.25})
+    first, second = (on for on in figure.axes if on.get_visible())
+    colour = {line.get_label(): line.get_color() for line in first.lines}["random"]
+    assert {line.get_label(): line.get_color() for line in second.lines}["random"] == colour
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        "all tokens",
+        "codebook",
+        "random",
+        "guessing",
+    ]
+    assert (first.get_title(loc="left"), second.get_title(loc="left")) == ("color", "count")
+
+
+def test_an_order_that_misses_a_method_is_refused(axes):
+    with pytest.raises(ParameterError, match=r"a list that holds \['random'\] too"):
+        figures.score_against_retained(axes, score_frame(), order=["codebook"])
+
+
+def test_interval_plot_lists_rows_from_the_top(axes):
+    frame = pd.DataFrame(
+        {"signal": ["top1", "something else"], "value": [0.8, 0.4], "low": [0.7, 0.3], "high": [0.9, 0.5]}
+    )
+    figures.interval_plot(axes, frame, reference=0.5, xlabel="area")
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == [
+        "single-token probability",
+        "something else",
+    ]
+    assert axes.get_ylim() == (1.5, -0.5)
+    assert list(axes.lines[1].get_xdata()) == [0.7, 0.9]
+
+
+def test_gallery_shows_every_patch_with_its_caption(image):
+    patches = [[figures.crop_patch(image, i, GRID) for i in range(n)] for n in (3, 2)]
+    figure = figures.patches_gallery(patches, ["first", "second"], [["a", "b", "c"], ["d", "e"]])
+    shown = [on for on in figure.axes if on.images]
+    assert [on.get_xlabel() for on in shown] == ["a", "b", "c", "d", "e"]
+    assert figure.axes[0].get_ylabel() == "first"
+    with pytest.raises(ParameterError, match="captions: got '1 rows'; accepted: one a row of patches: 2"):
+        figures.patches_gallery(patches, captions=[["a"]])
+    with pytest.raises(ParameterError, match="at least one patch"):
+        figures.patches_gallery([])
+
+
+def test_crop_patch_cuts_the_tokens_own_pixels(image):
+    pixels = np.asarray(image) / 255
+    assert (figures.crop_patch(image, 6, GRID) == pixels[8:16, 16:24]).all()
+    with_margin = figures.crop_patch(image, 0, GRID, margin=1)
+    assert with_margin.shape == (24, 24, 3)
+    assert (with_margin[8:, 8:] == pixels[:16, :16]).all()
+    assert (with_margin[:8, :8] == pixels[0, 0]).all()  # beyond the border: the edge, repeated
+    with pytest.raises(ParameterError, match="position: got 12; accepted: 0 to 11"):
+        figures.crop_patch(image, 12, GRID)
+
+
+def test_signals_keep_label_and_colour_by_prefix():
+    assert figures.signal_label("region_textbook") == figures.signal_label("region")
+    assert figures.signal_color("cls_attention") != figures.signal_color("cls_similarity")
+    assert figures.signal_label("made_up") == "made up"
+
+
+def test_colours_of_signals_differ():
+    colours = [color for _, color in figures.SIGNALS.values()]
+    assert len(set(colours)) == len(colours)
