@@ -68,8 +68,8 @@ def yes_no_scores(predictions: Sequence[str], answers: Sequence[str]) -> dict[st
     Returns
     -------
     dict
-        ``n``; ``accuracy``, ``precision``, ``recall``, ``f1`` and ``yes_share`` in [0, 1] (the share answered yes
-        is near 0.5 on POPE's balanced questions unless the model leans); ``n_neither``, the answers that hold
+        ``n``; ``accuracy``, ``precision``, ``recall``, ``f1`` and ``yes_share`` in [0, 1] (the share answered
+        yes is near 0.5 on balanced questions unless the model leans); ``n_neither``, the answers that hold
         neither word. A ratio with nothing below it is 0.
 
     Raises
