@@ -38,9 +38,23 @@ SIGNALS = {
     "global": ("global divergence (nats)", CYCLE[3]),
     "cls_similarity": ("similarity to [CLS]", CYCLE[4]),
     "cls_attention": ("[CLS] attention", CYCLE[5]),
-    "coverage": ("covered by objects", CYCLE[7]),
+    "object_coverage": ("covered by objects", CYCLE[7]),
+    "influence": ("combined influence (nats)", CYCLE[6]),
+    "recognised": ("share recognised", "#8c2d04"),
+    "entropy": ("entropy (nats)", "#5e3c99"),
+    "certainty": ("certainty (minus entropy)", "#5e4fa2"),
+}
+# Columns that need a label of their own, in the colour of their signal.
+LABELS = {
+    "attention_last": "attention of the last prompt token",
+    "attention_question": "attention of the question",
+    "cls_rank": "rank by similarity to [CLS]",
+    "region_divergence_textbook": "region divergence, textbook (nats)",
+    "global_divergence_textbook": "global divergence, textbook (nats)",
+    "region_entropy": "entropy of the window (nats)",
 }
 _SEQUENTIAL = "viridis"
+_DIVERGING = "PuOr_r"
 _TINT = sns.light_palette("#e08a00", as_cmap=True)
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
@@ -87,7 +101,7 @@ def use_style() -> None:
 
 def signal_label(column: str) -> str:
     """Return the axis label of a signal's column; the column's own name where it is not a known signal."""
-    return _signal(column, column, INK)[0]
+    return LABELS.get(column) or _signal(column, column, INK)[0]
 
 
 def signal_color(column: str) -> str:
@@ -520,6 +534,102 @@ def interval_plot(
     axes.xaxis.grid(True)
     axes.set_xlabel(xlabel, loc="right")
     return axes
+
+
+def mean_with_band(
+    axes: Axes,
+    frame: pd.DataFrame,
+    x: str,
+    signal: str = "",
+    *,
+    mean: str = "mean",
+    label: str = "",
+    color: str | None = None,
+    marker: str | None = None,
+) -> Axes:
+    """Draw a mean with its interval over the values of one column, such as ranks, layers or classes.
+
+    Parameters
+    ----------
+    axes : matplotlib.axes.Axes
+        Where to draw; several calls draw several lines.
+    frame : pandas.DataFrame
+        One row a value of `x`, in order, with `mean`, ``low`` and ``high``, as `rcblib.statistics.mean_table` makes it.
+    x : str
+        Column along the axis; values that are no numbers are evenly spaced.
+    signal : str
+        Signal whose label the y axis and whose colour the line gets.
+    mean : str
+        Column with the mean.
+    label : str
+        Name of the line, for a legend.
+    color : str, optional
+        Colour, in place of the signal's.
+    marker : str, optional
+        Marker of the points; by default up to 40 points get one.
+    """
+    _need_columns(frame, [x, mean, "low", "high"])
+    color = color or signal_color(signal)
+    places = frame[x] if pd.api.types.is_numeric_dtype(frame[x]) else np.arange(len(frame))
+    marker = marker or ("o" if len(frame) <= 40 else "")
+    axes.plot(places, frame[mean], color=color, marker=marker, label=label or None)
+    axes.fill_between(places, frame["low"], frame["high"], color=color, alpha=0.2, linewidth=0)
+    if places is not frame[x]:
+        axes.set_xticks(places, [str(value) for value in frame[x]])
+    axes.set_xlabel(signal_label(x).replace("_", " "))
+    if signal:
+        axes.set_ylabel(signal_label(signal))
+    axes.yaxis.grid(True)
+    return axes
+
+
+def correlation_matrix(
+    axes: Axes,
+    lower: pd.DataFrame,
+    upper: pd.DataFrame | None = None,
+    *,
+    labels: Mapping[str, str] | None = None,
+) -> Axes:
+    """Draw correlations of pairs of signals as a matrix: the values, beneath them the intervals.
+
+    Parameters
+    ----------
+    axes : matplotlib.axes.Axes
+        Where to draw; about 0.85 inches a signal keep the numbers apart.
+    lower : pandas.DataFrame
+        One row a pair: ``first``, ``second``, ``value``, ``low``, ``high``. Signals appear in the order in which the
+        pairs name them.
+    upper : pandas.DataFrame, optional
+        The same pairs by another coefficient, drawn above the diagonal.
+    labels : Mapping, optional
+        Column to label, in place of `signal_label`.
+    """
+    for frame in (lower, *([upper] if upper is not None else [])):
+        _need_columns(frame, ["first", "second", "value", "low", "high"])
+    names = list(dict.fromkeys([*lower["first"], *lower["second"]]))
+    place = {name: number for number, name in enumerate(names)}
+    cells = np.full((len(names), len(names)), np.nan)
+    for frame, is_lower in ((lower, True), (upper, False)):
+        for row in frame.to_dict("records") if frame is not None else []:
+            ends = sorted((place[row["first"]], place[row["second"]]), reverse=is_lower)
+            cells[tuple(ends)] = row["value"]
+            if np.isfinite(row["value"]):
+                _write_interval(axes, ends, row)
+    axes.imshow(np.ma.masked_invalid(cells), cmap=_DIVERGING, vmin=-1, vmax=1, aspect="auto")
+    written = [(labels or {}).get(name, signal_label(name)) for name in names]
+    axes.set_xticks(range(len(names)), written, rotation=40, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(names)), written)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    return axes
+
+
+def _write_interval(axes: Axes, cell: Sequence[int], row: Mapping[str, float]) -> None:
+    """Write a value and, smaller, its interval into the cell (row, column) of a matrix."""
+    color = "white" if abs(row["value"]) > 0.65 else INK
+    middle = dict(ha="center", va="center", color=color)
+    axes.text(cell[1], cell[0] - 0.14, f"{row['value']:.2f}", fontsize=8.5, **middle)
+    axes.text(cell[1], cell[0] + 0.22, f"{row['low']:.2f}, {row['high']:.2f}", fontsize=6, **middle)
 
 
 def patches_gallery(

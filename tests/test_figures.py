@@ -264,3 +264,62 @@ def test_signals_keep_label_and_colour_by_prefix():
 def test_colours_of_signals_differ():
     colours = [color for _, color in figures.SIGNALS.values()]
     assert len(set(colours)) == len(colours)
+
+
+def test_columns_with_a_label_of_their_own_keep_their_signals_colour():
+    assert figures.signal_label("region_divergence_textbook") != figures.signal_label("region_divergence")
+    assert figures.signal_color("region_divergence_textbook") == figures.signal_color("region_divergence")
+    assert set(figures.LABELS).isdisjoint(figures.SIGNALS)
+
+
+def means(**columns):
+    return pd.DataFrame(columns).assign(low=lambda rows: rows["mean"] - 1, high=lambda rows: rows["mean"] + 2)
+
+
+def test_a_mean_over_numbers_has_its_band(axes):
+    figures.mean_with_band(
+        axes, means(cls_rank=[1, 5, 9], mean=[3.0, 2.0, 1.0]), "cls_rank", "top1_probability"
+    )
+    (line,) = axes.lines
+    assert line.get_xydata().tolist() == [[1, 3], [5, 2], [9, 1]]
+    band = axes.collections[0].get_paths()[0].vertices
+    assert (band[:, 1].min(), band[:, 1].max()) == (0, 5)
+    assert axes.get_ylabel() == figures.signal_label("top1_probability")
+    assert axes.get_xlabel() == figures.signal_label("cls_rank")
+    assert line.get_color() == figures.signal_color("top1_probability")
+
+
+def test_a_mean_over_classes_is_evenly_spaced_and_named(axes):
+    frame = means(covered=pd.Categorical(["none", "all"]), mean=[0.0, 1.0])
+    figures.mean_with_band(axes, frame, "covered", label="first")
+    figures.mean_with_band(axes, frame, "covered", label="second", color="#000000")
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["none", "all"]
+    assert axes.lines[1].get_xdata().tolist() == [0, 1]
+    assert axes.get_legend_handles_labels()[1] == ["first", "second"]
+    with pytest.raises(ParameterError, match="high"):
+        figures.mean_with_band(axes, frame.drop(columns="high"), "covered")
+
+
+def pairs(*rows):
+    return pd.DataFrame(rows, columns=["first", "second", "value", "low", "high"])
+
+
+def test_correlations_fill_one_half_each(axes):
+    lower = pairs(
+        ("a", "b", 0.9, 0.8, 0.95), ("a", "c", -0.2, -0.3, -0.1), ("b", "c", np.nan, np.nan, np.nan)
+    )
+    upper = pairs(("a", "b", 0.7, 0.6, 0.8), ("c", "a", -0.1, -0.2, 0.0))
+    figures.correlation_matrix(axes, lower, upper, labels={"a": "first signal"})
+    cells = axes.images[0].get_array()
+    assert (cells[1, 0], cells[2, 0], cells[0, 1], cells[0, 2]) == (0.9, -0.2, 0.7, -0.1)
+    assert np.ma.getmaskarray(cells)[[0, 1, 2, 2], [0, 1, 1, 2]].all()
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["first signal", "b", "c"]
+    written = {text.get_text(): text.get_position() for text in axes.texts}
+    assert len(written) == 8
+    assert round(written["0.90"][0]) == 0 and round(written["0.90"][1]) == 1
+    assert round(written["0.60, 0.80"][0]) == 1 and round(written["0.60, 0.80"][1]) == 0
+
+
+def test_correlations_need_their_intervals(axes):
+    with pytest.raises(ParameterError, match="low"):
+        figures.correlation_matrix(axes, pairs(("a", "b", 0.9, 0.8, 0.95)).drop(columns="low"))
