@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from numbers import Real
 
 import torch
@@ -149,6 +150,45 @@ def keep_indices(
     if n_dropped == 0:
         return torch.arange(n_tokens, device=scores.device)
     return torch.nonzero(scores < scores.topk(n_dropped).values[-1]).flatten()
+
+
+def calibrate_max_similarity(scores: Sequence[torch.Tensor], retain_ratio: float) -> float:
+    """Find the cut-off that retains a share of the tokens on average over some images.
+
+    Parameters
+    ----------
+    scores : sequence of torch.Tensor
+        ``(n_tokens,)`` for each image (or tile, or frame), from `redundancy_scores` with ``max_cosine``. Images of
+        different size weigh the same.
+    retain_ratio : float
+        Mean share of an image's tokens to retain, in (0, 1).
+
+    Returns
+    -------
+    float
+        For `keep_indices` as ``max_similarity``: halfway between the scores on either side of the cut, where tokens
+        below it first make up at least that share (equal scores stay together); 1 where nothing is above.
+
+    Raises
+    ------
+    ParameterError
+        If there are no scores, they are not finite, or the share is out of range.
+    """
+    if not isinstance(retain_ratio, Real) or not 0 < retain_ratio < 1:
+        raise ParameterError("retain_ratio", retain_ratio, "a number above 0 and below 1")
+    scores = list(scores)
+    if not scores or not all(len(each) for each in scores):
+        raise ParameterError("scores", f"{len(scores)} images", "at least one image, each with a score")
+    for each in scores:
+        check_features("scores", each, "(n_tokens,)")
+    pooled = torch.cat([each.double().cpu() for each in scores])
+    weights = torch.cat([torch.full((len(each),), 1 / len(each), dtype=torch.float64) for each in scores])
+    ordered, order = pooled.sort(stable=True)
+    shares = weights[order].cumsum(0) / len(scores)  # retained by a cut-off just above each score
+    n_below = int((shares < retain_ratio - 1e-9).sum()) + 1
+    last = ordered[n_below - 1]
+    above = ordered[ordered > last]
+    return float((last + above[0]) / 2) if len(above) else 1.0
 
 
 def _check_range(parameter: str, value: object, low: float, high: float) -> None:

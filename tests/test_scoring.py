@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rcblib.records import CodebookError, ParameterError
-from rcblib.scoring import RULES, keep_indices, redundancy_scores
+from rcblib.scoring import RULES, calibrate_max_similarity, keep_indices, redundancy_scores
 
 TOKENS = torch.tensor([[3.0, 0.0], [0.0, 2.0], [1.0, 1.0], [-1.0, 0.0], [0.0, 0.0]])
 PROTOTYPES = torch.tensor([[5.0, 0.0], [0.0, 0.1]])
@@ -243,3 +243,37 @@ def test_a_cosine_cut_off_does_not_go_with_softmax_rules(rule):
 def test_bad_scores_are_refused(scores):
     with pytest.raises(ParameterError, match="^scores: got"):
         keep_indices(scores, retain_ratio=0.5)
+
+
+def test_calibration_of_known_scores():
+    scores = [torch.tensor([0.1, 0.9, 0.5, 0.7]), torch.tensor([0.2, 0.6, 0.8, 0.4])]
+    assert calibrate_max_similarity(scores, 0.25) == pytest.approx(0.3)  # 0.1 and 0.2 of eight stay
+    assert calibrate_max_similarity(scores, 0.3) == pytest.approx(0.45)  # 0.25 would be too few
+    assert calibrate_max_similarity(scores, 0.999) == 1.0
+
+
+def test_calibration_weighs_images_the_same():
+    # Retaining the one token of the first image is half of what there is on average.
+    scores = [torch.tensor([0.0]), torch.linspace(0.5, 0.9, 10)]
+    assert calibrate_max_similarity(scores, 0.5) == pytest.approx(0.25)
+
+
+def test_calibration_keeps_equal_scores_together():
+    cut = calibrate_max_similarity([torch.tensor([0.0, 0.5, 0.5, 0.5, 1.0])], 0.3)
+    assert cut == pytest.approx(0.75)
+
+
+@pytest.mark.parametrize("retain_ratio", [0.05, 0.2, 0.5, 0.9])
+def test_calibrated_cut_off_retains_the_share(retain_ratio):
+    scores = [random_tensor(seed, 144).tanh() for seed in range(12)]
+    cut = calibrate_max_similarity(scores, retain_ratio)
+    kept = [len(keep_indices(each, max_similarity=cut)) / 144 for each in scores]
+    assert sum(kept) / 12 == pytest.approx(retain_ratio, abs=1 / (12 * 144))
+
+
+def test_calibration_needs_scores_and_a_share():
+    for scores, share in [([], 0.2), ([torch.zeros(0)], 0.2), ([torch.ones(3)], 0), ([torch.ones(3)], 1)]:
+        with pytest.raises(ParameterError):
+            calibrate_max_similarity(scores, share)
+    with pytest.raises(ParameterError, match="scores"):
+        calibrate_max_similarity([torch.tensor([math.nan, 1.0])], 0.5)
