@@ -206,6 +206,48 @@ def paired_ratio(
     return _bootstrap(ratio, len(first), n_clusters, generator, n_resamples, level, n_columns=n_clusters)
 
 
+def mean_of_ratios(
+    first: Sequence[float],
+    second: Sequence[float],
+    groups: Sequence[Any],
+    clusters: Sequence[Any] | None = None,
+    *,
+    generator: np.random.Generator,
+    n_resamples: int = 2000,
+    level: float = 0.95,
+) -> Estimate:
+    """Estimate the mean over groups of mean(first) / mean(second), such as the relative score over tasks.
+
+    Every group weighs the same, however many items it has. A resample draws whole clusters, with the items that
+    they have in any group. The value is NaN where mean(second) of a group is 0; resamples in which that happens,
+    or which hold nothing of a group, are left out.
+
+    Parameters
+    ----------
+    first, second : array_like
+        ``(n,)`` scores of the same n items, in the same order.
+    groups : array_like
+        ``(n,)`` label of the group (task) of each item.
+    clusters, generator, n_resamples, level
+        As in `mean_interval`.
+    """
+    first, second = _pair(first, second, "first", "second")
+    groups = np.asarray(groups)
+    if groups.shape != first.shape:
+        raise ParameterError("groups", f"shape {groups.shape}", f"one label a value: {first.shape}")
+    codes, n_clusters = _cluster_codes(clusters, len(first))
+    members = [groups == label for label in np.unique(groups)]
+    above, below = (
+        np.stack([np.bincount(codes[rows], weights=values[rows], minlength=n_clusters) for rows in members])
+        for values in (first, second)
+    )
+
+    def mean_ratio(counts: np.ndarray) -> np.ndarray:
+        return _divide(counts @ above.T, counts @ below.T).mean(axis=1)
+
+    return _bootstrap(mean_ratio, len(first), n_clusters, generator, n_resamples, level, n_columns=n_clusters)
+
+
 def wilson_interval(n_successes: int, n: int, level: float = 0.95) -> Estimate:
     """Estimate a proportion with the Wilson score interval, for independent trials.
 

@@ -14,6 +14,7 @@ from rcblib.statistics import (
     Estimate,
     kendall,
     mean_interval,
+    mean_of_ratios,
     mean_table,
     paired_difference,
     paired_ratio,
@@ -140,6 +141,34 @@ def test_paired_ratio_of_known_means(generator):
 def test_paired_ratio_to_zero_is_undefined(generator):
     estimate = paired_ratio([1.0, 0.0], [0.0, 0.0], generator=generator)
     assert np.isnan([estimate.value, estimate.low, estimate.high]).all()
+
+
+def test_mean_of_ratios_weighs_groups_the_same(generator):
+    first, second = [1, 0, 0, 0, 1], [1, 1, 1, 1, 1]
+    estimate = mean_of_ratios(first, second, ["a", "a", "a", "a", "b"], generator=generator)
+    assert estimate.value == pytest.approx((0.25 + 1.0) / 2)
+    assert (estimate.n, estimate.n_clusters) == (5, 5)
+
+
+def test_mean_of_ratios_of_one_group_is_the_paired_ratio():
+    first, second, clusters = [1.0, 0, 1, 1, 0, 1], [1.0, 1, 1, 0, 1, 1], [0, 0, 1, 1, 2, 2]
+    one = paired_ratio(first, second, clusters, generator=np.random.default_rng(3))
+    other = mean_of_ratios(first, second, [7] * 6, clusters, generator=np.random.default_rng(3))
+    assert one == other
+
+
+def test_mean_of_ratios_draws_whole_clusters_across_groups(generator):
+    # Each cluster has one item in either group, and their ratios cancel: every resample has a mean of 0.5.
+    first, groups, clusters = [1, 0, 0, 1] * 5, ["a", "b"] * 10, np.repeat(np.arange(10), 2)
+    estimate = mean_of_ratios(first, [1] * 20, groups, clusters, generator=generator)
+    assert (estimate.value, estimate.low, estimate.high) == (0.5, 0.5, 0.5)
+
+
+def test_mean_of_ratios_needs_a_score_in_every_group(generator):
+    estimate = mean_of_ratios([1, 1, 1], [1, 1, 0], ["a", "a", "b"], generator=generator)
+    assert np.isnan(estimate.value)
+    with pytest.raises(ParameterError, match="groups"):
+        mean_of_ratios([1, 1], [1, 1], ["a"], generator=generator)
 
 
 def test_wilson_interval_known_answers():
