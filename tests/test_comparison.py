@@ -1,0 +1,144 @@
+"""Check summaries of evaluations against numbers worked out by hand."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from rcblib.comparison import (
+    ALL_TASKS,
+    advantage_table,
+    average_seeds,
+    guessing_scores,
+    relative_score,
+    relative_table,
+    score_table,
+)
+from rcblib.records import ParameterError
+
+
+@pytest.fixture
+def generator():
+    return np.random.default_rng(5)
+
+
+def answers(method, scores, ratio=np.nan, cut=np.nan, seed=pd.NA, n_retained=10):
+    """Write rows as `evaluate_grid` does: four questions on images 1 and 2, tasks a, a, b, b."""
+    frame = pd.DataFrame(
+        {
+            "method": method,
+            "retain_ratio": ratio,
+            "max_similarity": cut,
+            "seed": pd.array([seed] * 4, dtype="Int64"),
+            "image_id": [1, 2, 1, 2],
+            "task": ["a", "a", "b", "b"],
+            "subset": "",
+            "question": ["one?", "one?", "two?", "two?"],
+            "answer": ["x", "y", "z", "Z."],
+            "score": np.array(scores, dtype=float),
+            "n_visual_tokens": 100,
+            "n_retained": n_retained,
+        }
+    )
+    return frame
+
+
+@pytest.fixture
+def frame():
+    return pd.concat(
+        [
+            answers("all tokens", [1, 1, 1, 0], 1.0, n_retained=100),
+            answers("random", [1, 0, 0, 0], 0.1, seed=0),
+            answers("random", [0, 0, 1, 0], 0.1, seed=1),
+            answers("codebook", [1, 1, 0, 1], 0.1),
+            answers("codebook", [1, 1, 1, 1], 0.5, n_retained=50),
+            answers("cut-off", [1, 1, 0, 0], cut=0.4, n_retained=[5, 15, 5, 15]),
+        ],
+        ignore_index=True,
+    )
+
+
+def test_seeds_are_averaged_question_by_question(frame):
+    averaged = average_seeds(frame)
+    assert len(averaged) == 5 * 4
+    random = averaged[averaged["method"] == "random"]
+    assert random["score"].tolist() == [0.5, 0.0, 0.5, 0.0]
+    assert random["task"].tolist() == ["a", "a", "b", "b"]
+    assert averaged[averaged["method"] == "cut-off"]["retained"].tolist() == [0.05, 0.15, 0.05, 0.15]
+
+
+def test_a_missing_column_is_named(frame):
+    with pytest.raises(ParameterError, match="n_retained"):
+        average_seeds(frame.drop(columns="n_retained"))
+
+
+def test_scores_of_each_setting_and_task(frame, generator):
+    table = score_table(average_seeds(frame), generator=generator).set_index(
+        ["method", "retain_ratio", "task"]
+    )
+    assert table.loc[("random", 0.1, "a"), "mean"] == 0.25
+    assert table.loc[("codebook", 0.5, "b"), "mean"] == 1.0
+    row = table.loc[("all tokens", 1.0, "b")]
+    assert (row["mean"], row["low"], row["high"]) == (0.5, 0.0, 1.0)
+    assert (row["n"], row["n_images"], row["retained"]) == (2, 2, 1.0)
+    assert table.index.get_level_values("method").unique().tolist() == [
+        "all tokens",
+        "random",
+        "codebook",
+        "cut-off",
+    ]
+
+
+def test_relative_scores_divide_by_the_reference_on_the_same_questions(frame, generator):
+    frame.loc[frame["method"] == "all tokens", "score"] = [1.0, 1.0, 1.0, 0.5]
+    table = relative_table(average_seeds(frame), generator=generator)
+    assert "all tokens" not in set(table["method"])
+    by = table.set_index(["method", "task"])["mean"]
+    assert by["random", "a"].item() == 0.25
+    assert by["random", "b"].item() == pytest.approx(0.25 / 0.75)
+    assert by["random", ALL_TASKS].item() == pytest.approx((0.25 + 0.25 / 0.75) / 2)
+    assert by["cut-off", ALL_TASKS].item() == 0.5
+    assert table.set_index(["method", "task"]).loc[
+        ("cut-off", ALL_TASKS), "retained"
+    ].item() == pytest.approx(0.1)
+
+
+def test_one_relative_score_agrees_with_the_table(frame, generator):
+    averaged = average_seeds(frame)
+    estimate = relative_score(averaged, "codebook", 0.1, generator=generator)
+    assert estimate.value == pytest.approx((2 / 2 + 1 / 1) / 2)
+    assert (estimate.n, estimate.n_clusters) == (4, 2)
+    with pytest.raises(ParameterError, match="setting"):
+        relative_score(averaged, "codebook", 0.2, generator=generator)
+
+
+def test_a_task_that_the_reference_fails_is_left_out(frame, generator):
+    frame.loc[(frame["method"] == "all tokens") & (frame["task"] == "b"), "score"] = 0.0
+    table = relative_table(average_seeds(frame), generator=generator)
+    assert set(table["task"]) == {"a"}
+
+
+def test_advantages_are_differences_at_the_same_budget(frame, generator):
+    table = advantage_table(average_seeds(frame), "codebook", ["random", "cut-off"], generator=generator)
+    assert table[["other", "retain_ratio"]].values.tolist() == [["random", 0.1]]
+    row = table.iloc[0]
+    assert row["mean"] == pytest.approx(((1 - 0.25) + (0.5 - 0.25)) / 2)
+    assert row["low"] <= row["mean"] <= row["high"]
+
+
+def test_questions_must_be_the_same(frame, generator):
+    averaged = average_seeds(frame)
+    without = averaged[~((averaged["method"] == "all tokens") & (averaged["task"] == "b"))]
+    with pytest.raises(ParameterError, match="2 questions without all tokens"):
+        relative_score(without, "codebook", 0.1, generator=generator)
+    with pytest.raises(ParameterError, match="one setting"):
+        relative_table(averaged, generator=generator, reference="codebook")
+
+
+def test_guessing_takes_the_most_frequent_answer():
+    questions = pd.DataFrame(
+        {
+            "task": ["a", "a", "a", "caption", "b", "b"],
+            "answer": ["Two", "2", "three", "a dog", "yes", "no"],
+        }
+    )
+    assert guessing_scores(questions) == {"a": pytest.approx(2 / 3), "b": 0.5}
