@@ -270,6 +270,36 @@ def _numbers(estimate: Estimate) -> dict[str, float]:
     return {name: getattr(estimate, name) for name in ("value", "low", "high", "n", "n_clusters")}
 
 
+def as_estimates(table: pd.DataFrame, names: Iterable[str]) -> dict[str, Estimate]:
+    """Turn the rows of a `correlation_table` or `area_table` into estimates, under the names given, in order.
+
+    Raises
+    ------
+    ParameterError
+        If there are not as many names as rows.
+    """
+    names = list(names)
+    if len(names) != len(table):
+        raise ParameterError("names", f"{len(names)} names", f"one a row: {len(table)}")
+    columns = ["value", "low", "high", "n", "n_clusters"]
+    rows = table[columns].itertuples(index=False, name=None)
+    return {name: Estimate(*row) for name, row in zip(names, rows, strict=True)}
+
+
+def side(estimate: Estimate, reference: float) -> str:
+    """Say on which side of a reference an estimate lies, so that prose can follow what was measured.
+
+    Returns
+    -------
+    str
+        ``"above"`` or ``"below"`` where the whole interval is, ``"undecided"`` where it contains the reference or
+        the estimate is undefined.
+    """
+    if estimate.low > reference:
+        return "above"
+    return "below" if estimate.high < reference else "undecided"
+
+
 def window_mean(frame: pd.DataFrame, column: str, grid: tuple[int, int]) -> pd.Series:
     """Average a column over the window of nine grid cells around every position.
 

@@ -8,6 +8,7 @@ from rcblib.geometry import window
 from rcblib.records import ParameterError, Sample, SceneObject
 from rcblib.signals import (
     area_table,
+    as_estimates,
     attention_columns,
     available,
     correlation_table,
@@ -17,9 +18,11 @@ from rcblib.signals import (
     most_influential,
     on_grid,
     recognised,
+    side,
     window_mean,
     with_mean_attention,
 )
+from rcblib.statistics import Estimate
 
 
 def generator(seed=0):
@@ -202,6 +205,25 @@ def test_areas_of_a_perfect_a_reversed_and_an_unrelated_signal():
     found = area_table(frame, ["signal", "opposite", "other"], positive, generator=generator())
     assert found["value"].tolist()[:2] == [1, 0]
     assert found["low"][2] < 0.5 < found["high"][2]
+
+
+def test_rows_of_a_table_are_read_back_as_estimates():
+    frame = table(n_images=4)
+    found = correlation_table(frame, [("signal", "other"), ("other", "signal")], generator=generator())
+    estimates = as_estimates(found, ["one", "two"])
+    assert list(estimates) == ["one", "two"]
+    assert estimates["one"].value == found["value"][0]
+    assert estimates["one"].as_result()["interval"] == [found["low"][0], found["high"][0]]
+    with pytest.raises(ParameterError, match="3 names"):
+        as_estimates(found, "abc")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [(0.6, 0.8, "above"), (0.1, 0.4, "below"), (0.5, 0.8, "undecided"), (np.nan, np.nan, "undecided")],
+)
+def test_an_estimate_lies_on_a_side_only_with_its_whole_interval(low, high, expected):
+    assert side(Estimate((low + high) / 2, low, high, 10, 5), 0.5) == expected
 
 
 def test_window_means_are_those_of_the_shifted_windows():
