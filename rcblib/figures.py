@@ -632,6 +632,163 @@ def _write_interval(axes: Axes, cell: Sequence[int], row: Mapping[str, float]) -
     axes.text(cell[1], cell[0] + 0.22, f"{row['low']:.2f}, {row['high']:.2f}", fontsize=6, **middle)
 
 
+def funnel(axes: Axes, counts: Mapping[str, int]) -> Axes:
+    """Draw how many remain after each stage of a selection: one bar a stage, first on top, on a logarithmic axis.
+
+    Parameters
+    ----------
+    axes : matplotlib.axes.Axes
+        Where to draw.
+    counts : Mapping
+        Stage to what remains, in order; each number is written with its share of the first.
+    """
+    names, values = list(counts), np.array(list(counts.values()))
+    if not len(values) or (values < 1).any():
+        raise ParameterError("counts", dict(counts), "at least one stage, each with a count of 1 or more")
+    axes.barh(range(len(values)), values, color=ACCENT, height=0.62)
+    for line, value in enumerate(values):
+        share = f" ({value / values[0]:.1%})" if line else ""
+        axes.annotate(f"{value:,}{share}", (value, line), (4, 0), textcoords="offset points", va="center")
+    axes.set_xscale("log")
+    axes.set_xlim(min(1, values.min()), values.max() * 12)
+    axes.set_yticks(range(len(values)), names)
+    axes.set_ylim(len(values) - 0.5, -0.5)
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    return axes
+
+
+def histograms(
+    axes: Axes,
+    groups: Mapping[str, Sequence[float]],
+    *,
+    label: str = "",
+    bins: int | Sequence[float] = 40,
+    cuts: Mapping[str, float] | None = None,
+) -> Axes:
+    """Compare the distributions of groups: outlines of equal area, each filled faintly in its own colour.
+
+    Parameters
+    ----------
+    axes : matplotlib.axes.Axes
+        Where to draw.
+    groups : Mapping
+        Name to values; the legend states how many there are.
+    label : str
+        What the values are, with unit.
+    bins : int or sequence of float
+        Bins over the range of all groups together, or their edges.
+    cuts : Mapping, optional
+        Name to a value that is marked by a vertical line, such as a threshold.
+    """
+    if not groups or not all(len(values) for values in groups.values()):
+        raise ParameterError("groups", list(groups), "at least one group, each with values")
+    edges = np.histogram_bin_edges(np.concatenate([np.asarray(values) for values in groups.values()]), bins)
+    for number, (name, values) in enumerate(groups.items()):
+        color = CYCLE[number % len(CYCLE)]
+        shares = np.histogram(values, edges)[0] / len(values)
+        axes.stairs(shares, edges, color=color, alpha=0.18, fill=True)
+        axes.stairs(shares, edges, color=color, linewidth=1.4, label=f"{name} (n = {len(values):,})")
+    for number, (name, value) in enumerate((cuts or {}).items()):
+        axes.axvline(value, color=INK, linewidth=1.1, linestyle=("--", ":", "-.")[number % 3], label=name)
+    axes.set_xlabel(label)
+    axes.set_ylabel("share of the group, a bin")
+    axes.legend()
+    return axes
+
+
+def grouped_scatter(
+    axes: Axes,
+    groups: Mapping[str, np.ndarray],
+    *,
+    highlight: str | None = None,
+    labels: tuple[str, str] | None = None,
+) -> Axes:
+    """Scatter groups of points in the plane, each in its own colour; without labels, also without ticks.
+
+    Parameters
+    ----------
+    axes : matplotlib.axes.Axes
+        Where to draw.
+    groups : Mapping
+        Name to points ``(n, 2)``; the legend states how many there are.
+    highlight : str, optional
+        Group drawn on top with large, outlined markers.
+    labels : tuple of str, optional
+        What the two axes are; ``None`` for an embedding whose axes mean nothing.
+    """
+    n_all = sum(map(len, groups.values()))
+    alpha = float(np.clip(900 / max(n_all, 1), 0.08, 0.7))
+    for number, (name, points) in enumerate(groups.items()):
+        points = np.asarray(points)
+        if points.ndim != 2 or points.shape[1] != 2:
+            raise ParameterError(f"groups[{name!r}]", f"shape {points.shape}", "points (n, 2)")
+        on_top = name == highlight
+        drawn = axes.scatter(
+            *points.T,
+            s=30 if on_top else 9,
+            color=CYCLE[number % len(CYCLE)],
+            alpha=0.95 if on_top else alpha,
+            linewidth=0.6 if on_top else 0,
+            edgecolor="black" if on_top else "none",
+            marker="X" if on_top else "o",
+            zorder=3 if on_top else 2,
+            rasterized=True,
+        )
+        axes.scatter(
+            [],
+            [],
+            s=30,
+            color=CYCLE[number % len(CYCLE)],
+            linewidth=drawn.get_linewidth()[0],
+            edgecolor="black" if on_top else "none",
+            marker="X" if on_top else "o",
+            label=f"{name} (n = {len(points):,})",
+        )
+    if labels is None:
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+    else:
+        axes.set(xlabel=labels[0], ylabel=labels[1])
+    axes.legend()
+    return axes
+
+
+def grid_map(
+    axes: Axes,
+    values: Sequence[float],
+    grid: tuple[int, int],
+    *,
+    label: str = "",
+    limits: tuple[float, float] | None = None,
+) -> Axes:
+    """Draw one value a grid cell, without an image: a quantity by position over many images.
+
+    Parameters
+    ----------
+    axes : matplotlib.axes.Axes
+        Where to draw.
+    values : array_like
+        ``(n_tokens,)`` in raster order.
+    grid : tuple of int
+        ``(height, width)`` in tokens.
+    label : str
+        What the values are, with unit, beside the colour bar.
+    limits : tuple of float, optional
+        Values at the ends of the colour scale; give them to compare maps.
+    """
+    cells = _cells("values", values, grid).astype(float).reshape(grid)
+    low, high = limits if limits else (None, None)
+    drawn = axes.imshow(cells, cmap=_SEQUENTIAL, vmin=low, vmax=high)
+    bar = axes.figure.colorbar(drawn, ax=axes, fraction=0.046, pad=0.03, label=label)
+    bar.outline.set_visible(False)
+    bar.locator = MaxNLocator(5)
+    bar.update_ticks()
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+    return axes
+
+
 def patches_gallery(
     patches: Sequence[Sequence[np.ndarray]],
     row_labels: Sequence[str] | None = None,

@@ -323,3 +323,61 @@ def test_correlations_fill_one_half_each(axes):
 def test_correlations_need_their_intervals(axes):
     with pytest.raises(ParameterError, match="low"):
         figures.correlation_matrix(axes, pairs(("a", "b", 0.9, 0.8, 0.95)).drop(columns="low"))
+
+
+def test_a_funnel_counts_down_with_shares_of_the_first(axes):
+    figures.funnel(axes, {"probed": 2000, "low": 500, "kept": 3})
+    assert [bar.get_width() for bar in axes.patches] == [2000, 500, 3]
+    assert [text.get_text() for text in axes.texts] == ["2,000", "500 (25.0%)", "3 (0.1%)"]
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["probed", "low", "kept"]
+    assert axes.get_ylim()[0] > axes.get_ylim()[1]
+
+
+@pytest.mark.parametrize("counts", [{}, {"probed": 3, "kept": 0}])
+def test_a_funnel_needs_counts(axes, counts):
+    with pytest.raises(ParameterError, match="counts"):
+        figures.funnel(axes, counts)
+
+
+def test_histograms_are_shares_of_their_groups_over_common_bins(axes):
+    figures.histograms(
+        axes, {"a": [0, 0, 0, 4], "b": [4, 4]}, bins=4, label="cosine", cuts={"threshold": 1.5}
+    )
+    outlines = [patch for patch in axes.patches if not patch.get_fill()]
+    assert [patch.get_data().values.tolist() for patch in outlines] == [[0.75, 0, 0, 0.25], [0, 0, 0, 1.0]]
+    assert all(patch.get_data().edges.tolist() == [0, 1, 2, 3, 4] for patch in outlines)
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [
+        "a (n = 4)",
+        "b (n = 2)",
+        "threshold",
+    ]
+    assert axes.lines[0].get_xdata()[0] == 1.5
+
+
+def test_histograms_need_values(axes):
+    with pytest.raises(ParameterError, match="groups"):
+        figures.histograms(axes, {"a": []})
+
+
+def test_groups_of_points_are_named_and_one_lies_on_top(axes):
+    rng = np.random.default_rng(0)
+    figures.grouped_scatter(axes, {"all": rng.random((50, 2)), "chosen": [[0.5, 0.5]]}, highlight="chosen")
+    clouds = [cloud for cloud in axes.collections if len(cloud.get_offsets())]
+    assert [len(cloud.get_offsets()) for cloud in clouds] == [50, 1]
+    assert clouds[1].get_zorder() > clouds[0].get_zorder()
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["all (n = 50)", "chosen (n = 1)"]
+    assert len(axes.get_xticks()) == 0
+    figures.grouped_scatter(axes, {"all": [[0.0, 1.0]]}, labels=("p", "nats"))
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("p", "nats")
+    with pytest.raises(ParameterError, match="all"):
+        figures.grouped_scatter(axes, {"all": np.zeros((3, 3))})
+
+
+def test_grid_map_lays_values_out_in_raster_order(axes):
+    figures.grid_map(axes, np.arange(12), GRID, label="prototypes", limits=(0, 20))
+    (drawn,) = axes.images
+    assert drawn.get_array().tolist() == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+    assert drawn.get_clim() == (0, 20)
+    assert axes.figure.axes[1].get_ylabel() == "prototypes"
+    with pytest.raises(ParameterError, match="values"):
+        figures.grid_map(axes, np.arange(11), GRID)
