@@ -1,0 +1,139 @@
+"""Look at prototypes: which tokens of other images are nearest to them, and what lies under the tokens they drop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+
+from rcblib.codebook import Codebook
+from rcblib.geometry import check_features
+from rcblib.records import CodebookError, ParameterError
+
+
+def nearest_tokens(
+    codebook: Codebook, tokens: torch.Tensor, image_ids: Sequence[int | str], n_nearest: int = 8
+) -> pd.DataFrame:
+    """Find the tokens nearest to each prototype cluster, one an image at most.
+
+    Parameters
+    ----------
+    codebook : Codebook
+        Its ``metadata["clusters"]`` names the cluster of each prototype; without them all form one.
+    tokens : torch.Tensor
+        ``(n_tokens, d_model)`` visual tokens of some images.
+    image_ids : sequence
+        ``(n_tokens,)`` image of each token.
+    n_nearest : int
+        Tokens a cluster, at least 1; fewer where there are fewer images.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``cluster``, ``row`` among the tokens, ``image_id`` and ``similarity``, the largest cosine to a prototype of the
+        cluster; by cluster and decreasing similarity.
+
+    Raises
+    ------
+    ParameterError
+        If a length disagrees, a token is not finite, or `n_nearest` is below 1.
+    CodebookError
+        If the codebook is of another width.
+    """
+    check_features("tokens", tokens, "(n_tokens, d_model)")
+    if len(image_ids) != len(tokens):
+        raise ParameterError("image_ids", f"{len(image_ids)} values", f"one a token: {len(tokens)}")
+    if n_nearest < 1:
+        raise ParameterError("n_nearest", n_nearest, "an integer of at least 1")
+    if codebook.d_model != tokens.shape[1]:
+        raise CodebookError(
+            f"codebook: prototypes of width {codebook.d_model} do not fit tokens of width {tokens.shape[1]}"
+        )
+    similarity = F.normalize(tokens.float(), dim=-1) @ F.normalize(codebook.prototypes.float(), dim=-1).T
+    clusters = np.array(codebook.metadata.get("clusters", [0] * len(codebook)))
+    frames = []
+    for cluster in np.unique(clusters):
+        best = similarity[:, torch.from_numpy(clusters == cluster)].amax(1).cpu().numpy()
+        frame = pd.DataFrame(
+            {"cluster": cluster, "row": np.arange(len(best)), "image_id": image_ids, "similarity": best}
+        )
+        frame = frame.sort_values("similarity", ascending=False, kind="stable")
+        frames.append(frame.drop_duplicates("image_id").head(n_nearest))
+    return pd.concat(frames, ignore_index=True)
+
+
+def prototypes_by_position(codebook: Codebook, n_tokens: int) -> np.ndarray:
+    """Count how many prototypes come from each grid position.
+
+    Returns
+    -------
+    numpy.ndarray
+        ``(n_tokens,)`` in raster order.
+
+    Raises
+    ------
+    CodebookError
+        If the codebook does not know its positions, or one lies outside the grid.
+    """
+    if codebook.positions is None or max(codebook.positions) >= n_tokens:
+        found = "none" if codebook.positions is None else f"up to {max(codebook.positions)}"
+        raise CodebookError(f"positions: got {found}; accepted: one a prototype, below {n_tokens}")
+    return np.bincount(codebook.positions, minlength=n_tokens)
+
+
+def coverage_of_kept(
+    coverage: Sequence[np.ndarray],
+    kept: Sequence[Sequence[int]],
+    image_ids: Sequence[int],
+    least: float = 0.5,
+) -> pd.DataFrame:
+    """Say what lies under the tokens that a pruner kept and those that it dropped, one row an image.
+
+    Parameters
+    ----------
+    coverage : sequence of numpy.ndarray
+        For each image ``(n_tokens,)``: the share of each patch that objects cover.
+    kept : sequence of sequence of int
+        For each image the positions kept.
+    image_ids : sequence of int
+        One an image.
+    least : float
+        A patch counts as an object's where objects cover at least this share.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``image_id``; ``kept`` and ``dropped``, the mean coverage of these patches; ``object_patches_kept``, the share
+        of the objects' patches that survive; ``n_kept``, ``n_object_patches``. NaN where nothing is to be averaged.
+
+    Raises
+    ------
+    ParameterError
+        If lengths disagree.
+    """
+    if not len(coverage) == len(kept) == len(image_ids):
+        lengths = (len(coverage), len(kept), len(image_ids))
+        raise ParameterError("coverage, kept, image_ids", lengths, "one entry an image in each")
+    rows = []
+    for image_id, shares, positions in zip(image_ids, coverage, kept, strict=True):
+        survives = np.zeros(len(shares), dtype=bool)
+        survives[np.asarray(positions, dtype=int)] = True
+        on_object = shares >= least
+        rows.append(
+            {
+                "image_id": image_id,
+                "kept": _mean(shares[survives]),
+                "dropped": _mean(shares[~survives]),
+                "object_patches_kept": _mean(survives[on_object]),
+                "n_kept": int(survives.sum()),
+                "n_object_patches": int(on_object.sum()),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if len(values) else float("nan")

@@ -1,0 +1,68 @@
+"""Check neighbours, positions and coverage of prototypes on cases small enough to count."""
+
+import numpy as np
+import pytest
+import torch
+
+from rcblib.codebook import Codebook
+from rcblib.prototypes import coverage_of_kept, nearest_tokens, prototypes_by_position
+from rcblib.records import CodebookError, ParameterError
+
+
+def codebook(rows, **changes):
+    return Codebook(torch.tensor(rows), **changes)
+
+
+def test_nearest_tokens_of_each_cluster_come_from_distinct_images():
+    book = codebook([[1.0, 0.0], [2.0, 0.2], [0.0, 3.0]], metadata={"clusters": [0, 0, 1]})
+    tokens = torch.tensor([[5.0, 0.0], [4.0, 0.4], [0.0, 1.0], [1.0, 1.0], [3.0, 3.1]])
+    found = nearest_tokens(book, tokens, [7, 7, 8, 9, 9], n_nearest=2)
+    assert found["cluster"].tolist() == [0, 0, 1, 1]
+    assert found["row"].tolist() == [0, 3, 2, 4]
+    assert found["image_id"].tolist() == [7, 9, 8, 9]
+    expected = [1.0, (2 + 0.2) / (np.hypot(2, 0.2) * np.sqrt(2)), 1.0, 3.1 / np.hypot(3, 3.1)]
+    np.testing.assert_allclose(found["similarity"], expected, rtol=1e-6)
+
+
+def test_without_clusters_all_prototypes_are_one():
+    found = nearest_tokens(codebook([[1.0, 0.0], [0.0, 1.0]]), torch.eye(2), ["a", "b"], n_nearest=5)
+    assert found["cluster"].tolist() == [0, 0]
+    assert found["similarity"].tolist() == [1.0, 1.0]
+
+
+def test_wrong_inputs_of_nearest_tokens_end_in_one_line():
+    book = codebook([[1.0, 0.0]])
+    with pytest.raises(CodebookError, match="width 2"):
+        nearest_tokens(book, torch.ones(3, 4), [1, 2, 3])
+    with pytest.raises(ParameterError, match="image_ids"):
+        nearest_tokens(book, torch.ones(3, 2), [1, 2])
+    with pytest.raises(ParameterError, match="n_nearest"):
+        nearest_tokens(book, torch.ones(3, 2), [1, 2, 3], n_nearest=0)
+    with pytest.raises(ParameterError, match="tokens"):
+        nearest_tokens(book, torch.full((3, 2), torch.nan), [1, 2, 3])
+
+
+def test_prototypes_are_counted_by_position():
+    book = codebook([[1.0], [2.0], [3.0]], positions=(4, 0, 4))
+    assert prototypes_by_position(book, 6).tolist() == [1, 0, 0, 0, 2, 0]
+    with pytest.raises(CodebookError, match="up to 4"):
+        prototypes_by_position(book, 4)
+    with pytest.raises(CodebookError, match="none"):
+        prototypes_by_position(codebook([[1.0]]), 4)
+
+
+def test_coverage_of_kept_and_dropped_patches():
+    table = coverage_of_kept(
+        [np.array([1.0, 0.5, 0.25, 0.0]), np.zeros(4)], [[0, 2], [0, 1, 2, 3]], [11, 12]
+    ).set_index("image_id")
+    assert table.loc[11].to_dict() == {
+        "kept": 0.625,
+        "dropped": 0.25,
+        "object_patches_kept": 0.5,
+        "n_kept": 2,
+        "n_object_patches": 2,
+    }
+    assert table.loc[12, "kept"] == 0.0
+    assert np.isnan(table.loc[12, ["dropped", "object_patches_kept"]].astype(float)).all()
+    with pytest.raises(ParameterError, match="one entry an image"):
+        coverage_of_kept([np.zeros(4)], [[0], [1]], [11, 12])
