@@ -238,7 +238,12 @@ def correlation_table(
 
 
 def area_table(
-    frame: pd.DataFrame, signals: Sequence[str], positive: pd.Series, *, generator: np.random.Generator
+    frame: pd.DataFrame,
+    signals: Sequence[str],
+    positive: pd.Series,
+    *,
+    generator: np.random.Generator,
+    strata: pd.Series | None = None,
 ) -> pd.DataFrame:
     """Measure how well each signal tells positive positions from the others, as areas under the ROC curve.
 
@@ -252,6 +257,8 @@ def area_table(
         Booleans on the index of `frame`, of both kinds.
     generator : numpy.random.Generator
         Source of the bootstrap over images.
+    strata : pandas.Series, optional
+        Labels on the index of `frame`; only positions of the same stratum are compared.
 
     Returns
     -------
@@ -261,7 +268,8 @@ def area_table(
     """
     rows = []
     for signal in signals:
-        estimate = roc_auc(_signal(frame, signal), positive, frame["image_id"], generator=generator)
+        values = _signal(frame, signal)
+        estimate = roc_auc(values, positive, frame["image_id"], generator=generator, strata=strata)
         rows.append({"signal": signal, **_numbers(estimate)})
     return pd.DataFrame(rows, columns=["signal", "value", "low", "high", "n", "n_clusters"])
 

@@ -359,6 +359,7 @@ def roc_auc(
     clusters: Sequence[Any] | None = None,
     *,
     generator: np.random.Generator,
+    strata: Sequence[Any] | None = None,
     n_resamples: int = 1000,
     level: float = 0.95,
 ) -> Estimate:
@@ -371,7 +372,10 @@ def roc_auc(
     labels : array_like of bool
         ``(n,)`` truth.
     clusters, generator, n_resamples, level
-        As in `mean_interval`. Resamples that drew only one class are left out.
+        As in `mean_interval`. Resamples without a pair to compare are left out.
+    strata : array_like, optional
+        ``(n,)`` label of the stratum of each row: only pairs of the same stratum are compared, so that what
+        differs between strata does not enter. The estimate is NaN where no stratum holds both classes.
 
     Raises
     ------
@@ -388,15 +392,25 @@ def roc_auc(
     if positive.all() or not positive.any():
         raise ParameterError("labels", f"only {bool(positive[0])}", "at least one positive and one negative")
     codes, n_clusters = _cluster_codes(clusters, len(scores))
-    order, starts, _ = _tie_groups(scores)
-    is_positive = positive[order].astype(float)
+    layer, n_strata = _cluster_codes(
+        np.zeros(len(scores)) if strata is None else strata, len(scores), "strata"
+    )
+    order = np.lexsort((scores, layer))
+    is_positive, layer, scores = positive[order].astype(float), layer[order], scores[order]
+    is_new = (np.diff(scores) != 0) | (np.diff(layer) != 0)
+    starts = np.flatnonzero(np.concatenate([[True], is_new]))  # of runs of equal scores in a stratum
+    first_run = np.searchsorted(layer[starts], np.arange(n_strata))  # of each stratum
 
     def area(counts: np.ndarray) -> np.ndarray:
         weights = counts[:, codes[order]]
         positives = np.add.reduceat(weights * is_positive, starts, axis=1)
         negatives = np.add.reduceat(weights * (1 - is_positive), starts, axis=1)
-        below = np.cumsum(negatives, axis=1) - negatives / 2
-        return _divide((positives * below).sum(axis=1), positives.sum(axis=1) * negatives.sum(axis=1))
+        before = np.cumsum(negatives, axis=1) - negatives
+        below = before - before[:, first_run][:, layer[starts]] + negatives / 2
+        n_pairs = np.add.reduceat(positives, first_run, axis=1) * np.add.reduceat(
+            negatives, first_run, axis=1
+        )
+        return _divide((positives * below).sum(axis=1), n_pairs.sum(axis=1))
 
     return _bootstrap(area, len(scores), n_clusters, generator, n_resamples, level, n_columns=len(scores))
 
@@ -538,13 +552,13 @@ def _pair(
     return first, second
 
 
-def _cluster_codes(clusters: Sequence[Any] | None, n: int) -> tuple[np.ndarray, int]:
+def _cluster_codes(clusters: Sequence[Any] | None, n: int, name: str = "clusters") -> tuple[np.ndarray, int]:
     """Return each row's cluster as a number from 0, and how many clusters there are."""
     if clusters is None:
         return np.arange(n), n
     clusters = np.asarray(clusters)
     if clusters.shape != (n,):
-        raise ParameterError("clusters", f"shape {clusters.shape}", f"one label a value: ({n},)")
+        raise ParameterError(name, f"shape {clusters.shape}", f"one label a value: ({n},)")
     labels, codes = np.unique(clusters, return_inverse=True)
     return codes, len(labels)
 

@@ -207,6 +207,17 @@ def test_areas_of_a_perfect_a_reversed_and_an_unrelated_signal():
     assert found["low"][2] < 0.5 < found["high"][2]
 
 
+def test_areas_inside_strata_leave_out_what_differs_between_them():
+    frame = table(n_images=20)
+    group = frame["position"] % 2
+    positive = (group == 1) ^ (frame["other"] > 1)  # depends on the group, and on nothing that "signal" knows
+    frame["shifted"] = frame["signal"] + 10 * group
+    between = area_table(frame, ["shifted"], positive, generator=generator())
+    inside = area_table(frame, ["shifted"], positive, generator=generator(), strata=group)
+    assert between["value"][0] > 0.8
+    assert inside["low"][0] < 0.5 < inside["high"][0]
+
+
 def test_rows_of_a_table_are_read_back_as_estimates():
     frame = table(n_images=4)
     found = correlation_table(frame, [("signal", "other"), ("other", "signal")], generator=generator())

@@ -283,6 +283,39 @@ def test_area_ignores_resamples_of_one_class(generator):
     assert (estimate.value, estimate.low, estimate.high) == (1.0, 1.0, 1.0)
 
 
+def test_area_inside_strata_compares_only_pairs_of_one_stratum(generator):
+    # Inside both strata the positives are lower; the stratum of high scores has more positives.
+    scores = [1, 2, 3, 11, 12, 13, 14]
+    labels = [True, False, False, True, True, True, False]
+    strata = ["low"] * 3 + ["high"] * 4
+    assert roc_auc(scores, labels, generator=generator).value == pytest.approx(6 / 12)
+    assert roc_auc(scores, labels, generator=generator, strata=strata).value == 0.0
+    assert roc_auc([1, 1, 2, 9, 9, 9, 9], labels, generator=generator, strata=strata).value == pytest.approx(
+        2 / 5
+    )
+
+
+def test_area_inside_strata_is_the_mean_weighted_by_pairs(generator):
+    rng = np.random.default_rng(3)
+    n = 120
+    scores, labels, strata = rng.integers(0, 9, n), rng.random(n) < 0.4, rng.integers(0, 4, n)
+    clusters = np.arange(n) // 10
+    n_pairs = [labels[strata == s].sum() * (~labels[strata == s]).sum() for s in range(4)]
+    areas = [roc_auc_score(labels[strata == s], scores[strata == s]) for s in range(4)]
+    estimate = roc_auc(scores, labels, clusters, generator=generator, strata=strata, n_resamples=50)
+    assert estimate.value == pytest.approx(np.average(areas, weights=n_pairs), abs=1e-12)
+    assert estimate.low < estimate.value < estimate.high
+    one = roc_auc(scores, labels, generator=generator, strata=np.zeros(n), n_resamples=5)
+    assert one.value == roc_auc(scores, labels, generator=generator, n_resamples=5).value
+
+
+def test_area_without_a_pair_in_any_stratum_is_undefined(generator):
+    estimate = roc_auc([1.0, 2.0], [False, True], generator=generator, strata=[0, 1])
+    assert np.isnan(estimate.value)
+    with pytest.raises(ParameterError, match="strata"):
+        roc_auc([1.0, 2.0], [False, True], generator=generator, strata=[0])
+
+
 @pytest.mark.parametrize("labels", [[1, 1, 1], [0, 0, 0], [0, 1, 2], [0, 1]])
 def test_area_refuses_labels_it_cannot_use(labels, generator):
     with pytest.raises(ParameterError, match="labels"):
