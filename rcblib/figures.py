@@ -16,6 +16,7 @@ import seaborn as sns
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.font_manager import FontProperties
+from matplotlib.patches import Rectangle
 from matplotlib.textpath import TextPath
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
@@ -501,6 +502,7 @@ def interval_plot(
     label: str = "signal",
     value: str = "value",
     reference: float | None = None,
+    bound: str | None = None,
     xlabel: str = "",
 ) -> Axes:
     """Draw estimates with their intervals as points and bars, one line a row, the first row on top.
@@ -515,16 +517,20 @@ def interval_plot(
         Columns with what is estimated and the estimate.
     reference : float, optional
         Value that means "no effect", as a line.
+    bound : str, optional
+        Column with a value that each row is compared with, drawn as a tick across its line.
     xlabel : str
         What is estimated, with its direction.
     """
-    _need_columns(frame, [label, value, "low", "high"])
+    _need_columns(frame, [label, value, "low", "high", *([bound] if bound else [])])
     if reference is not None:
         axes.axvline(reference, color=MUTED, linewidth=0.9, linestyle=(0, (5, 3)), zorder=1)
     for line, row in enumerate(frame.to_dict("records")):
         color = signal_color(str(row[label]))
         axes.plot([row["low"], row["high"]], [line, line], color=color, linewidth=2.2, solid_capstyle="butt")
         axes.plot(row[value], line, "o", color=color, markersize=4.5)
+        if bound:
+            axes.plot([row[bound]] * 2, [line - 0.3, line + 0.3], color=INK, linewidth=1.4)
     # The axis says what is estimated, so the signal's own unit would mislead.
     names = [signal_label(str(name)).split(" (")[0] for name in frame[label]]
     axes.set_yticks(range(len(frame)), names)
@@ -794,6 +800,7 @@ def patches_gallery(
     row_labels: Sequence[str] | None = None,
     captions: Sequence[Sequence[str]] | None = None,
     *,
+    margin: int = 0,
     size: float = 0.72,
 ) -> Figure:
     """Show rows of image patches, such as the patches nearest to each prototype.
@@ -806,6 +813,8 @@ def patches_gallery(
         One a row, to its left.
     captions : sequence of sequence of str, optional
         One a patch, beneath it.
+    margin : int
+        Patches of surroundings on each side, as given to `crop_patch`; the patch itself is then framed.
     size : float
         Side of a patch in inches.
     """
@@ -828,12 +837,23 @@ def patches_gallery(
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
             if column < len(patches[line]):
-                axes.imshow(_pixels(patches[line][column]))
+                drawn = axes.imshow(_pixels(patches[line][column]))
+                if margin:
+                    _frame_patch(axes, drawn.get_extent(), margin)
                 if captions is not None:
                     axes.set_xlabel(captions[line][column], fontsize=6.5, labelpad=2, color=INK)
         if row_labels is not None:
             row[0].set_ylabel(row_labels[line], rotation=0, ha="right", va="center", fontsize=8, labelpad=8)
     return figure
+
+
+def _frame_patch(axes: Axes, extent: Sequence[float], margin: int) -> None:
+    """Draw a frame around the middle patch of a crop, white on black so that it shows on any picture."""
+    left, right, bottom, top = extent
+    sides = ((right - left) / (1 + 2 * margin), (bottom - top) / (1 + 2 * margin))
+    corner = (left + margin * sides[0], top + margin * sides[1])
+    for color, width in (("black", 1.8), ("white", 0.9)):
+        axes.add_patch(Rectangle(corner, *sides, fill=False, edgecolor=color, linewidth=width))
 
 
 def crop_patch(

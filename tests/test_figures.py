@@ -232,6 +232,18 @@ def test_interval_plot_lists_rows_from_the_top(axes):
     assert list(axes.lines[1].get_xdata()) == [0.7, 0.9]
 
 
+def test_interval_plot_marks_the_bound_of_each_row(axes):
+    frame = pd.DataFrame(
+        {"signal": ["a", "b"], "value": [0.8, 0.4], "low": 0.3, "high": 0.9, "bound": [0.9, 0.05]}
+    )
+    figures.interval_plot(axes, frame, bound="bound")
+    ticks = [line for line in axes.lines if line.get_xdata()[0] in (0.9, 0.05)]
+    assert [list(line.get_xdata()) for line in ticks] == [[0.9, 0.9], [0.05, 0.05]]
+    assert [np.mean(line.get_ydata()) for line in ticks] == [0, 1]
+    with pytest.raises(ParameterError, match="limit"):
+        figures.interval_plot(axes, frame, bound="limit")
+
+
 def test_gallery_shows_every_patch_with_its_caption(image):
     patches = [[figures.crop_patch(image, i, GRID) for i in range(n)] for n in (3, 2)]
     figure = figures.patches_gallery(patches, ["first", "second"], [["a", "b", "c"], ["d", "e"]])
@@ -242,6 +254,13 @@ def test_gallery_shows_every_patch_with_its_caption(image):
         figures.patches_gallery(patches, captions=[["a"]])
     with pytest.raises(ParameterError, match="at least one patch"):
         figures.patches_gallery([])
+
+
+def test_gallery_frames_the_patch_among_its_surroundings(image):
+    figure = figures.patches_gallery([[figures.crop_patch(image, 5, GRID, margin=1)]], margin=1)
+    frame = figure.axes[0].patches[-1]
+    # Pixel centres are at whole numbers, so the 24-pixel crop runs from -0.5 to 23.5.
+    assert (*frame.get_xy(), frame.get_width(), frame.get_height()) == (7.5, 7.5, 8, 8)
 
 
 def test_crop_patch_cuts_the_tokens_own_pixels(image):
