@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from rcblib.codebook import Codebook
 from rcblib.geometry import check_features
 from rcblib.records import CodebookError, ParameterError
+from rcblib.scoring import keep_indices, redundancy_scores
+from rcblib.statistics import Estimate, mean_interval, spearman
 
 
 def nearest_tokens(
@@ -82,6 +84,60 @@ def prototypes_by_position(codebook: Codebook, n_tokens: int) -> np.ndarray:
         found = "none" if codebook.positions is None else f"up to {max(codebook.positions)}"
         raise CodebookError(f"positions: got {found}; accepted: one a prototype, below {n_tokens}")
     return np.bincount(codebook.positions, minlength=n_tokens)
+
+
+def codebook_agreement(
+    first: Codebook,
+    second: Codebook,
+    tokens: Sequence[torch.Tensor],
+    retain_ratio: float,
+    *,
+    generator: np.random.Generator,
+) -> dict[str, Estimate]:
+    """Compare two codebooks by what they would do to the same images, under ``max_cosine``.
+
+    Parameters
+    ----------
+    first, second : Codebook
+        Of one width.
+    tokens : sequence of torch.Tensor
+        For each image ``(n_tokens, d_model)``.
+    retain_ratio : float
+        Share of tokens kept, in (0, 1).
+    generator : numpy.random.Generator
+        Source of the bootstrap over images.
+
+    Returns
+    -------
+    dict of Estimate
+        ``rank_correlation``: Spearman's, of the scores inside each image, mean over images; ``kept_overlap``: share of
+        the tokens kept by the first that the second keeps too, mean over images (`retain_ratio` for two codebooks that
+        know nothing of each other).
+
+    Raises
+    ------
+    ParameterError
+        If the ratio keeps no token of an image.
+    CodebookError
+        If a codebook is of another width than the tokens.
+    """
+    scores, overlaps = ([], []), []
+    for image in tokens:
+        both = [redundancy_scores(image, codebook.prototypes) for codebook in (first, second)]
+        kept = [set(keep_indices(each, retain_ratio=retain_ratio).tolist()) for each in both]
+        if not kept[0]:
+            raise ParameterError(
+                "retain_ratio", retain_ratio, f"a share that keeps some of {len(image)} tokens"
+            )
+        overlaps.append(len(kept[0] & kept[1]) / len(kept[0]))
+        for store, each in zip(scores, both, strict=True):
+            store.append(each.float().cpu().numpy())
+    images = np.repeat(np.arange(len(overlaps)), [len(each) for each in scores[0]])
+    x, y = (np.concatenate(each) for each in scores)
+    return {
+        "rank_correlation": spearman(x, y, images, generator=generator, scope="within"),
+        "kept_overlap": mean_interval(overlaps, generator=generator),
+    }
 
 
 def coverage_of_kept(

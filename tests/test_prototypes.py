@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from rcblib.codebook import Codebook
-from rcblib.prototypes import coverage_of_kept, nearest_tokens, prototypes_by_position
+from rcblib.prototypes import codebook_agreement, coverage_of_kept, nearest_tokens, prototypes_by_position
 from rcblib.records import CodebookError, ParameterError
 
 
@@ -66,3 +66,19 @@ def test_coverage_of_kept_and_dropped_patches():
     assert np.isnan(table.loc[12, ["dropped", "object_patches_kept"]].astype(float)).all()
     with pytest.raises(ParameterError, match="one entry an image"):
         coverage_of_kept([np.zeros(4)], [[0], [1]], [11, 12])
+
+
+def test_a_codebook_agrees_with_itself_and_not_with_its_opposite():
+    angles = torch.linspace(0.1, 1.4, 20)
+    images = [torch.stack([(angles + shift).cos(), (angles + shift).sin()], 1) for shift in (0.0, 0.05)]
+    book, opposite = codebook([[1.0, 0.0]]), codebook([[0.0, 1.0]])
+    generator = np.random.default_rng(0)
+    same = codebook_agreement(book, book, images, 0.25, generator=generator)
+    assert (same["rank_correlation"].value, same["kept_overlap"].value) == (1.0, 1.0)
+    other = codebook_agreement(book, opposite, images, 0.25, generator=generator)
+    assert (other["rank_correlation"].value, other["kept_overlap"].value) == (-1.0, 0.0)
+    assert other["kept_overlap"].n == 2
+    with pytest.raises(ParameterError, match="retain_ratio"):
+        codebook_agreement(book, book, images, 0.01, generator=generator)
+    with pytest.raises(CodebookError):
+        codebook_agreement(book, codebook([[1.0]]), images, 0.25, generator=generator)
