@@ -144,7 +144,8 @@ def run_stage(
     Returns
     -------
     dict
-        Steps, scenes, wall seconds (over all resumed parts), device and the last averaged numbers.
+        Steps, scenes, wall seconds (over all resumed parts), device, the last averaged numbers, and their ``history``:
+        a list for each, averages over the steps since the entry before, with the ``step`` at which each ends.
     """
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / f"{name}.checkpoint.pt"
@@ -152,12 +153,13 @@ def run_stage(
     optimizers = make_optimizers(groups or [(module, 1.0)], config)
     trainable = [p for o, _ in optimizers for g in o.param_groups for p in g["params"]]
     start, seconds = 0, 0.0
+    history: list[dict[str, float]] = []
     if checkpoint.exists():
         state = torch.load(checkpoint, map_location=device, weights_only=True)
         module.load_state_dict(state["module"])
         for (optimizer, _), saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-        start, seconds = state["step"], state["seconds"]
+        start, seconds, history = state["step"], state["seconds"], state.get("history", [])
         print(f"{name}: resumes at step {start} of {config.n_steps}", flush=True)
 
     def save(step: int) -> None:
@@ -168,6 +170,7 @@ def run_stage(
                 "optimizers": [o.state_dict() for o, _ in optimizers],
                 "step": step,
                 "seconds": seconds + time.monotonic() - began,
+                "history": history,
             },
             partial,
         )
@@ -183,7 +186,6 @@ def run_stage(
     began = last_save = time.monotonic()
     sums: dict[str, float] = {}
     n_summed = 0
-    averages: dict[str, float] = {}
     module.train()
     for step, batch in enumerate(loader, start):
         share = rate_at(step, config)
@@ -205,6 +207,7 @@ def run_stage(
         if done % config.log_every == 0 or done == config.n_steps:
             averages = {key: total / n_summed for key, total in sums.items()}
             sums, n_summed = {}, 0
+            history.append({"step": done, **{key: round(number, 4) for key, number in averages.items()}})
             pace = (done - start) * config.batch_size / (time.monotonic() - began)
             shown = "  ".join(f"{key} {number:.3f}" for key, number in averages.items())
             print(f"{name}: step {done}/{config.n_steps}  {pace:.0f} scenes/s  {shown}", flush=True)
@@ -219,7 +222,8 @@ def run_stage(
         "seconds": round(seconds + time.monotonic() - began, 1),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "autocast": "bfloat16" if fast_bfloat16(device) else "float32",
-        **{key: round(number, 4) for key, number in averages.items()},
+        **{key: number for key, number in (history[-1] if history else {}).items() if key != "step"},
+        "history": {key: [row[key] for row in history] for key in (history[0] if history else {})},
     }
     if evaluate is not None:
         record.update(evaluate())
