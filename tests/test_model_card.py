@@ -1,0 +1,260 @@
+"""Score with true and shuffled images, and write a model card that says what was measured."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from test_training import NAMES, TINY
+
+from rcblib import model_card
+from rcblib.datasets import SceneDataset
+from rcblib.mllm import load_model
+from rcblib.model_card import (
+    count_parameters,
+    judge,
+    main,
+    quality_scores,
+    score_model,
+    shuffle_images,
+    stage_table,
+    weights_digest,
+    write_card,
+)
+from rcblib.records import ParameterError, Sample, SceneObject
+from rcblib.scenes.questions import task_questions, yes_no_question
+from rcblib.training.recipe import export, run_stages
+
+
+def scene(image_id: int, *categories: str) -> Sample:
+    """Make a sample of which only the objects' categories matter."""
+    objects = tuple(SceneObject(name, (0, 0, 1, 1), {}, 1.0, "red") for name in categories)
+    return Sample(
+        image_id, lambda: f"picture {image_id}", 96, 96, objects=objects, source="scenes/validation"
+    )
+
+
+def answers(*rows: tuple) -> pd.DataFrame:
+    """Make a frame as `evaluate` returns it."""
+    return pd.DataFrame(rows, columns=["image_id", "task", "subset", "prediction", "answer", "score"])
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Train the tiny recipe and export it as an embedded model of a project; return the project's folder."""
+    root = tmp_path_factory.mktemp("project")
+    run_stages(TINY, NAMES, root / "data" / "training", weights=root / "data" / "training", device="cpu")
+    export(TINY, root / "data" / "training", root / "data" / "models" / TINY.name)
+    return root
+
+
+@pytest.fixture
+def project(trained, monkeypatch):
+    """Make the tiny model the embedded model of the project that is found."""
+    monkeypatch.setenv("RCB_ROOT", str(trained))
+    monkeypatch.setattr(model_card, "RECIPES", {TINY.name: TINY})
+    return trained
+
+
+def made_up(value: float, n: int = 100) -> dict:
+    return {"value": value, "n": n, "interval": [value - 0.01, value + 0.01], "n_clusters": n, "level": 0.95}
+
+
+def made_up_scores(**values: float) -> dict:
+    true = {task: made_up(value) for task, value in values.items()}
+    return {"n_images": 7, "seed": 3, "true": true, "shuffled": {task: made_up(0.1) for task in values}}
+
+
+class TestShuffle:
+    @pytest.mark.parametrize("n", [2, 3, 20])
+    def test_every_picture_moves_and_everything_else_stays(self, n):
+        samples = [scene(i, "star") for i in range(n)]
+        shuffled = shuffle_images(samples, np.random.default_rng(n))
+        pictures = [sample.load() for sample in shuffled]
+        assert sorted(pictures) == sorted(sample.load() for sample in samples)
+        assert all(picture != sample.load() for picture, sample in zip(pictures, samples, strict=True))
+        restored = [replace(s, load=original.load) for s, original in zip(shuffled, samples, strict=True)]
+        assert restored == samples
+
+    def test_refuses_a_single_scene(self):
+        with pytest.raises(ParameterError, match="n_images: got 1; accepted: at least 2"):
+            shuffle_images([scene(0, "star")], np.random.default_rng(0))
+
+
+class TestScores:
+    def test_known_answers(self):
+        samples = [scene(0, "star", "ring"), scene(1, "star", "moon", "8"), scene(2, "star")]
+        frame = answers(
+            (0, "one_word", "", "star", "star", 1.0),
+            (1, "one_word", "", "moon", "star", 0.0),
+            (0, "yes_no", "random", "yes", "yes", 1.0),
+            (0, "yes_no", "random", "no", "no", 1.0),
+            (0, "yes_no", "popular", "yes", "no", 0.0),
+            (0, "yes_no", "popular", "no", "no", 1.0),
+            (0, "caption", "", "a red star and a red moon.", "", 0.5),
+            (1, "caption", "", "a red star, a red 8 and a blue moon.", "", 1.0),
+            (2, "caption", "", "", "", 0.0),
+        )
+        scores = quality_scores(frame, samples, np.random.default_rng(0))
+        assert {name: score["value"] for name, score in scores.items()} == {
+            "one_word": 0.5,
+            "yes_no": 0.75,
+            "yes_no/random": 1.0,
+            "yes_no/popular": 0.5,
+            # Pooled: 4 right of 5 named and 6 present.
+            "caption": pytest.approx(2 * 4 / (5 + 6)),
+        }
+        assert {name: score["n"] for name, score in scores.items()} == {
+            "one_word": 2, "yes_no": 4, "yes_no/random": 2, "yes_no/popular": 2, "caption": 3,
+        }  # fmt: skip
+        for score in scores.values():
+            low, high = score["interval"]
+            assert 0 <= low <= score["value"] <= high <= 1
+
+    def test_intervals_are_over_images(self):
+        """All questions of an image share its fate, so four of them tell no more than one."""
+        samples = [scene(i, "star") for i in range(8)]
+        rows = [(i, "color", "", "red", "red", float(i % 2)) for i in range(8)]
+        one, four = (
+            quality_scores(answers(*(rows * times)), samples, np.random.default_rng(0))["color"]
+            for times in (1, 4)
+        )
+        assert four["interval"] == one["interval"] and four["n"] == 32 and four["n_clusters"] == 8
+
+    def test_an_answerer_that_sees_scores_one_until_images_are_shuffled(self, monkeypatch):
+        """Shuffling changes what is seen, not what is asked: who answers by the picture fails."""
+        seen_as = {sample.image.tobytes(): sample for sample in SceneDataset("validation", 40, seed=5)}
+
+        def look(model, processor, questions, samples, **settings):
+            shown = {sample.image_id: seen_as[sample.image.tobytes()] for sample in samples}
+            rows = [(q, answer_by_looking(q, shown[q.image_id])) for q in questions]
+            frame = pd.DataFrame(
+                [(q.image_id, q.task, q.subset, said, q.answer) for q, said in rows],
+                columns=["image_id", "task", "subset", "prediction", "answer"],
+            )
+            return frame.assign(score=(frame["prediction"] == frame["answer"]).astype(float))
+
+        monkeypatch.setattr(model_card, "evaluate", look)
+        true = score_model(None, None, "validation", 40, 5)
+        shuffled = score_model(None, None, "validation", 40, 5, shuffled=True)
+        assert {score["value"] for score in true.values()} == {1.0}
+        assert all(shuffled[name]["n"] == score["n"] for name, score in true.items())
+        assert shuffled["one_word"]["value"] < 0.5 and shuffled["color"]["value"] < 0.5
+        assert 0.3 < shuffled["yes_no"]["value"] < 0.7
+        assert shuffled["caption"]["value"] < 0.6
+
+    def test_scores_a_model(self, project):
+        model, processor = load_model(TINY.name, device="cpu")
+        scores = score_model(model, processor, "validation", 4, 0, progress=False)
+        assert {"one_word", "color", "yes_no", "yes_no/adversarial", "caption"} <= set(scores)
+        assert scores["caption"]["n"] == 4 and scores["yes_no"]["n"] == 3 * scores["yes_no/random"]["n"]
+        assert scores == score_model(model, processor, "validation", 4, 0, batch_size=5, progress=False)
+
+    def test_refuses_before_any_work(self):
+        with pytest.raises(ParameterError, match="split: got 'train'; accepted: validation, test"):
+            score_model(None, None, "train", 4, 0)
+        with pytest.raises(ParameterError, match="n_images: got 1"):
+            score_model(None, None, "validation", 1, 0)
+
+    @pytest.mark.parametrize(
+        ("task", "value", "on_cpu", "reached"),
+        [
+            ("yes_no", 0.95, False, "yes"),
+            ("yes_no", 0.94, True, "yes, for a CPU"),
+            ("yes_no", 0.94, False, "no"),
+            ("yes_no", 0.89, True, "no"),
+            ("one_word", 0.90, True, "yes"),
+            ("one_word", 0.899, True, "no"),
+            ("digit", 0.80, True, "yes, for a CPU"),
+            ("caption", 0.85, True, "yes"),
+            ("count", 0.1, True, ""),
+        ],
+    )
+    def test_goals(self, task, value, on_cpu, reached):
+        assert judge(task, value, on_cpu) == reached
+
+
+def answer_by_looking(question, sample: Sample) -> str:
+    """Answer from the objects of the scene that is shown; what it does not hold is answered by "none"."""
+    if question.task == "yes_no":
+        present = {yes_no_question(item.category) for item in sample.objects}
+        return "yes" if question.text in present else "no"
+    found = task_questions(0, sample.objects, 96, 96, sample.captions[0], question.task)
+    return next((other.answer for other in found if other.text == question.text), "none")
+
+
+class TestCard:
+    def test_says_what_was_trained_and_measured(self, trained, tmp_path):
+        folder = trained / "data" / "models" / TINY.name
+        for name in ("model.safetensors",):
+            (tmp_path / name).write_bytes((folder / name).read_bytes())
+        records = [json.loads((trained / "data" / "training" / f"{n}.json").read_text()) for n in NAMES]
+        scores = {"weights_sha256": "0", "validation": made_up_scores(one_word=0.97, yes_no=0.93, digit=0.42)}
+        write_card(tmp_path, TINY, records, scores)
+        text = (tmp_path / "README.md").read_text()
+        assert text.startswith("---\nlicense: apache-2.0\n")
+        assert all(f"| {name} |" in text for name in NAMES)
+        assert "6×6 = 36 visual tokens" in text
+        rows = {line.split(" | ")[0]: line for line in text.splitlines()}
+        assert "| 0.970 [0.960, 0.980] | 100 | 0.100 [0.090, 0.110] | 0.90 (0.90) | yes |" in text
+        assert rows["| is there ...? (yes/no)"].endswith("| 0.95 (0.90) | yes, for a CPU |")
+        assert rows["| which digit is written"].endswith("| 0.85 (0.80) | no |")
+        assert "**Test**: not scored with these weights." in text
+        assert json.loads((tmp_path / "scores.json").read_text()) == scores
+
+    def test_table_of_stages_comes_from_the_records(self, trained):
+        records = [json.loads((trained / "data" / "training" / f"{n}.json").read_text()) for n in NAMES]
+        table = stage_table([TINY.stage(name) for name in NAMES], records)
+        assert table["stage"].tolist() == NAMES
+        assert table["seed"].tolist() == [stage.loop.seed for stage in TINY.stages]
+        assert (table["steps"] == 2).all() and (table["scenes"] == 6).all()
+        learns = dict(zip(table["stage"], table["learns"], strict=True))
+        assert learns["connector"] == "connector, LLM (rate × 0.25)"
+        assert learns["all"] == "vision encoder (rate × 0.5), connector, LLM"
+        assert learns["vision_masked"] == "CLIP pair, 8 patches an image"
+
+    def test_parameters_are_counted_once(self, project):
+        model, _ = load_model(TINY.name, device="cpu")
+        sizes = count_parameters(project / "data" / "models" / TINY.name / "model.safetensors")
+        assert sum(sizes.values()) == sum(weight.numel() for weight in model.parameters())
+        connector = model.model.multi_modal_projector
+        assert sizes["connector"] == sum(weight.numel() for weight in connector.parameters())
+
+    def test_refuses_a_folder_without_model(self, tmp_path):
+        with pytest.raises(ParameterError, match="accepted: a folder with an exported model"):
+            write_card(tmp_path, TINY, [], {})
+        assert not list(tmp_path.iterdir())
+
+
+class TestCommand:
+    def test_scores_both_ways_and_keeps_test_scores_from_a_second_look(self, project, capsys):
+        folder = project / "data" / "models" / TINY.name
+        main(["--split", "test", "--n-images", "3", "--device", "cpu"])
+        main(["--split", "validation", "--n-images", "3", "--device", "cpu"])
+        assert "wrote data/models/llava-scenes/README.md" in capsys.readouterr().out
+        scores = json.loads((folder / "scores.json").read_text())
+        assert set(scores) == {"weights_sha256", "validation", "test"}
+        assert scores["weights_sha256"] == weights_digest(folder)
+        assert set(scores["test"]["true"]) == set(scores["test"]["shuffled"]) >= {"one_word", "caption"}
+        assert "**Test**, 3 scenes, seed 0:" in (folder / "README.md").read_text()
+        with pytest.raises(ParameterError, match="split: got 'test'; accepted: a split not scored yet"):
+            main(["--split", "test", "--n-images", "3"])
+
+    def test_scores_of_other_weights_are_dropped(self, project, tmp_path, monkeypatch):
+        root = tmp_path / "other"
+        folder = root / "data" / "models" / TINY.name
+        folder.mkdir(parents=True)
+        model, processor = load_model(TINY.name, device="cpu")
+        with torch.no_grad():
+            model.model.multi_modal_projector.linear_1.bias.add_(1.0)
+        model.save_pretrained(folder)
+        stale = {"weights_sha256": "of other weights", "test": made_up_scores(one_word=1.0)}
+        (folder / "scores.json").write_text(json.dumps(stale))
+        monkeypatch.setenv("RCB_ROOT", str(root))
+        main([])
+        assert json.loads((folder / "scores.json").read_text()) == {"weights_sha256": weights_digest(folder)}
+        text = (folder / "README.md").read_text()
+        assert text.count("not scored with these weights") == 2
+        assert "No record of its training is at hand." in text
