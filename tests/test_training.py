@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -34,6 +35,7 @@ from rcblib.training.language import (
     PixelTrainer,
     SymbolicTrainer,
     answer_loss,
+    block_mask,
     training_questions,
 )
 from rcblib.training.loop import LoopConfig, make_optimizers, rate_at, run_stage
@@ -205,6 +207,11 @@ class TestBatches:
         assert all(torch.equal(first[key], again[key]) for key in first)
         assert not torch.equal(first["images"], other["images"])
 
+    def test_batches_travel_to_spawned_workers(self, packer):
+        batches = LanguageBatches(packer, 7, 2, 6, SceneConfig(), symbolic=False)
+        first, copied = batches[0], pickle.loads(pickle.dumps(batches))[0]
+        assert all(torch.equal(first[key], copied[key]) for key in first)
+
     def test_training_sees_training_scenes(self, tokenizer, packer):
         for batches in (
             LanguageBatches(packer, 7, 2, 6, SceneConfig(), symbolic=False),
@@ -261,6 +268,18 @@ class TestBatches:
 
 class TestPacking:
     """What a question reads in a packed sequence is what it reads alone."""
+
+    def test_mask_shows_the_image_and_the_question_itself(self):
+        segment = torch.tensor([[1, 1, 2, 0]])
+        expected = [
+            [1, 0, 0, 0, 0, 0],
+            [1, 1, 0, 0, 0, 0],
+            [1, 1, 1, 0, 0, 0],
+            [1, 1, 1, 1, 0, 0],
+            [1, 1, 0, 0, 1, 0],
+            [1, 1, 0, 0, 0, 1],
+        ]
+        assert block_mask(segment, 2)[0].int().tolist() == expected
 
     def test_packed_logits_equal_those_of_each_question_alone(self, tokenizer, packer, asked):
         _, questions = asked

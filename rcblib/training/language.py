@@ -65,6 +65,14 @@ class Packer:
         self.prefix = text[: text.index(image_token_id)]
         self._ids = lru_cache(maxsize=4096)(self._encode)
 
+    def __getstate__(self) -> dict:
+        # A cache does not travel to worker processes; where they are spawned, a packer is pickled.
+        return {"tokenizer": self.tokenizer, "prefix": self.prefix}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self._ids = lru_cache(maxsize=4096)(self._encode)
+
     def _encode(self, question: str, answer: str) -> tuple[list[int], int]:
         asked = self.tokenizer(f"{question} ASSISTANT:", add_special_tokens=False).input_ids
         said = self.tokenizer(answer, add_special_tokens=False).input_ids
@@ -130,6 +138,28 @@ class LanguageBatches(Dataset):
         return batch
 
 
+def block_mask(segment: torch.Tensor, n_before: int) -> torch.Tensor:
+    """Let every question see the image and itself only.
+
+    Parameters
+    ----------
+    segment : torch.Tensor
+        ``(n_scenes, n_text)`` number of the question that each token belongs to, from `Packer.pack`.
+    n_before : int
+        Tokens before the questions, the image's among them, which every question sees.
+
+    Returns
+    -------
+    torch.Tensor
+        ``(n_scenes, n, n)`` with n = n_before + n_text; true where a row may attend to a column.
+    """
+    segment = F.pad(segment + 1, (n_before, 0))
+    n = segment.shape[1]
+    causal = torch.ones(n, n, dtype=torch.bool, device=segment.device).tril()
+    same = segment.unsqueeze(2) == segment.unsqueeze(1)
+    return causal & (same | (segment == 0).unsqueeze(1))
+
+
 def answer_loss(
     llm: nn.Module, embed: nn.Embedding, head: nn.Module, prefix: list[int], visual: torch.Tensor, batch: dict
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -144,16 +174,13 @@ def answer_loss(
     prefix : list of int
         Token ids before the image.
     """
-    n, n_text = batch["ids"].shape
+    n = len(batch["ids"])
     before = torch.tensor(prefix, device=visual.device)
     n_before = len(prefix) + visual.shape[1]
     inputs = torch.cat(
         [embed(before).expand(n, -1, -1), visual.to(embed.weight.dtype), embed(batch["ids"])], 1
     )
-    segment = F.pad(batch["segment"] + 1, (n_before, 0))
-    causal = torch.ones(n_before + n_text, n_before + n_text, dtype=torch.bool, device=visual.device).tril()
-    same = segment.unsqueeze(2) == segment.unsqueeze(1)
-    mask = causal & (same | (segment == 0).unsqueeze(1))
+    mask = block_mask(batch["segment"], n_before)
     positions = torch.cat(
         [torch.arange(n_before, device=visual.device).expand(n, -1), n_before + batch["offset"]], 1
     )
