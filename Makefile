@@ -1,0 +1,47 @@
+# make book   environment, experiments and site: book/_build/html/index.html
+# make test   the checks
+#
+# PYTHON    interpreter that makes the environment    (python3)
+# RCB_VENV  folder of the environment                 (.venv)
+# CORES     cores that the experiments may use        (2)
+
+PYTHON ?= python3
+RCB_VENV ?= .venv
+CORES ?= 2
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+BIN := $(abspath $(RCB_VENV))/bin
+STAMP := $(RCB_VENV)/.rcblib-installed
+export PATH := $(BIN):$(PATH)
+export PYTHONUNBUFFERED := 1
+
+.PHONY: book test lint install format clean
+
+book: $(STAMP)
+	snakemake --cores $(CORES) --rerun-incomplete --quiet rules -p
+	@echo "book/_build/html/index.html"
+
+test: $(STAMP) lint
+	python -m pytest
+
+lint: $(STAMP)
+	ruff check .
+	ruff format --check .
+	python tools/check_imports.py
+
+install: $(STAMP)
+
+format: $(STAMP)
+	ruff format .
+	ruff check --fix .
+
+# Made again only when what it installs changes; the library itself is installed in place.
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || { echo "making $(RCB_VENV) with $(PYTHON)"; $(PYTHON) -m venv $(RCB_VENV); }
+	@python -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer needed, {sys.executable} is {sys.version.split()[0]}")'
+	python -m pip install --no-compile --progress-bar off -c constraints.txt -e '.[all]'
+	@touch $@
+
+clean:
+	rm -rf book/_build book/api book/notebooks results .snakemake

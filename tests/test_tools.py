@@ -1,0 +1,387 @@
+"""Check the tools of the build on small inputs: lists, configuration, expectations, pages, workflow."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tools import check_expected, check_site, make_api, make_config, source_lines
+from tools.notebook_list import Notebook, read_notebook_list
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def write_list(folder, text):
+    path = folder / "notebooks.yml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_notebook_list_is_read_in_order_with_defaults(tmp_path):
+    path = write_list(
+        tmp_path,
+        "inputs: [rcblib/**/*.py]\n"
+        "notebooks:\n"
+        "  - {name: first}\n"
+        "  - {name: second, needs: [first], threads: 2, parameters: {n_images: 5}, inputs: [data/claims.yml]}\n",
+    )
+    found = read_notebook_list(path)
+    assert found.inputs == ("rcblib/**/*.py",)
+    assert found.notebooks == (
+        Notebook("first"),
+        Notebook("second", ("first",), 2, {"n_images": 5}, ("data/claims.yml",)),
+    )
+
+
+def test_an_empty_list_is_a_list(tmp_path):
+    assert read_notebook_list(write_list(tmp_path, "notebooks: []\n")).notebooks == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("notebook: []", r"unknown \['notebook'\]; accepted: \['inputs', 'notebooks'\]"),
+        ("notebooks: [first]", "got 'first'; accepted: an entry such as"),
+        ("notebooks: [{name: first, need: []}]", r"first: unknown \['need'\]"),
+        ("notebooks: [{name: First-One}]", "lower-case letters, digits and underscores"),
+        ("notebooks: [{name: a}, {name: a}]", "a is listed twice"),
+        (
+            "notebooks: [{name: a, needs: [b]}, {name: b}]",
+            r"a needs \['b'\]; accepted: notebooks listed before it",
+        ),
+    ],
+)
+def test_mistakes_in_the_list_are_named(tmp_path, text, message):
+    with pytest.raises(ValueError, match=message):
+        read_notebook_list(write_list(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("git@github.com:group/name.git", "https://github.com/group/name"),
+        ("ssh://git@host.example:2222/group/name.git", "https://host.example/group/name"),
+        ("https://github.com/group/name.git\n", "https://github.com/group/name"),
+        ("https://user:secret@host.example/group/name/", "https://host.example/group/name"),
+        ("http://host.example:8080/group/name", "https://host.example:8080/group/name"),
+        ("../elsewhere/name.git", None),
+        ("file:///srv/name.git", None),
+        ("", None),
+    ],
+)
+def test_repository_addresses_become_web_pages_without_credentials(address, expected):
+    assert make_config.normalize_repository(address) == expected
+
+
+def test_environment_variable_comes_before_the_remote(tmp_path):
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    assert make_config.repository_url(tmp_path, {}) is None
+    remote = "git@github.com:group/name.git"
+    subprocess.run(["git", "-C", str(tmp_path), "remote", "add", "origin", remote], check=True)
+    assert make_config.repository_url(tmp_path, {}) == "https://github.com/group/name"
+    given = {"RCB_REPOSITORY": "https://host.example/other"}
+    assert make_config.repository_url(tmp_path, given) == "https://host.example/other"
+    assert make_config.repository_url(tmp_path, {"RCB_REPOSITORY": ""}) is None
+
+
+def test_buttons_need_a_repository_and_colab_needs_github():
+    config = {"title": "Book", "html": {"home_page_in_navbar": True}}
+    assert make_config.build_config(config, None, "main") == config
+    github = make_config.build_config(config, "https://github.com/group/name", "dev")
+    assert github["repository"] == {
+        "url": "https://github.com/group/name",
+        "branch": "dev",
+        "path_to_book": "",
+    }
+    assert github["html"] == {"home_page_in_navbar": True, "use_repository_button": True}
+    assert "colab_url" in github["launch_buttons"]
+    assert "launch_buttons" not in make_config.build_config(config, "https://host.example/name", "main")
+    assert "repository" not in config
+
+
+def test_contents_take_the_listed_files_and_lose_empty_parts():
+    toc = {
+        "root": "intro",
+        "parts": [
+            {"caption": "A", "chapters": [{"file": "method"}, {"glob": "notebooks/*"}]},
+            {"caption": "B", "chapters": [{"file": "api/index", "sections": [{"glob": "api/*"}]}]},
+            {"caption": "C", "chapters": [{"glob": "notebooks/*"}]},
+        ],
+    }
+    built = make_config.build_toc(toc, {"notebooks/*": [], "api/*": ["api/b", "api/a"]})
+    assert built["parts"] == [
+        {"caption": "A", "chapters": [{"file": "method"}]},
+        {
+            "caption": "B",
+            "chapters": [{"file": "api/index", "sections": [{"file": "api/b"}, {"file": "api/a"}]}],
+        },
+    ]
+    assert toc["parts"][2]["chapters"] == [{"glob": "notebooks/*"}]
+
+
+def test_the_api_has_a_page_for_every_module_of_the_layers():
+    pages = make_api.api_pages(REPOSITORY)
+    existing = {path.stem for path in (REPOSITORY / "rcblib").glob("[!_]*.py")}
+    existing |= {path.parent.name for path in (REPOSITORY / "rcblib").glob("*/[!_]*.py")}
+    assert set(pages) == existing
+    assert pages[0] == "records"
+
+
+def test_an_api_page_documents_every_public_file(tmp_path):
+    package = tmp_path / "lib"
+    (package / "part").mkdir(parents=True)
+    for name in ("one.py", "part/__init__.py", "part/inner.py", "part/_hidden.py"):
+        (package / name).write_text('"""Hold things.\n\nMore."""\n', encoding="utf-8")
+    assert ".. automodule:: lib.one\n   :members:" in make_api.page(tmp_path, "lib", "one")
+    page = make_api.page(tmp_path, "lib", "part")
+    assert page.count("automodule") == 2 and "lib.part.inner" in page and "_hidden" not in page
+    assert "| [`one`](one.md) | Hold things. |" in make_api.index(tmp_path, "lib", ["one", "part"])
+
+
+def test_source_lines_become_sections_after_any_other():
+    docstring = [
+        "Do it.",
+        "",
+        "Raises",
+        "------",
+        "ValueError",
+        "    Always.",
+        "",
+        "Source: the paper, section 3.",
+        "Differs: in one way,",
+        "and another.",
+    ]
+    assert source_lines.add_headings(docstring) == [
+        *docstring[:7],
+        *["", "Source", "------", "the paper, section 3."],
+        *["", "Differs", "-------", "in one way,", "and another."],
+    ]
+    indented = ["    Source: not at the margin", "The Source: inside a line"]
+    assert source_lines.add_headings(indented) == indented
+
+
+def folders(tmp_path, expected, results):
+    for name, content in (("expected", expected), ("results", results)):
+        (tmp_path / name).mkdir()
+        for notebook, values in content.items():
+            (tmp_path / name / f"{notebook}.json").write_text(json.dumps(values), encoding="utf-8")
+    return ["--expected", str(tmp_path / "expected"), "--results", str(tmp_path / "results")]
+
+
+def measured(**values):
+    return {"results": {name: {"value": value, "n": 1} for name, value in values.items()}}
+
+
+@pytest.mark.parametrize(
+    ("entry", "value", "agrees"),
+    [
+        ({"value": 0.87, "absolute": 0.02}, 0.89, True),
+        ({"value": 0.87, "absolute": 0.02}, 0.8901, False),
+        ({"value": 200, "relative": 0.1}, 181, True),
+        ({"value": 200, "relative": 0.1}, 179, False),
+        ({"value": 10, "absolute": 1, "relative": 0.1}, 12, True),
+        ({"value": 3}, 3, True),
+        ({"value": 3}, 4, False),
+        ({"value": "supported"}, "supported", True),
+        ({"value": "supported"}, "not supported", False),
+        ({"value": True}, True, True),
+        ({"value": None}, None, True),
+        ({"value": 0.5, "absolute": 1}, None, False),
+    ],
+)
+def test_values_agree_within_their_tolerance(entry, value, agrees):
+    (row,) = check_expected.compare("probing", {"x": entry}, measured(x=value)["results"])
+    assert row.agrees is agrees
+
+
+def test_a_nan_never_agrees():
+    (row,) = check_expected.compare(
+        "probing", {"x": {"value": 0.5, "absolute": 1}}, measured(x=float("nan"))["results"]
+    )
+    assert not row.agrees
+
+
+def test_differences_fail_with_a_table(tmp_path, capsys):
+    expected = {"a": {"x": {"value": 0.5, "absolute": 0.1}, "gone": {"value": 1}}, "b": {"y": {"value": 2}}}
+    arguments = folders(tmp_path, expected, {"a": measured(x=0.7), "b": measured(y=2)})
+    table = tmp_path / "table.tsv"
+    assert check_expected.main([*arguments, "--table", str(table)]) == 1
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[1:3] == ["a\tx\t0.5\t0.7\t0.1\tFalse", "a\tgone\t1\tmissing\t0\tFalse"]
+    assert printed[-1] == "1 of 3 key results agree with the committed expectations"
+    assert len(table.read_text(encoding="utf-8").splitlines()) == 4
+
+
+def test_agreement_passes_and_update_writes_measured_values(tmp_path):
+    expected = {"a": {"x": {"value": 0.5, "absolute": 0.1}}}
+    arguments = folders(tmp_path, expected, {"a": measured(x=0.7)})
+    assert check_expected.main(arguments) == 1
+    assert check_expected.main([*arguments, "--update"]) == 0
+    written = json.loads((tmp_path / "expected" / "a.json").read_text(encoding="utf-8"))
+    assert written == {"x": {"value": 0.7, "absolute": 0.1}}
+
+
+def test_expectations_without_results_or_with_typos_are_errors(tmp_path):
+    arguments = folders(tmp_path, {"a": {"x": {"value": 0.5}}}, {})
+    with pytest.raises(ValueError, match="does not exist, but a.json holds expectations"):
+        check_expected.main(arguments)
+    for entry in ({"val": 1}, {"value": 1, "tolerance": 2}, {"value": 1, "absolute": -1}):
+        with pytest.raises(ValueError, match="a: x: got"):
+            check_expected.compare("a", {"x": entry}, measured(x=1)["results"])
+
+
+@pytest.mark.parametrize(
+    ("html", "found"),
+    [
+        ('<script src="https://cdn.example/x.js"></script>', ["https://cdn.example/x.js"]),
+        ('<script src="//cdn.example/x.js"></script>', ["//cdn.example/x.js"]),
+        ('<link rel="stylesheet" href="https://a.example/x.css">', ["https://a.example/x.css"]),
+        ('<img src="http://a.example/x.png">', ["http://a.example/x.png"]),
+        ('<style>@import "https://a.example/f.css";</style>', ["https://a.example/f.css"]),
+        ("<style>p { background: url(https://a.example/x.png) }</style>", ["https://a.example/x.png"]),
+        ('<script>import("https://a.example/vega.mjs")</script>', ["https://a.example/vega.mjs"]),
+        (
+            '<script>load("https://cdn.jsdelivr.net/npm/vega@6")</script>',
+            ["https://cdn.jsdelivr.net/npm/vega@6"],
+        ),
+        ('<a href="https://arxiv.org/abs/2503.20540">paper</a>', []),
+        ('<link rel="canonical" href="https://a.example/">', []),
+        ('<script src="_static/x.js"></script><img src="data:image/png;base64,AA//BB">', []),
+        ('<script>var schema = "https://vega.github.io/schema/v6.json"; // a note</script>', []),
+        ("<p>The file https://cdn.example/x.js is not needed.</p>", []),
+        ('<script>const THEBE_JS_URL = "https://unpkg.com/thebe@0.8.2/lib/index.js"</script>', []),
+    ],
+)
+def test_loads_from_other_hosts_are_found_and_links_are_not(html, found):
+    assert check_site.external_loads(html, ".html") == found
+
+
+def test_site_check_reads_pages_and_style_sheets(tmp_path, capsys):
+    (tmp_path / "_static").mkdir()
+    (tmp_path / "index.html").write_text("<p>text</p>", encoding="utf-8")
+    assert check_site.main([str(tmp_path)]) == 0
+    (tmp_path / "_static" / "x.css").write_text("@font-face {src: url('https://a.example/f.woff')}")
+    assert check_site.main([str(tmp_path)]) == 1
+    assert "_static/x.css: loads https://a.example/f.woff" in capsys.readouterr().out
+
+
+def test_a_site_without_pages_is_an_error(tmp_path):
+    assert check_site.main([str(tmp_path)]) == 1
+
+
+@pytest.fixture
+def project(tmp_path):
+    """Make a project of three small notebooks around the real Snakefile; `b` needs `a`."""
+    pytest.importorskip("snakemake")
+    for name in ("workflow/Snakefile", "tools", "pyproject.toml"):
+        source, target = REPOSITORY / name, tmp_path / name
+        target.parent.mkdir(exist_ok=True)
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, target)
+    for folder in ("notebooks", "book", "rcblib", "data/expected"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "_config.yml").write_text("title: Book\n", encoding="utf-8")
+    (tmp_path / "book/_toc.yml").write_text("root: intro\n", encoding="utf-8")
+    entries = [{"name": "a"}, {"name": "b", "needs": ["a"]}, {"name": "c"}]
+    listed = {"inputs": ["rcblib/**/*.py"], "notebooks": entries}
+    (tmp_path / "workflow/notebooks.yml").write_text(yaml.safe_dump(listed), encoding="utf-8")
+    (tmp_path / "rcblib/records.py").write_text("", encoding="utf-8")
+    for entry in entries:
+        write_notebook(tmp_path, entry["name"])
+    return tmp_path
+
+
+def write_notebook(root, name, value=1):
+    source = (
+        "import json, pathlib\n"
+        f"pathlib.Path('results/{name}.json').write_text(json.dumps({{'results': {{'x': {{'value': {value}}}}}}}))"
+    )
+    cell = {
+        "cell_type": "code",
+        "id": "a",
+        "source": source,
+        "outputs": [],
+        "execution_count": None,
+        "metadata": {},
+    }
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    notebook = {"cells": [cell], "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
+    (root / "notebooks" / f"{name}.ipynb").write_text(json.dumps(notebook), encoding="utf-8")
+
+
+def snakemake(root, *arguments):
+    command = [sys.executable, "-m", "snakemake", "--cores", "2", *arguments]
+    return subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+
+
+def planned(root):
+    """Return the rules that a run would execute now."""
+    answer = snakemake(root, "results/expected.tsv", "--dry-run")
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    lines = answer.stdout.splitlines() + answer.stderr.splitlines()
+    rules = [line.split()[1].rstrip(":") for line in lines if line.startswith(("rule ", "localrule "))]
+    return sorted(rules)
+
+
+def test_a_changed_notebook_runs_again_with_what_depends_on_it(project):
+    assert planned(project) == ["a", "b", "c", "expected"]
+    answer = snakemake(project, "results/expected.tsv")
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    executed = json.loads((project / "book/notebooks/b.ipynb").read_text(encoding="utf-8"))
+    assert executed["cells"][-1]["execution_count"] == 1
+    assert "[b]" in answer.stdout + answer.stderr
+    assert planned(project) == []
+
+    write_notebook(project, "c", value=2)
+    assert planned(project) == ["c", "expected"]
+    write_notebook(project, "c")
+    write_notebook(project, "a", value=2)
+    assert set(planned(project)) >= {"a", "b", "expected"}
+    assert "c" not in planned(project)
+
+
+def test_an_unexpected_result_stops_the_build(project):
+    (project / "data/expected/c.json").write_text('{"x": {"value": 3, "absolute": 0.5}}', encoding="utf-8")
+    answer = snakemake(project, "results/expected.tsv")
+    assert answer.returncode != 0
+    assert "c\tx\t3\t1\t0.5\tFalse" in answer.stdout + answer.stderr
+
+
+def test_a_failing_notebook_fails_the_build_and_stays_for_inspection(project):
+    path = project / "notebooks/c.ipynb"
+    path.write_text(
+        path.read_text(encoding="utf-8").replace("import json", "1 / 0; import json"), encoding="utf-8"
+    )
+    answer = snakemake(project, "results/c.json")
+    assert answer.returncode != 0
+    assert "ZeroDivisionError" in answer.stdout + answer.stderr
+    assert (project / "results/logs/c.ipynb").is_file()
+    assert not (project / "book/notebooks/c.ipynb").exists()
+
+
+@pytest.mark.parametrize(("minor", "works"), [(10, False), (11, True)])
+def test_make_refuses_an_old_python_in_one_line(tmp_path, minor, works):
+    """Stand in for the environment's interpreter, which claims a version and does nothing else."""
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(REPOSITORY / name, tmp_path / name)
+    (tmp_path / "env/bin").mkdir(parents=True)
+    stand_in = tmp_path / "env/bin/python"
+    stand_in.write_text(
+        "#!/bin/sh\n"
+        'case "$*" in\n'
+        f'*version_info*) exec {sys.executable} -c "$(printf %s "$2" | sed \'s/sys.version_info/(3, {minor})/\')" ;;\n'
+        "esac\n",
+        encoding="utf-8",
+    )
+    stand_in.chmod(0o755)
+    command = ["make", "-C", str(tmp_path), "install", "RCB_VENV=env"]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (answer.returncode == 0) is works, answer.stdout + answer.stderr
+    assert ("Python 3.11 or newer needed" in answer.stderr) is not works
+    assert (tmp_path / "env/.rcblib-installed").exists() is works
+    if works:
+        again = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert "pip install" not in again.stdout

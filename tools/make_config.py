@@ -1,0 +1,133 @@
+"""Write the configuration and table of contents that a build of the book uses.
+
+``_config.yml`` and ``book/_toc.yml`` are the sources. Added here: the repository's address, where one is
+known (from ``--repository``, else the environment variable ``RCB_REPOSITORY``, else the remote ``origin``),
+with the buttons that need it; the notebooks of workflow/notebooks.yml in place of the entry
+``glob: notebooks/*``; and the modules of the library in place of ``glob: api/*``.
+
+    python tools/make_config.py [--repository URL] [--branch NAME]
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+from tools.make_api import api_pages  # noqa: E402
+from tools.notebook_list import read_notebook_list  # noqa: E402
+
+
+def normalize_repository(address: str) -> str | None:
+    """Turn a git address into the address of the repository's web page; `None` for one without a page.
+
+    Credentials are dropped; folders and unknown forms have no page.
+    """
+    address = address.strip()
+    ssh = re.fullmatch(r"(?:ssh://)?git@([\w.-]+)[:/](?:\d+/)?(.+)", address)
+    web = re.fullmatch(r"https?://(?:[^/@]+@)?([\w.-]+(?::\d+)?)/(.+)", address)
+    if not (ssh or web):
+        return None
+    host, path = (ssh or web).groups()
+    return f"https://{host}/{path.rstrip('/').removesuffix('.git')}"
+
+
+def repository_url(root: Path, environment: Mapping[str, str]) -> str | None:
+    """Find the web address: ``RCB_REPOSITORY`` where set (empty: none), else that of the remote ``origin``."""
+    if "RCB_REPOSITORY" in environment:
+        return normalize_repository(environment["RCB_REPOSITORY"])
+    command = ["git", "-C", str(root), "remote", "get-url", "origin"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return normalize_repository(answer.stdout) if answer.returncode == 0 else None
+
+
+def repository_branch(environment: Mapping[str, str]) -> str:
+    """Return the branch that links point at: ``RCB_BRANCH``, ``main`` where it is not set."""
+    return environment.get("RCB_BRANCH") or "main"
+
+
+def build_config(config: dict[str, Any], repository: str | None, branch: str) -> dict[str, Any]:
+    """Add the repository's address and the buttons that need it; without an address nothing changes.
+
+    Colab opens notebooks of GitHub only, so its button is left out for other hosts. The path to the book is
+    empty because the notebooks to open are the sources in ``notebooks/``, not the executed copies.
+    """
+    config = copy.deepcopy(config)
+    if repository is None:
+        return config
+    config["repository"] = {"url": repository, "branch": branch, "path_to_book": ""}
+    config.setdefault("html", {})["use_repository_button"] = True
+    if repository.startswith("https://github.com/"):
+        config["launch_buttons"] = {"colab_url": "https://colab.research.google.com"}
+    return config
+
+
+def build_toc(toc: dict[str, Any], replacements: Mapping[str, list[str]]) -> dict[str, Any]:
+    """Replace the entries ``glob: <pattern>`` by the listed files, in the order given.
+
+    A part whose chapters all vanish is left out, because a caption without chapters is an error.
+    """
+
+    def expand(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        expanded = []
+        for entry in entries:
+            if entry.get("glob") in replacements:
+                expanded += [{"file": file} for file in replacements[entry["glob"]]]
+            elif "sections" in entry:
+                expanded.append({**entry, "sections": expand(entry["sections"])})
+            else:
+                expanded.append(entry)
+        return expanded
+
+    toc = copy.deepcopy(toc)
+    parts = [{**part, "chapters": expand(part["chapters"])} for part in toc.get("parts", [])]
+    toc["parts"] = [part for part in parts if part["chapters"]]
+    return toc
+
+
+def main(arguments: list[str]) -> int:
+    """Write ``book/_build/config.yml`` and ``book/_build/toc.yml``."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repository", help="address of the repository; empty: none")
+    parser.add_argument("--branch", default=repository_branch(os.environ))
+    options = parser.parse_args(arguments)
+    given = options.repository
+    repository = repository_url(ROOT, os.environ) if given is None else normalize_repository(given)
+
+    config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
+    toc = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text(encoding="utf-8"))
+    notebooks = read_notebook_list(ROOT / "workflow" / "notebooks.yml").notebooks
+    replacements = {
+        "notebooks/*": [f"notebooks/{notebook.name}" for notebook in notebooks],
+        "api/*": [f"api/{page}" for page in api_pages(ROOT)],
+    }
+    folder = ROOT / "book" / "_build"
+    folder.mkdir(parents=True, exist_ok=True)
+    config["sphinx"]["local_extensions"] = {"source_lines": str(ROOT / "tools")}
+    built = {
+        "config.yml": build_config(config, repository, options.branch),
+        "toc.yml": build_toc(toc, replacements),
+    }
+    for name, content in built.items():
+        (folder / name).write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    print(f"repository: {repository or 'none known; its buttons are left out'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
