@@ -1,0 +1,310 @@
+"""Check that the project's own files agree with each other: environments, notebooks, workflow, what is tracked."""
+
+import ast
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+import yaml
+
+import rcblib
+from tools.notebook_list import read_notebook_list
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
+
+
+def normal(name):
+    """Return a distribution's name as package indexes compare it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def requirements(lines):
+    """Map the name of each requirement to its version range, without extras and environment markers."""
+    found = {}
+    for line in lines:
+        name, ranges = re.fullmatch(r"([\w.-]+)(?:\[[\w,-]+\])?\s*([^;]*).*", line.strip()).groups()
+        found[normal(name)] = ranges.strip()
+    return found
+
+
+def pins(lines):
+    """Map the names of exact requirements to their versions; every other line is an error."""
+    found = {}
+    for line in lines:
+        name, version = re.fullmatch(r"([\w.-]+)==([\w.]+)", line.strip()).groups()
+        assert normal(name) not in found, f"{name} is pinned twice"
+        found[normal(name)] = version
+    return found
+
+
+def version_key(version):
+    return [int(part) for part in re.findall(r"\d+", version.split("post")[0])]
+
+
+def satisfies(version, ranges):
+    """Tell whether a version lies in a range such as ``>=1.5,<2``."""
+    operators = {
+        ">=": lambda a, b: a >= b,
+        "<": lambda a, b: a < b,
+        "==": lambda a, b: a == b,
+    }
+    for part in ranges.split(","):
+        operator, bound = re.fullmatch(r"(>=|<|==)([\w.]+)", part.strip()).groups()
+        length = max(len(version_key(version)), len(version_key(bound)))
+        a, b = ([*version_key(v), *[0] * length][:length] for v in (version, bound))
+        if not operators[operator](a, b):
+            return False
+    return True
+
+
+def direct_requirements():
+    """Return the core requirements and those of every extra that names packages itself."""
+    lines = list(PROJECT["dependencies"])
+    for extra, more in PROJECT["optional-dependencies"].items():
+        if extra != "all":
+            lines += more
+    return requirements(lines)
+
+
+def constraint_pins():
+    lines = (REPOSITORY / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    return pins(line for line in lines if line and not line.startswith("#"))
+
+
+def environment_pip_lines():
+    environment = yaml.safe_load((REPOSITORY / "environment.yml").read_text(encoding="utf-8"))
+    (section,) = (entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict))
+    return environment, section
+
+
+@pytest.mark.parametrize(
+    ("version", "ranges", "expected"),
+    [
+        ("2.13.0", ">=2.8,<3", True),
+        ("3.0.0", ">=2.8,<3", False),
+        ("2.7.9", ">=2.8,<3", False),
+        ("0.13.2", ">=0.13.2,<0.14", True),
+        ("1.0.4.post1", ">=1.0.4,<2", True),
+        ("0.0.2", "==0.0.2", True),
+    ],
+)
+def test_version_ranges_are_read_correctly(version, ranges, expected):
+    assert satisfies(version, ranges) is expected
+
+
+def test_every_direct_requirement_is_pinned_inside_its_range():
+    pinned = constraint_pins()
+    for name, ranges in direct_requirements().items():
+        assert name in pinned, f"{name} is not in constraints.txt"
+        assert satisfies(pinned[name], ranges), f"{name}=={pinned[name]} is outside {ranges}"
+
+
+def test_every_requirement_has_a_lower_and_an_upper_bound():
+    for name, ranges in direct_requirements().items():
+        assert ranges.startswith("==") or re.fullmatch(r">=[\w.]+,<[\w.]+", ranges), f"{name}: {ranges}"
+
+
+def test_constraints_hold_everything_that_the_requirements_pull_in():
+    from importlib.metadata import PackageNotFoundError, requires
+
+    from packaging.requirements import Requirement
+
+    pinned, waiting, seen = constraint_pins(), list(direct_requirements()), set()
+    while waiting:
+        name = waiting.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        assert name in pinned, f"{name} is not in constraints.txt"
+        try:
+            lines = requires(name) or []
+        except PackageNotFoundError:
+            pytest.skip(f"{name} is not installed; the whole environment is needed")
+        for requirement in map(Requirement, lines):
+            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+                waiting.append(normal(requirement.name))
+
+
+def test_extra_all_holds_the_other_extras():
+    extras = set(PROJECT["optional-dependencies"]) - {"all"}
+    (line,) = PROJECT["optional-dependencies"]["all"]
+    assert set(re.fullmatch(r"rcblib\[([\w,]+)\]", line).group(1).split(",")) == extras
+
+
+def test_conda_environment_pins_the_direct_requirements_as_the_constraints_do():
+    environment, section = environment_pip_lines()
+    assert section[0] == "-c constraints.txt"
+    assert section[-1] == "-e ."
+    pinned = constraint_pins()
+    assert pins(section[1:-1]) == {name: pinned[name] for name in direct_requirements()}
+    (python,) = (entry for entry in environment["dependencies"] if str(entry).startswith("python="))
+    assert satisfies(python.removeprefix("python="), PROJECT["requires-python"])
+
+
+def test_version_is_stated_once_and_cited():
+    citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text(encoding="utf-8"))
+    assert "version" in PROJECT["dynamic"]
+    assert citation["version"] == rcblib.__version__
+    assert citation["license"] == "Apache-2.0"
+    assert citation["references"][0]["identifiers"][0]["value"] == "arXiv:2503.20540"
+
+
+def imported_packages(folder):
+    """Collect the top-level packages that the modules of a folder import."""
+    found = {}
+    for path in sorted((REPOSITORY / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                names = [node.module]
+            for name in names:
+                found.setdefault(name.split(".")[0], path.relative_to(REPOSITORY))
+    return found
+
+
+def test_the_library_imports_declared_packages_only():
+    declared = set(requirements(PROJECT["dependencies"])) | set(
+        requirements(PROJECT["optional-dependencies"]["notebooks"])
+    )
+    distributions = packages_distributions()
+    for package, path in imported_packages("rcblib").items():
+        if package == "rcblib" or package in sys.stdlib_module_names:
+            continue
+        providers = {normal(name) for name in distributions.get(package, [package])}
+        assert providers & declared, f"{path} imports {package}, which pyproject.toml does not require"
+
+
+def tracked_files():
+    command = ["git", "-C", str(REPOSITORY), "ls-files", "-z"]
+    try:
+        answer = subprocess.run(command, capture_output=True, check=False)
+    except OSError:
+        pytest.skip("git is not installed")
+    if answer.returncode:
+        pytest.skip("not a git checkout")
+    return [name for name in answer.stdout.decode().split("\0") if name]
+
+
+def machine_paths(text):
+    """Find absolute paths of somebody's machine: below a home, a temporary folder or the like."""
+    # Put together from parts, so that this file does not hold what it looks for.
+    roots = "|".join(["home/\\w", "root/", "tmp/", "work/", "opt/", "Users/\\w", "mnt/", "content/drive"])
+    return re.findall(rf"(?<![\w.~/>)}}\]-])/(?:{roots})[\w./-]*", text)
+
+
+def test_machine_paths_are_recognised():
+    slash = "/"
+    for path in ("home/ann/x.py", "tmp/out", "work/main", "root/.cache", "opt/env/bin"):
+        assert machine_paths(f"see {slash}{path}") == [f"{slash}{path}"]
+    for text in ("https://host/work/x", "book/tmp/x", "a/work/b", "{ROOT}/opt/x", "../work/x"):
+        assert machine_paths(text) == []
+
+
+def test_tracked_text_names_no_path_of_a_machine():
+    problems = []
+    for name in tracked_files():
+        path = REPOSITORY / name
+        if not path.is_file() or path.stat().st_size > 2_000_000:
+            continue
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue
+        problems += [f"{name}: {found}" for found in machine_paths(text)]
+    assert problems == []
+
+
+def test_generated_folders_are_not_tracked():
+    generated = ("book/_build/", "book/api/", "book/notebooks/", "results/", ".snakemake/")
+    assert [name for name in tracked_files() if name.startswith(generated)] == []
+
+
+def notebook_problems(notebook):
+    """List what a source notebook should not carry: outputs, counts, run metadata, or no parameters cell."""
+    problems = []
+    n_parameters = 0
+    for number, cell in enumerate(notebook["cells"]):
+        if cell["cell_type"] != "code":
+            continue
+        n_parameters += "parameters" in cell["metadata"].get("tags", [])
+        if cell["outputs"]:
+            problems.append(f"cell {number} has outputs")
+        if cell["execution_count"] is not None:
+            problems.append(f"cell {number} has an execution count")
+        if {"execution", "papermill"} & set(cell["metadata"]):
+            problems.append(f"cell {number} has metadata of a run")
+    if "papermill" in notebook["metadata"]:
+        problems.append("metadata of a run")
+    if n_parameters != 1:
+        problems.append(f"{n_parameters} cells tagged parameters")
+    return problems
+
+
+def test_a_clean_notebook_passes_and_an_executed_one_does_not():
+    clean = {
+        "cell_type": "code",
+        "outputs": [],
+        "execution_count": None,
+        "metadata": {"tags": ["parameters"]},
+    }
+    text = {"cell_type": "markdown", "metadata": {}}
+    assert notebook_problems({"cells": [text, clean], "metadata": {}}) == []
+    executed = clean | {"outputs": [{"output_type": "stream"}], "execution_count": 3}
+    executed["metadata"] = {"execution": {}, "tags": []}
+    assert notebook_problems({"cells": [executed], "metadata": {"papermill": {}}}) == [
+        "cell 0 has outputs",
+        "cell 0 has an execution count",
+        "cell 0 has metadata of a run",
+        "metadata of a run",
+        "0 cells tagged parameters",
+    ]
+
+
+def test_source_notebooks_carry_no_outputs():
+    problems = {
+        path.name: notebook_problems(json.loads(path.read_text(encoding="utf-8"))) for path in NOTEBOOKS
+    }
+    assert {name: found for name, found in problems.items() if found} == {}
+
+
+def test_the_workflow_lists_every_notebook():
+    listed = [
+        notebook.name for notebook in read_notebook_list(REPOSITORY / "workflow/notebooks.yml").notebooks
+    ]
+    assert sorted(listed) == [path.stem for path in NOTEBOOKS]
+
+
+def test_expectations_belong_to_notebooks():
+    listed = {
+        notebook.name for notebook in read_notebook_list(REPOSITORY / "workflow/notebooks.yml").notebooks
+    }
+    assert {path.stem for path in (REPOSITORY / "data/expected").glob("*.json")} <= listed
+
+
+def test_the_table_of_contents_names_pages_that_exist():
+    toc = yaml.safe_load((REPOSITORY / "book/_toc.yml").read_text(encoding="utf-8"))
+    entries = [toc["root"]] + [
+        entry["file"]
+        for part in toc["parts"]
+        for chapter in part["chapters"]
+        for entry in [chapter, *chapter.get("sections", [])]
+        if "file" in entry
+    ]
+    generated = {"api/index"}
+    written = {path.stem for path in (REPOSITORY / "book").glob("*.md")}
+    assert set(entries) - generated == written
+
+
+def test_ci_script_can_be_run():
+    assert (REPOSITORY / ".ci/run").stat().st_mode & 0o111
+    text = (REPOSITORY / ".ci/run").read_text(encoding="utf-8")
+    assert text.startswith("#!/usr/bin/env bash\n") and "set -euo pipefail" in text
