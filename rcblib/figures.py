@@ -18,7 +18,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.font_manager import FontProperties
 from matplotlib.patches import Rectangle
 from matplotlib.textpath import TextPath
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from rcblib.records import ParameterError
 
@@ -44,6 +44,7 @@ SIGNALS = {
     "recognised": ("share recognised", "#8c2d04"),
     "entropy": ("entropy (nats)", "#5e3c99"),
     "certainty": ("certainty (minus entropy)", "#5e4fa2"),
+    "random": ("random numbers", MUTED),
 }
 # Columns that need a label of their own, in the colour of their signal.
 LABELS = {
@@ -576,11 +577,12 @@ def mean_with_band(
     """
     _need_columns(frame, [x, mean, "low", "high"])
     color = color or signal_color(signal)
-    places = frame[x] if pd.api.types.is_numeric_dtype(frame[x]) else np.arange(len(frame))
+    is_number = pd.api.types.is_numeric_dtype(frame[x])
+    places = frame[x].to_numpy() if is_number else np.arange(len(frame))
     marker = marker or ("o" if len(frame) <= 40 else "")
     axes.plot(places, frame[mean], color=color, marker=marker, label=label or None)
     axes.fill_between(places, frame["low"], frame["high"], color=color, alpha=0.2, linewidth=0)
-    if places is not frame[x]:
+    if not is_number:
         axes.set_xticks(places, [str(value) for value in frame[x]])
     axes.set_xlabel(signal_label(x).replace("_", " "))
     if signal:
@@ -793,6 +795,74 @@ def grid_map(
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
     return axes
+
+
+def learning_curves(
+    frame: pd.DataFrame, *, column: str = "kind", x: str = "scenes", labels: Mapping[str, str] | None = None
+) -> Figure:
+    """Draw what training printed: losses above, shares of right answers below, one column a kind of stage.
+
+    Parameters
+    ----------
+    frame : pandas.DataFrame
+        One row a quantity and moment: `column`, ``stage``, `x`, ``quantity`` (``loss`` is drawn above, everything else
+        below) and ``value``. Stages follow one another along `x`; dotted lines part them.
+    column : str
+        Column that makes the columns of the figure.
+    x : str
+        Column along which training goes.
+    labels : Mapping, optional
+        Quantity to its name in the legends.
+    """
+    _need_columns(frame, [column, "stage", x, "quantity", "value"])
+    kinds = list(frame[column].unique())
+    figure, grid = plt.subplots(
+        2, len(kinds), figsize=(2.5 * len(kinds), 4.6), squeeze=False, sharex="col", height_ratios=(1, 1.3)
+    )
+    for place, kind in enumerate(kinds):
+        rows = frame[frame[column] == kind]
+        upper, lower = grid[:, place]
+        ends = rows.groupby("stage", sort=False)[x].max()
+        for axes, part in (
+            (upper, rows[rows["quantity"] == "loss"]),
+            (lower, rows[rows["quantity"] != "loss"]),
+        ):
+            for number, (quantity, values) in enumerate(part.groupby("quantity", sort=False)):
+                color = INK if quantity == "loss" else CYCLE[number % len(CYCLE)]
+                name = (labels or {}).get(quantity, str(quantity).replace("_", " "))
+                # Few moments are marked, many make a line.
+                marker = "o" if values.groupby("stage")[x].size().max() <= 12 else ""
+                for stage, points in values.groupby("stage", sort=False):
+                    first = stage == values["stage"].iloc[0]
+                    axes.plot(
+                        points[x],
+                        points["value"],
+                        color=color,
+                        marker=marker,
+                        markersize=2.5,
+                        linewidth=1.2,
+                        label=name if first else None,
+                    )
+            for end in ends[:-1]:
+                axes.axvline(end, color=MUTED, linestyle=":", linewidth=0.8)
+            axes.yaxis.grid(True)
+        upper.set_yscale("log")
+        upper.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        upper.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        upper.yaxis.set_minor_locator(NullLocator())
+        upper.set_title(str(kind))
+        lower.set_ylim(-0.03, 1.03)
+        lower.set_xlabel(x)
+        lower.xaxis.set_major_formatter(FuncFormatter(_thousands))
+        lower.xaxis.set_major_locator(MaxNLocator(4))
+        lower.legend(loc="upper left", bbox_to_anchor=(0, -0.3), fontsize="x-small", borderpad=0)
+    grid[0, 0].set_ylabel("loss")
+    grid[1, 0].set_ylabel("share right")
+    return figure
+
+
+def _thousands(value: float, _: int) -> str:
+    return f"{value / 1000:g}k" if value >= 1000 else f"{value:g}"
 
 
 def patches_gallery(

@@ -301,6 +301,7 @@ def test_a_mean_over_numbers_has_its_band(axes):
     )
     (line,) = axes.lines
     assert line.get_xydata().tolist() == [[1, 3], [5, 2], [9, 1]]
+    assert len(axes.get_xticks()) > 3  # a scale of its own, not a tick a row
     band = axes.collections[0].get_paths()[0].vertices
     assert (band[:, 1].min(), band[:, 1].max()) == (0, 5)
     assert axes.get_ylabel() == figures.signal_label("top1_probability")
@@ -400,3 +401,21 @@ def test_grid_map_lays_values_out_in_raster_order(axes):
     assert axes.figure.axes[1].get_ylabel() == "prototypes"
     with pytest.raises(ParameterError, match="values"):
         figures.grid_map(axes, np.arange(11), GRID)
+
+
+def test_learning_curves_put_losses_above_and_part_the_stages():
+    rows = [
+        ("vision encoder", stage, scenes, quantity, value)
+        for stage, start in (("masked", 0), ("full", 100))
+        for scenes in (start + 50, start + 100)
+        for quantity, value in (("loss", 1.0), ("color", 0.5), ("category", 0.25))
+    ]
+    frame = pd.DataFrame(rows, columns=["kind", "stage", "scenes", "quantity", "value"])
+    figure = figures.learning_curves(frame, labels={"color": "colour"})
+    upper, lower = figure.axes
+    assert "vision encoder" in (upper.get_title(), upper.get_title("left")) and upper.get_yscale() == "log"
+    assert [text.get_text() for text in lower.get_legend().get_texts()] == ["colour", "category"]
+    # A line a stage and quantity, and one that parts the two stages.
+    assert [line.get_xdata()[0] for line in upper.lines] == [50, 150, 100]
+    assert len(lower.lines) == 5
+    plt.close(figure)
