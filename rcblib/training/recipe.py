@@ -112,22 +112,22 @@ LLAVA_SCENES = Recipe(
         "max_position_embeddings": 2048,
     },
     stages=(
-        Stage("vision_masked", "vision", (), LoopConfig(2800, 64, 3e-3, seed=0), _DENSE, n_tokens=64),
-        Stage("vision_full", "vision", ("vision_masked",), LoopConfig(600, 64, 1e-3, seed=2), _DENSE),
-        Stage("symbols_coarse", "symbols", (), LoopConfig(1500, 32, 3e-3, seed=1), n_side=6),
-        Stage("symbols_fine", "symbols", ("symbols_coarse",), LoopConfig(600, 32, 1e-3, seed=3)),
+        Stage("vision_masked", "vision", (), LoopConfig(2400, 64, 3e-3, seed=0), _DENSE, n_tokens=64),
+        Stage("vision_full", "vision", ("vision_masked",), LoopConfig(400, 64, 1e-3, seed=2), _DENSE),
+        Stage("symbols_coarse", "symbols", (), LoopConfig(1150, 32, 3e-3, seed=1), n_side=6),
+        Stage("symbols_fine", "symbols", ("symbols_coarse",), LoopConfig(350, 32, 1.5e-3, seed=3)),
         Stage(
             "connector",
             "pixels",
             ("vision_full", "symbols_fine"),
-            LoopConfig(600, 32, 2e-3, seed=4),
+            LoopConfig(320, 32, 2e-3, seed=4),
             scales=(("connector", 1.0), ("llm", 0.25)),
         ),
         Stage(
             "all",
             "pixels",
             ("connector",),
-            LoopConfig(600, 32, 5e-4, seed=5),
+            LoopConfig(300, 32, 7e-4, seed=5),
             scales=(("vision", 0.5), ("connector", 1.0), ("llm", 1.0)),
         ),
     ),
@@ -173,15 +173,17 @@ def run_stages(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     records = []
     for stage in stages:
-        loop = replace(stage.loop, n_steps=max(1, round(stage.loop.n_steps * scale)))
+        n_steps = max(1, round(stage.loop.n_steps * scale))
+        loop = replace(
+            stage.loop, n_steps=n_steps, log_every=min(stage.loop.log_every, max(1, n_steps // 10))
+        )
         torch.manual_seed(loop.seed)
         trainer, batches, groups = _prepare(recipe, stage, loop, folder, weights, torch.device(device))
         record = run_stage(stage.name, trainer, batches, trainer.loss, loop, folder, groups)
         record = {"stage": asdict(replace(stage, loop=loop)), **record, "provenance": provenance()}
-        save_file(
-            {k: v.contiguous().cpu() for k, v in trainer.state_dict().items()},
-            folder / f"{stage.name}.safetensors",
-        )
+        # Copies, because head and word embeddings are one tensor, and a file may not hold that tensor twice.
+        state = {k: v.detach().cpu().clone().contiguous() for k, v in trainer.state_dict().items()}
+        save_file(state, folder / f"{stage.name}.safetensors")
         write_json(folder / f"{stage.name}.json", record)
         records.append(record)
     return records
