@@ -46,10 +46,15 @@ LABELS = {
     "position": "where is a named object (nine places)",
     "caption": "captions, F1 of the objects named",
 }
-STAGE_KINDS = {
-    "vision": "CLIP pair and patch labels",
-    "symbols": "LLM alone, on symbolic scenes",
-    "pixels": "LLaVA, on pixels",
+STAGE_KINDS = {"vision": "vision encoder", "symbols": "LLM on symbols", "pixels": "LLaVA on pixels"}
+QUANTITIES = {
+    "matched": "captions matched",
+    "cls_recall": "objects found from [CLS]",
+    "background": "background patches",
+    "first": "first word of the answer",
+    "later": "its further words",
+    "yes_no": "yes or no",
+    "color": "colour",
 }
 SCORES_FILE = "scores.json"
 CARD_FILE = "README.md"
@@ -355,6 +360,31 @@ def stage_table(stages: Sequence[Stage], records: Sequence[Mapping[str, Any]]) -
             }
         )
     return pd.DataFrame(rows)
+
+
+def history_table(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Lay out what was averaged while stages were trained, for `rcblib.figures.learning_curves`.
+
+    Parameters
+    ----------
+    records : sequence of Mapping
+        Of stages, in the order they ran.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``kind`` (in words), ``stage``, ``scenes`` (seen so far by stages of this kind), ``quantity`` and ``value``; one
+        row a quantity and moment. Empty where records hold no history.
+    """
+    rows, seen = [], dict.fromkeys(STAGE_KINDS, 0)
+    for record in records:
+        stage, history = record["stage"], record.get("history", {})
+        for quantity in [name for name in history if name != "step"]:
+            for step, value in zip(history["step"], history[quantity], strict=True):
+                scenes = seen[stage["kind"]] + step * stage["loop"]["batch_size"]
+                rows.append((STAGE_KINDS[stage["kind"]], stage["name"], scenes, quantity, value))
+        seen[stage["kind"]] += record["scenes"]
+    return pd.DataFrame(rows, columns=["kind", "stage", "scenes", "quantity", "value"])
 
 
 def learning_parts(stage: Stage) -> str:

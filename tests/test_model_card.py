@@ -14,6 +14,7 @@ from rcblib.datasets import SceneDataset
 from rcblib.mllm import load_model
 from rcblib.model_card import (
     count_parameters,
+    history_table,
     judge,
     main,
     quality_scores,
@@ -214,6 +215,24 @@ class TestCard:
         assert learns["connector"] == "connector, LLM (rate × 0.25)"
         assert learns["all"] == "vision encoder (rate × 0.5), connector, LLM"
         assert learns["vision_masked"] == "CLIP pair, 8 patches an image"
+
+    def test_history_goes_on_from_stage_to_stage_of_a_kind(self):
+        def record(name, kind, n_scenes, steps):
+            loop = {"batch_size": 10}
+            history = {"step": steps, "loss": [float(step) for step in steps], "color": [0.5] * len(steps)}
+            stage = {"name": name, "kind": kind, "loop": loop}
+            return {"stage": stage, "scenes": n_scenes, "history": history}
+
+        records = [
+            record("a", "vision", 40, [2, 4]),
+            record("b", "symbols", 10, [1]),
+            record("c", "vision", 20, [2]),
+        ]
+        table = history_table(records)
+        losses = table[table["quantity"] == "loss"].set_index("stage")["scenes"]
+        assert losses["a"].tolist() == [20, 40] and losses["b"] == 10 and losses["c"] == 60
+        assert len(table) == 8 and set(table["kind"]) == {"vision encoder", "LLM on symbols"}
+        assert history_table([{"stage": records[0]["stage"], "scenes": 40}]).empty
 
     def test_parameters_are_counted_once(self, project):
         model, _ = load_model(TINY.name, device="cpu")
