@@ -1,0 +1,579 @@
+"""Evaluate pruning: generate answers from the tokens that survive, score them, and time what is saved."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import torch
+
+from rcblib.codebook import Codebook
+from rcblib.geometry import check_integer
+from rcblib.metrics import score_predictions
+from rcblib.mllm import Adapter, adapter_for
+from rcblib.probe import load_picture, model_fingerprint, sample_identity
+from rcblib.pruners import Pruner, PruningContext
+from rcblib.records import EncodedImage, ParameterError, Question, Sample
+from rcblib.runs import cached_table, config_hash
+
+if TYPE_CHECKING:
+    import os
+
+FEATURE_BYTES = 2 * 1024**3
+"""Visual tokens kept in memory so that further pruners need not encode the images again."""
+
+
+def evaluate(
+    model: Any,
+    processor: Any,
+    questions: Sequence[Question],
+    samples: Mapping[int, Sample] | Iterable[Sample],
+    pruner: Pruner | None = None,
+    batch_size: int = 32,
+    max_new_tokens: int = 32,
+    *,
+    categories: Iterable[str] | None = None,
+    progress: bool = False,
+) -> pd.DataFrame:
+    """Answer questions greedily, with or without pruning, and score the answers.
+
+    Parameters
+    ----------
+    model, processor : transformers.PreTrainedModel, transformers.ProcessorMixin
+        As `load_model` returns them.
+    questions : sequence of Question
+        Each about one of the samples.
+    samples : Mapping or iterable of Sample
+        Images, by id or in any order; each is loaded and encoded once.
+    pruner : Pruner, optional
+        ``None`` keeps all tokens.
+    batch_size : int
+        Questions answered together; it changes results by rounding only.
+    max_new_tokens : int
+        Longest answer in tokens.
+    categories : iterable of str, optional
+        Every category that counts in captions; by default those of the samples' objects.
+    progress : bool
+        Whether to print a line every few seconds.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row a question, in their order: ``image_id``, ``task``, ``subset``, ``question``, ``answer``,
+        ``prediction``, ``score`` (in [0, 1], by `score_predictions`), ``n_visual_tokens`` of the image and
+        ``n_retained`` of them.
+
+    Raises
+    ------
+    ParameterError
+        Before any work: if there are no questions, one is about an unknown image, a caption's image has no annotated
+        objects, or a number is out of range; and as the pruner's own check.
+    ImageError
+        If an image cannot be read.
+
+    Notes
+    -----
+    A pruner is asked for every question by itself; the image's place among the samples, by ascending id, is its
+    `PruningContext.image_index`, so a random choice depends on seed and image, not on order or batch size.
+    """
+    session = _Session(model, processor, questions, samples, batch_size, max_new_tokens, categories)
+    return session.answer(pruner, "evaluating" if progress else None)
+
+
+def evaluate_grid(
+    model: Any,
+    processor: Any,
+    questions: Sequence[Question],
+    samples: Mapping[int, Sample] | Iterable[Sample],
+    pruners: Mapping[str, Pruner | None | Sequence[Pruner | None]],
+    batch_size: int = 32,
+    max_new_tokens: int = 32,
+    *,
+    categories: Iterable[str] | None = None,
+    folder: str | os.PathLike | None = None,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Evaluate several methods at several budgets and seeds; images are encoded once for all of them.
+
+    Parameters
+    ----------
+    pruners : Mapping
+        Name of a method to its pruner, or to one pruner for each budget and seed; ``None`` keeps all tokens.
+    folder : path-like, optional
+        Where the results of each pruner are kept (one Parquet each, named by a hash of everything they depend on);
+        a later call reads what is there and computes the rest.
+    progress : bool
+        Whether to print a line a pruner, and every few seconds.
+    model, processor, questions, samples, batch_size, max_new_tokens, categories
+        As in `evaluate`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        The rows of `evaluate` for every pruner, with ``method``, ``retain_ratio`` and ``max_similarity`` (NaN where the
+        budget is the other one; a ratio of 1 without pruner) and ``seed`` (missing where nothing is drawn) in front.
+
+    Raises
+    ------
+    ParameterError
+        As `evaluate`; also without pruners.
+    """
+    listed = _listed(pruners)
+    session = _Session(model, processor, questions, samples, batch_size, max_new_tokens, categories)
+    for _, pruner in listed:
+        if pruner is not None:
+            pruner.check(session.adapter)
+    frames = []
+    for k, (method, pruner) in enumerate(listed, 1):
+        budget = _budget_columns(pruner)
+        words = ", ".join(f"{name} {value}" for name, value in budget.items() if not pd.isna(value))
+        title = f"evaluating {k} of {len(listed)}: {method} ({words})" if progress else None
+
+        def compute(pruner: Pruner | None = pruner, title: str | None = title) -> pd.DataFrame:
+            return session.answer(pruner, title)
+
+        if folder is None:
+            frame = compute()
+        else:
+            frame = cached_table(folder, "evaluation", session.description(pruner), compute)
+        for place, (name, value) in enumerate({"method": method, **budget}.items()):
+            frame.insert(place, name, value)
+        frames.append(frame.astype({"seed": "Int64"}))
+        if progress:
+            print(f"{title}: mean score {frame['score'].mean():.3f}", flush=True)
+    return pd.concat(frames, ignore_index=True)
+
+
+def _listed(
+    pruners: Mapping[str, Pruner | None | Sequence[Pruner | None]],
+) -> list[tuple[str, Pruner | None]]:
+    """Return (method, pruner) pairs, checked."""
+    pairs = [
+        (method, pruner)
+        for method, given in pruners.items()
+        for pruner in (given if isinstance(given, Sequence) else [given])
+    ]
+    strangers = [type(pruner).__name__ for _, pruner in pairs if not isinstance(pruner, Pruner | None)]
+    if not pairs or strangers:
+        raise ParameterError("pruners", strangers or "none", "a name for each pruner, or None; at least one")
+    return pairs
+
+
+def _budget_columns(pruner: Pruner | None) -> dict[str, Any]:
+    budget = {"retain_ratio": 1.0} if pruner is None else pruner.budget()
+    numbers = {name: budget.get(name) for name in ("retain_ratio", "max_similarity")}
+    columns = {name: float("nan") if value is None else float(value) for name, value in numbers.items()}
+    return columns | {"seed": getattr(pruner, "seed", pd.NA)}
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    """Hold the text of a question in the chat template: token ids with one placeholder for the image."""
+
+    ids: tuple[int, ...]
+    place: int
+
+
+class _Session:
+    """Answer the same questions with one pruner after the other, encoding each image once."""
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        questions: Sequence[Question],
+        samples: Mapping[int, Sample] | Iterable[Sample],
+        batch_size: int,
+        max_new_tokens: int,
+        categories: Iterable[str] | None,
+    ):
+        self.batch_size = check_integer("batch_size", batch_size, 1)
+        self.max_new_tokens = check_integer("max_new_tokens", max_new_tokens, 1)
+        self.questions = list(questions)
+        given = samples.values() if isinstance(samples, Mapping) else samples
+        self.samples = {
+            sample.image_id: sample for sample in sorted(given, key=lambda sample: sample.image_id)
+        }
+        self.image_index = {image_id: i for i, image_id in enumerate(self.samples)}
+        self._check_questions()
+        self.present = {
+            image_id: {item.category for item in sample.objects}
+            for image_id, sample in self.samples.items()
+            if sample.objects is not None
+        }
+        named = set().union(*self.present.values()) if categories is None else set(categories)
+        self.categories = sorted(named)
+        self._score([{"prediction": ""} for _ in self.questions])  # so that wrong answers end before any work
+        self.model, self.adapter = model, adapter_for(model, processor)
+        self.tokenizer = processor.tokenizer
+        self.prompts = [self._prompt(question) for question in self.questions]
+        self.features = _Features(self.adapter, self.samples)
+
+    def _check_questions(self) -> None:
+        if not self.questions:
+            raise ParameterError("questions", "none", "at least one")
+        unknown = sorted({q.image_id for q in self.questions} - set(self.samples))
+        if unknown:
+            raise ParameterError("questions", f"about images {unknown[:5]}", "questions about the samples")
+        bare = [
+            q.image_id for q in self.questions if q.task == "caption" and not self.samples[q.image_id].objects
+        ]
+        if bare:
+            raise ParameterError(
+                "questions", f"captions of images {bare[:5]}", "captions of images with objects"
+            )
+
+    def _prompt(self, question: Question) -> _Prompt:
+        ids = self.adapter._prompt_ids(self.adapter.prompt(question.text))
+        places = [i for i, token in enumerate(ids) if token == self.adapter.image_token_id]
+        if len(places) != 1:
+            raise ParameterError("question", question.text, "text without image placeholders")
+        return _Prompt(tuple(ids), places[0])
+
+    def _input(self, index: int, pruner: Pruner | None) -> _Input:
+        """Prune the image of a question, and put what survives where the prompt has its placeholder."""
+        prompt = self.prompts[index]
+        image = self.features.get(self.questions[index].image_id, self.model.device)
+        n_places = self.adapter.n_placeholders(image)
+        image_token = self.adapter.image_token_id
+        ids = torch.tensor(
+            [*prompt.ids[: prompt.place], *[image_token] * n_places, *prompt.ids[prompt.place + 1 :]]
+        )
+        if pruner is None:
+            kept = [torch.arange(view.n_tokens) for view in image.views]
+        else:
+            order = self.image_index[self.questions[index].image_id]
+            kept = [
+                pruner.select(view.tokens, PruningContext(view, order, i, ids, self.adapter))
+                for i, view in enumerate(image.views)
+            ]
+        rows, positions = self.adapter.gather(image, kept)
+        survives = ids != image_token
+        survives[prompt.place + positions] = True
+        return _Input(
+            rows,
+            ids[survives],
+            survives.nonzero().flatten(),
+            sum(view.n_tokens for view in image.views),
+            sum(map(len, kept)),
+        )
+
+    def model_inputs(self, batch: Sequence[_Input], pruner: Pruner | None) -> dict[str, Any]:
+        """Pad inputs on the left and name them as `generate` and the model's forward do."""
+        longest = max(len(entry.ids) for entry in batch)
+        padding = self.tokenizer.pad_token_id or 0
+        inputs = {
+            "input_ids": torch.full((len(batch), longest), padding),
+            "attention_mask": torch.zeros(len(batch), longest, dtype=torch.long),
+        }
+        if pruner is not None and pruner.position_ids == "kept":
+            inputs["position_ids"] = torch.zeros(len(batch), longest, dtype=torch.long)
+        for i, entry in enumerate(batch):
+            start = longest - len(entry.ids)
+            inputs["input_ids"][i, start:] = entry.ids
+            inputs["attention_mask"][i, start:] = 1
+            if "position_ids" in inputs:
+                inputs["position_ids"][i, start:] = entry.positions
+        inputs = {name: column.to(self.model.device) for name, column in inputs.items()}
+        return inputs | self.adapter.generation_inputs([entry.rows for entry in batch])
+
+    @torch.no_grad()
+    def answer(self, pruner: Pruner | None, title: str | None) -> pd.DataFrame:
+        """Return the frame of `evaluate`."""
+        if pruner is not None:
+            pruner.check(self.adapter)
+        attention = pruner is not None and pruner.needs_cls_attention
+        order = sorted(
+            range(len(self.questions)),
+            key=lambda i: (len(self.prompts[i].ids), self.image_index[self.questions[i].image_id]),
+        )
+        rows: list[dict[str, Any]] = [{} for _ in order]
+        report = _Progress(title, len(order))
+        for start in range(0, len(order), self.batch_size):
+            chosen = order[start : start + self.batch_size]
+            self.features.encode([self.questions[i].image_id for i in chosen], attention)
+            batch = [self._input(i, pruner) for i in chosen]
+            inputs = self.model_inputs(batch, pruner)
+            output = self.model.generate(
+                **inputs,
+                max_new_tokens=self.max_new_tokens,
+                do_sample=False,
+                num_beams=1,
+                temperature=None,
+                top_p=None,
+                top_k=None,
+                pad_token_id=self.tokenizer.pad_token_id,
+            )
+            texts = self.tokenizer.batch_decode(
+                output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
+            )
+            for i, entry, text in zip(chosen, batch, texts, strict=True):
+                rows[i] = {
+                    "prediction": text.strip(),
+                    "n_visual_tokens": entry.n_tokens,
+                    "n_retained": entry.n_retained,
+                }
+            report(start + len(chosen))
+        return self._score(rows)
+
+    def _score(self, rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+        """Return a frame of the questions with what was found for each, and its score."""
+        names = {
+            "image_id": "image_id",
+            "task": "task",
+            "subset": "subset",
+            "text": "question",
+            "answer": "answer",
+        }
+        asked = [
+            {name: getattr(question, field) for field, name in names.items()} for question in self.questions
+        ]
+        frame = pd.DataFrame([{**question, **row} for question, row in zip(asked, rows, strict=True)])
+        frame.insert(6, "score", score_predictions(frame, self.present, self.categories or None))
+        return frame
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identify the model."""
+        return model_fingerprint(self.model)
+
+    @cached_property
+    def images_hash(self) -> str:
+        """Identify the samples, their pixels and objects."""
+        return config_hash({"samples": [sample_identity(sample) for sample in self.samples.values()]})
+
+    def description(self, pruner: Pruner | None) -> dict[str, Any]:
+        """Return everything that answers depend on, in what JSON can hold."""
+        return {
+            "model": self.fingerprint,
+            "processor": config_hash({"prompts": [prompt.ids for prompt in self.prompts]}),
+            "questions": config_hash({"questions": [dataclasses.asdict(q) for q in self.questions]}),
+            "samples": self.images_hash,
+            "categories": self.categories,
+            "max_new_tokens": self.max_new_tokens,
+            "pruner": _description(pruner),
+        }
+
+
+@dataclass(frozen=True)
+class _Input:
+    """Hold one question's pruned prompt: visual rows, token ids, and their positions in the full prompt."""
+
+    rows: torch.Tensor
+    ids: torch.Tensor
+    positions: torch.Tensor
+    n_tokens: int
+    n_retained: int
+
+
+class _Features:
+    """Encode images when they are first asked for, and keep what fits in memory."""
+
+    def __init__(self, adapter: Adapter, samples: Mapping[int, Sample]):
+        self.adapter, self.samples = adapter, samples
+        self.images: dict[int, EncodedImage] = {}
+
+    def get(self, image_id: int, device: torch.device) -> EncodedImage:
+        """Return an image that the last call of `encode` asked for, its tokens on the device."""
+        return _moved(self.images[image_id], device)
+
+    def encode(self, image_ids: Iterable[int], attention: bool) -> None:
+        """Encode those of some images that are not there yet, all at once."""
+        wanted = list(dict.fromkeys(image_ids))
+        missing = [i for i in wanted if not self._has(i, attention)]
+        if not missing:
+            return
+        n_bytes = sum(view.tokens.nbytes for image in self.images.values() for view in image.views)
+        if n_bytes > FEATURE_BYTES:
+            self.images = {i: self.images[i] for i in wanted if i not in missing}
+        pictures = [load_picture(self.samples[i]) for i in missing]
+        for image_id, image in zip(missing, self.adapter.encode(pictures, attention=attention), strict=True):
+            self.images[image_id] = _moved(image, torch.device("cpu"))
+
+    def _has(self, image_id: int, attention: bool) -> bool:
+        image = self.images.get(image_id)
+        return image is not None and (not attention or image.views[0].cls_attention is not None)
+
+
+def _moved(image: EncodedImage, device: torch.device) -> EncodedImage:
+    views = tuple(dataclasses.replace(view, tokens=view.tokens.to(device)) for view in image.views)
+    return dataclasses.replace(image, views=views)
+
+
+class _Progress:
+    """Print how far a run is, at most every ten seconds."""
+
+    def __init__(self, title: str | None, n: int):
+        self.title, self.n, self.start = title, n, time.perf_counter()
+        self.printed = self.start
+
+    def __call__(self, n_done: int) -> None:
+        """Report that so many of the questions are answered."""
+        now = time.perf_counter()
+        if self.title is not None and (n_done == self.n or now - self.printed >= 10):
+            rate = n_done / (now - self.start)
+            print(f"{self.title}: question {n_done} of {self.n}, {rate:.1f} a second", flush=True)
+            self.printed = now
+
+
+def _description(pruner: Pruner | None) -> dict[str, Any]:
+    """Return a pruner's settings, a codebook's as a hash of its prototypes."""
+    if pruner is None:
+        return {}
+    settings: dict[str, Any] = {"class": type(pruner).__name__}
+    for entry in dataclasses.fields(pruner):
+        value = getattr(pruner, entry.name)
+        if isinstance(value, Codebook):
+            raw = value.prototypes.detach().cpu().contiguous()
+            settings[entry.name] = hashlib.sha256(raw.view(torch.uint8).numpy().tobytes()).hexdigest()
+        elif entry.init:
+            settings[entry.name] = value
+    return settings
+
+
+def latency_and_memory(
+    model: Any,
+    processor: Any,
+    questions: Sequence[Question],
+    samples: Mapping[int, Sample] | Iterable[Sample],
+    pruners: Mapping[str, Pruner | None | Sequence[Pruner | None]],
+    *,
+    n_repeats: int = 5,
+    n_warmup: int = 1,
+    max_new_tokens: int = 16,
+    progress: bool = False,
+) -> pd.DataFrame:
+    """Time the steps of pruned generation, one question at a time.
+
+    Pruners take turns inside every repeat, so that a machine that slows down slows all of them.
+
+    Parameters
+    ----------
+    model, processor, questions, samples, pruners
+        As in `evaluate_grid`.
+    n_repeats, n_warmup : int
+        Measured and unmeasured rounds.
+    max_new_tokens : int
+        Tokens generated, at least 2; an end token does not stop.
+    progress : bool
+        Whether to print a line a round.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row a pruner and question: ``method``, ``retain_ratio``, ``max_similarity``, ``seed``, ``image_id``,
+        ``n_retained``, ``n_prompt`` (tokens after pruning, text included); medians over the repeats of
+        ``encode_seconds`` (vision encoder and connector), ``select_seconds``, ``prefill_seconds`` (one pass of the LLM
+        over the prompt) and ``tokens_per_second`` (of the answer after its first token); ``kv_cache_bytes`` after the
+        prefill, as the cache holds them; ``peak_memory_bytes`` with ``peak_memory_kind``: ``"allocated"``, measured
+        on a CUDA device, or ``"weights + cache"``, added up elsewhere.
+
+    Raises
+    ------
+    ParameterError
+        As `evaluate_grid`; or if a count is out of range.
+    """
+    check_integer("n_repeats", n_repeats, 1)
+    check_integer("n_warmup", n_warmup, 0)
+    check_integer("max_new_tokens", max_new_tokens, 2)
+    listed = _listed(pruners)
+    session = _Session(model, processor, questions, samples, 1, max_new_tokens, None)
+    for _, pruner in listed:
+        if pruner is not None:
+            pruner.check(session.adapter)
+    measured: dict[tuple[int, int], list[dict[str, Any]]] = {}
+    for repeat in range(n_warmup + n_repeats):
+        for p, (_, pruner) in enumerate(listed):
+            for q in range(len(session.questions)):
+                measured.setdefault((p, q), []).append(_measure(session, q, pruner))
+        if progress:
+            print(f"timing: round {repeat + 1} of {n_warmup + n_repeats}", flush=True)
+    rows = []
+    for (p, q), runs in measured.items():
+        method, pruner = listed[p]
+        row = {"method": method, **_budget_columns(pruner), "image_id": session.questions[q].image_id}
+        for name, value in runs[-1].items():
+            row[name] = median(run[name] for run in runs[n_warmup:]) if isinstance(value, float) else value
+        rows.append(row)
+    return pd.DataFrame(rows).astype({"seed": "Int64"})
+
+
+@torch.no_grad()
+def _measure(session: _Session, index: int, pruner: Pruner | None) -> dict[str, Any]:
+    """Answer one question step by step on the clock; floats are what differs from run to run."""
+    model, question = session.model, session.questions[index]
+    on_cuda = model.device.type == "cuda"
+    picture = load_picture(session.samples[question.image_id])
+    pixels = session.adapter.processor.image_processor([picture], return_tensors="pt")
+    if on_cuda:
+        torch.cuda.reset_peak_memory_stats(model.device)
+    clock = _Clock(model.device)
+
+    (image,) = session.adapter.encode_pixels(
+        pixels,
+        cls_similarity=pruner is not None and pruner.needs_cls_similarity,
+        cls_attention=pruner is not None and pruner.needs_cls_attention,
+    )
+    encode_seconds = clock.lap()
+    session.features.images[question.image_id] = image
+    entry = session._input(index, pruner)
+    inputs = session.model_inputs([entry], pruner)
+    select_seconds = clock.lap()
+    output = model(**inputs, use_cache=True, logits_to_keep=1)
+    cache = output.past_key_values
+    prefill_seconds = clock.lap()
+    cache_bytes = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    clock.lap()
+    mask = inputs["attention_mask"]
+    for n_new in range(session.max_new_tokens - 1):
+        mask = torch.cat([mask, mask[:, -1:]], dim=1)
+        place = {}
+        if "position_ids" in inputs:
+            place["position_ids"] = inputs["position_ids"][:, -1:] + 1 + n_new
+        output = model(
+            input_ids=output.logits[:, -1].argmax(-1, keepdim=True),
+            attention_mask=mask,
+            past_key_values=cache,
+            use_cache=True,
+            **place,
+        )
+    decode_seconds = clock.lap()
+    weights = sum(weight.nbytes for weight in model.parameters())
+    return {
+        "n_retained": entry.n_retained,
+        "n_prompt": len(entry.ids),
+        "encode_seconds": encode_seconds,
+        "select_seconds": select_seconds,
+        "prefill_seconds": prefill_seconds,
+        "tokens_per_second": (session.max_new_tokens - 1) / decode_seconds,
+        "kv_cache_bytes": cache_bytes,
+        "peak_memory_bytes": torch.cuda.max_memory_allocated(model.device)
+        if on_cuda
+        else weights + cache_bytes,
+        "peak_memory_kind": "allocated" if on_cuda else "weights + cache",
+    }
+
+
+class _Clock:
+    """Measure laps, waiting for a GPU to finish what it was given."""
+
+    def __init__(self, device: torch.device):
+        self.on_cuda = device.type == "cuda"
+        self.last = self._now()
+
+    def _now(self) -> float:
+        if self.on_cuda:
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def lap(self) -> float:
+        """Return the seconds since the last call."""
+        before, self.last = self.last, self._now()
+        return self.last - before

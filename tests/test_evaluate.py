@@ -1,0 +1,369 @@
+"""Check evaluation against `generate` called for one question at a time, with and without pruners."""
+
+import dataclasses
+
+import pandas as pd
+import pytest
+import tiny
+import torch
+from pycocotools.mask import encode
+
+from rcblib.codebook import Codebook
+from rcblib.evaluate import evaluate, evaluate_grid, latency_and_memory
+from rcblib.metrics import score_predictions
+from rcblib.mllm import ADAPTERS, adapter_for
+from rcblib.pruners import ClsSimilarityPruner, CodebookPruner, RandomPruner
+from rcblib.records import CodebookError, ImageError, ParameterError, Question, Sample, SceneObject
+from rcblib.scoring import redundancy_scores
+
+N_IMAGES = 3
+N_NEW = 4
+TEXTS = [
+    "What does this image show ?",
+    "Is there a cat in the image ?",
+    "How many red apple are there in and on it ?",
+]
+TASKS = ["one_word", "yes_no", "count"]
+ANSWERS = ["cat", "no", "2"]
+
+
+@pytest.fixture(scope="module")
+def pair():
+    return tiny.tiny_llava()
+
+
+@pytest.fixture(scope="module")
+def samples():
+    """Return images by descending id, each with a cat in it."""
+    mask = {"size": [31, 40], "counts": encode_all(31, 40)}
+    cat = SceneObject("cat", (0, 0, 40, 31), mask, 1240.0)
+    return [
+        Sample(100 - i, lambda p=p: p, *p.size, objects=(cat,), source="scenes/test")
+        for i, p in enumerate(tiny.random_images(N_IMAGES))
+    ]
+
+
+def encode_all(height, width):
+    mask = torch.ones(height, width, dtype=torch.uint8).numpy()
+    return encode(mask.copy(order="F"))["counts"]
+
+
+@pytest.fixture(scope="module")
+def questions(samples):
+    """Return questions of unequal lengths, images mixed."""
+    return [
+        Question(sample.image_id, task, text, answer, subset="popular" if task == "yes_no" else "")
+        for task, text, answer in zip(TASKS, TEXTS, ANSWERS, strict=True)
+        for sample in samples
+    ]
+
+
+@pytest.fixture(scope="module")
+def codebook(pair):
+    tokens = adapter_for(*pair).encode(tiny.random_images(1, seed=7))[0].tokens
+    return Codebook(tokens[::5].clone(), tuple(range(8)), "llava")
+
+
+@pytest.fixture(scope="module")
+def cut_off(pair, codebook):
+    """Return a cosine that half of the tokens lie below."""
+    images = adapter_for(*pair).encode(tiny.random_images(N_IMAGES))
+    return float(
+        torch.cat([redundancy_scores(image.tokens, codebook.prototypes) for image in images]).median()
+    )
+
+
+@pytest.fixture
+def pruner(request, codebook, cut_off):
+    return {
+        "all": None,
+        "threshold": CodebookPruner(codebook, max_similarity=cut_off),
+        "threshold, kept positions": CodebookPruner(codebook, max_similarity=cut_off, position_ids="kept"),
+        "ratio": CodebookPruner(codebook, rule="double_softmax", retain_ratio=0.3),
+        "most": ClsSimilarityPruner(0.2),
+        "everything": RandomPruner(1.0),
+    }[request.param]
+
+
+every_pruner = pytest.mark.parametrize(
+    "pruner",
+    ["all", "threshold", "threshold, kept positions", "ratio", "most", "everything"],
+    indirect=True,
+)
+
+
+def plain_answer(pair, question, samples, pruner):
+    """Ask one question by `generate` with pixels, inside the pruner's own context."""
+    model, processor = pair
+    picture = next(s.image for s in samples if s.image_id == question.image_id)
+    prompt = adapter_for(*pair).prompt(question.text)
+    inputs = processor(text=[prompt], images=[picture], return_tensors="pt")
+    settings = {"max_new_tokens": N_NEW, "do_sample": False}
+    if pruner is None:
+        sequence, n_kept = model.generate(**inputs, **settings), 36
+    else:
+        with pruner(model):
+            sequence = model.generate(**inputs, **settings)
+        n_kept = len(pruner.kept[0])
+    new = sequence[0, inputs["input_ids"].shape[1] :]
+    return processor.tokenizer.decode(new, skip_special_tokens=True).strip(), n_kept
+
+
+@every_pruner
+def test_answers_equal_those_of_generate_one_by_one(pair, questions, samples, pruner):
+    frame = evaluate(*pair, questions, samples, pruner, batch_size=4, max_new_tokens=N_NEW)
+    expected = [plain_answer(pair, question, samples, pruner) for question in questions]
+    assert list(zip(frame["prediction"], frame["n_retained"], strict=True)) == expected
+    assert len({prediction for prediction, _ in expected}) > 1
+
+
+def test_random_choices_are_those_of_a_run_over_the_images_by_id(pair, questions, samples):
+    pruner = RandomPruner(0.25, seed=3)
+    asked = questions[:N_IMAGES]
+    frame = evaluate(*pair, asked, samples, pruner, batch_size=2, max_new_tokens=N_NEW)
+    model, processor = pair
+    by_id = sorted(samples, key=lambda sample: sample.image_id)
+    inputs = processor(
+        text=[adapter_for(*pair).prompt(TEXTS[0])] * N_IMAGES,
+        images=[sample.image for sample in by_id],
+        return_tensors="pt",
+    )
+    with pruner(model):
+        sequences = model.generate(**inputs, max_new_tokens=N_NEW, do_sample=False)
+    texts = processor.tokenizer.batch_decode(sequences[:, -N_NEW:], skip_special_tokens=True)
+    assert frame["prediction"].tolist() == [text.strip() for text in reversed(texts)]
+
+
+@every_pruner
+def test_answers_do_not_depend_on_batch_size_or_order(pair, questions, samples, pruner):
+    frame = evaluate(*pair, questions, samples, pruner, batch_size=2, max_new_tokens=N_NEW)
+    again = evaluate(*pair, questions[::-1], samples[::-1], pruner, batch_size=50, max_new_tokens=N_NEW)
+    pd.testing.assert_frame_equal(again[::-1].reset_index(drop=True), frame)
+
+
+def test_the_frame_has_one_scored_row_a_question(pair, questions, samples):
+    plain = evaluate(*pair, questions, samples, max_new_tokens=N_NEW)
+    assert plain["image_id"].tolist() == [q.image_id for q in questions]
+    assert plain["question"].tolist() == [q.text for q in questions]
+    assert plain["subset"].tolist() == [q.subset for q in questions]
+    assert (plain["n_visual_tokens"] == 36).all()
+    assert (plain["n_retained"] == 36).all()
+    right = [
+        dataclasses.replace(q, answer=said) if q.task == "count" else q
+        for q, said in zip(questions, plain["prediction"], strict=True)
+    ]
+    frame = evaluate(*pair, right, samples, max_new_tokens=N_NEW)
+    assert (frame.loc[frame["task"] == "count", "score"] == 1).all()
+    assert frame["score"].tolist() == score_predictions(frame).tolist()
+    assert frame["score"].min() == 0
+
+
+def test_captions_are_scored_by_their_objects(pair, samples):
+    asked = [Question(samples[0].image_id, "caption", "Describe the image", "a cat")]
+    frame = evaluate(*pair, asked, samples, max_new_tokens=N_NEW, categories=["cat", "dog", "bird"])
+    expected = score_predictions(frame, {samples[0].image_id: {"cat"}}, ["cat", "dog", "bird"])
+    assert frame["score"].tolist() == expected.tolist()
+
+
+def test_samples_may_come_by_id(pair, questions, samples):
+    listed = evaluate(*pair, questions[:2], samples, max_new_tokens=2)
+    mapped = evaluate(*pair, questions[:2], {s.image_id: s for s in samples}, max_new_tokens=2)
+    pd.testing.assert_frame_equal(listed, mapped)
+
+
+def test_llava_15_with_its_real_settings_is_pruned():
+    model, processor = tiny.reduced_llava_15()
+    (picture,) = tiny.random_images(1, (500, 375))
+    sample = Sample(1, lambda: picture, 500, 375)
+    tokens = adapter_for(model, processor).encode([picture])[0].tokens
+    pruner = CodebookPruner(Codebook(tokens[:9].clone(), tuple(range(9)), "llava"), retain_ratio=0.1)
+    frame = evaluate(
+        model, processor, [Question(1, "one_word", TEXTS[0], "cat")], [sample], pruner, max_new_tokens=2
+    )
+    assert frame["n_visual_tokens"].tolist() == [576]
+    assert frame["n_retained"].tolist() == [58]
+
+
+# Grids of pruners
+
+
+@pytest.fixture
+def encoded(monkeypatch):
+    """Count the images that are encoded."""
+    counts = []
+    original = ADAPTERS["llava"].encode_pixels
+
+    def encode_pixels(self, model_inputs, **signals):
+        counts.append(len(model_inputs["pixel_values"]))
+        return original(self, model_inputs, **signals)
+
+    monkeypatch.setattr(ADAPTERS["llava"], "encode_pixels", encode_pixels)
+    return counts
+
+
+@pytest.fixture
+def pruners(codebook, cut_off):
+    return {
+        "all tokens": None,
+        "random": [RandomPruner(0.2, seed=0), RandomPruner(0.2, seed=1)],
+        "least": ClsSimilarityPruner(0.2, keep="least"),
+        "codebook": [CodebookPruner(codebook, max_similarity=cut_off)],
+    }
+
+
+def test_a_grid_holds_the_frames_of_its_pruners(pair, questions, samples, pruners, encoded, cut_off):
+    grid = evaluate_grid(
+        *pair, questions, samples, pruners, batch_size=4, max_new_tokens=N_NEW, progress=False
+    )
+    assert sum(encoded) == N_IMAGES
+    n = len(questions)
+    assert (
+        grid["method"].tolist() == ["all tokens"] * n + ["random"] * 2 * n + ["least"] * n + ["codebook"] * n
+    )
+    heads = grid.iloc[::n]
+    assert heads["retain_ratio"].fillna(-1).tolist() == [1.0, 0.2, 0.2, 0.2, -1]
+    assert heads["max_similarity"].fillna(9).tolist() == [9, 9, 9, 9, cut_off]
+    assert heads["seed"].fillna(-1).tolist() == [-1, 0, 1, -1, -1]
+    alone = evaluate(*pair, questions, samples, pruners["random"][1], batch_size=4, max_new_tokens=N_NEW)
+    part = grid[grid["seed"] == 1].drop(columns=["method", "retain_ratio", "max_similarity", "seed"])
+    pd.testing.assert_frame_equal(part.reset_index(drop=True), alone)
+
+
+def test_images_are_encoded_again_where_memory_is_short(
+    pair, questions, samples, pruners, encoded, monkeypatch
+):
+    whole = evaluate_grid(*pair, questions, samples, pruners, max_new_tokens=2, progress=False)
+    encoded.clear()
+    # Functions hold their module's globals: the package's name for this module is the function `evaluate`.
+    monkeypatch.setitem(evaluate.__globals__, "FEATURE_BYTES", 0)
+    short = evaluate_grid(*pair, questions, samples, pruners, batch_size=1, max_new_tokens=2, progress=False)
+    assert sum(encoded) > N_IMAGES
+    pd.testing.assert_frame_equal(short, whole)
+
+
+def test_a_grid_resumes_pruner_by_pruner(pair, questions, samples, pruners, tmp_path, monkeypatch, capsys):
+    arguments = (*pair, questions[:3], samples, pruners)
+    first = evaluate_grid(*arguments, max_new_tokens=2, folder=tmp_path)
+    assert capsys.readouterr().out.count("mean score") == 5
+    files = sorted(tmp_path.glob("*.parquet"), key=lambda path: path.stat().st_mtime_ns)
+    assert len(files) == 5
+    files[-1].unlink()
+    calls, original = [], pair[0].generate
+
+    def counted(**inputs):
+        calls.append(len(inputs["input_ids"]))
+        return original(**inputs)
+
+    monkeypatch.setattr(pair[0], "generate", counted)
+    again = evaluate_grid(*arguments, max_new_tokens=2, folder=tmp_path, progress=False)
+    assert sum(calls) == 3
+    pd.testing.assert_frame_equal(again, first, check_dtype=False)
+
+
+@pytest.mark.parametrize("changed", ["max_new_tokens", "answer", "seed", "codebook", "model", "samples"])
+def test_kept_results_are_used_for_the_same_run_only(pair, questions, samples, codebook, tmp_path, changed):
+    def run(pair=pair, answer="cat", seed=0, scale=1.0, max_new_tokens=2, samples=samples):
+        prototypes = codebook.prototypes * torch.tensor([scale, *[1.0] * 39])
+        book = Codebook(prototypes, codebook.image_ids, "llava")
+        pruners = {"random": RandomPruner(0.5, seed), "codebook": CodebookPruner(book, retain_ratio=0.5)}
+        asked = [dataclasses.replace(questions[0], answer=answer)]
+        evaluate_grid(
+            *pair, asked, samples, pruners, max_new_tokens=max_new_tokens, folder=tmp_path, progress=False
+        )
+        return len(list(tmp_path.glob("*.parquet")))
+
+    assert run() == 2
+    assert run() == 2
+    n_new = {
+        "max_new_tokens": lambda: run(max_new_tokens=1),
+        "answer": lambda: run(answer="dog"),
+        "seed": lambda: run(seed=1),
+        "codebook": lambda: run(scale=1.5),
+        "model": lambda: run(pair=tiny.tiny_llava(1)),
+        "samples": lambda: run(samples=samples[:2]),
+    }[changed]()
+    assert n_new == {"seed": 3, "codebook": 3}.get(changed, 4)
+
+
+# Latency and memory
+
+
+def test_latency_and_memory_are_measured_step_by_step(pair, questions, samples, capsys):
+    pruners = {
+        "all tokens": None,
+        "random": RandomPruner(0.25),
+        "kept": RandomPruner(0.25, position_ids="kept"),
+    }
+    frame = latency_and_memory(
+        *pair, questions[:2], samples, pruners, n_repeats=2, max_new_tokens=3, progress=True
+    )
+    assert capsys.readouterr().out.splitlines()[-1] == "timing: round 3 of 3"
+    assert frame["method"].tolist() == ["all tokens"] * 2 + ["random"] * 2 + ["kept"] * 2
+    assert frame["n_retained"].tolist() == [36, 36, 9, 9, 9, 9]
+    n_text = frame["n_prompt"] - frame["n_retained"]
+    assert n_text.nunique() == 1
+    n_heads, d_head, n_layers, n_bytes = 2, 10, 2, 4
+    expected = 2 * n_layers * n_heads * d_head * n_bytes * frame["n_prompt"]
+    assert frame["kv_cache_bytes"].tolist() == expected.tolist()
+    assert (frame[["encode_seconds", "select_seconds", "prefill_seconds", "tokens_per_second"]] > 0).all(
+        axis=None
+    )
+    n_weights = sum(weight.numel() for weight in pair[0].parameters())
+    assert (frame["peak_memory_bytes"] == 4 * n_weights + frame["kv_cache_bytes"]).all()
+    assert (frame["peak_memory_kind"] == "weights + cache").all()
+
+
+# Wrong inputs
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"questions": []}, "questions: got 'none'"),
+        ({"questions": [Question(7, "one_word", "What ?", "cat")]}, r"about images \[7\]"),
+        ({"questions": [Question(100, "one_word", "What <image> ?", "cat")]}, "question: got"),
+        ({"questions": [Question(100, "yes_no", "Is there a cat ?", "maybe")]}, "answer: got 'maybe'"),
+        ({"batch_size": 0}, "batch_size: got 0"),
+        ({"max_new_tokens": 0}, "max_new_tokens: got 0"),
+        (
+            {"pruner": CodebookPruner(Codebook(torch.ones(2, 7), (0, 1), "llava"), retain_ratio=0.5)},
+            "width 7",
+        ),
+    ],
+)
+def test_wrong_inputs_end_before_any_image_is_loaded(pair, questions, changes, message):
+    def fail():
+        raise AssertionError("loaded")
+
+    arguments = {"questions": questions[:1], "samples": [Sample(100, fail, 5, 5)]} | changes
+    with pytest.raises((ParameterError, CodebookError), match=message) as error:
+        evaluate(*pair, **arguments)
+    assert "\n" not in str(error.value)
+
+
+def test_captions_need_objects(pair):
+    sample = Sample(1, lambda: None, 5, 5)
+    with pytest.raises(ParameterError, match=r"captions of images \[1\]"):
+        evaluate(*pair, [Question(1, "caption", "Describe", "a cat")], [sample])
+
+
+def test_unreadable_images_are_named(pair):
+    def fail():
+        raise OSError("truncated")
+
+    with pytest.raises(ImageError, match="'torn.jpg' cannot be read"):
+        evaluate(
+            *pair, [Question(1, "one_word", "What ?", "cat")], [Sample(1, fail, 5, 5, file_name="torn.jpg")]
+        )
+
+
+@pytest.mark.parametrize("given", [{}, {"none": []}, {"text": "random"}, {"wrong": [3]}])
+def test_grids_need_pruners(pair, questions, samples, given):
+    with pytest.raises(ParameterError, match="pruners: got"):
+        evaluate_grid(*pair, questions, samples, given)
+
+
+@pytest.mark.parametrize("changes", [{"n_repeats": 0}, {"n_warmup": -1}, {"max_new_tokens": 1}])
+def test_counts_of_the_timing_are_checked(pair, questions, samples, changes):
+    with pytest.raises(ParameterError, match=f"{next(iter(changes))}: got"):
+        latency_and_memory(*pair, questions, samples, {"all": None}, **changes)
