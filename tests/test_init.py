@@ -1,0 +1,64 @@
+"""Check the public names of the package, and that importing it is cheap."""
+
+import subprocess
+import sys
+import types
+
+import pytest
+
+import rcblib
+
+CONTRACT = [
+    "window",
+    "rank_by_cls",
+    "replace_tokens",
+    "top1_probability",
+    "divergence",
+    "dpc_knn",
+    "redundancy_scores",
+    "keep_indices",
+    "build_codebook",
+    "Codebook",
+    "CodebookPruner",
+    "load_model",
+    "probe",
+]
+
+
+def run(source):
+    return subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize("name", CONTRACT)
+def test_the_public_contract_is_importable(name):
+    assert name in rcblib.__all__
+    value = getattr(rcblib, name)
+    assert callable(value)
+    assert not isinstance(value, types.ModuleType)
+
+
+@pytest.mark.parametrize("name", rcblib.__all__)
+def test_every_listed_name_exists_and_is_no_module(name):
+    assert name in dir(rcblib)
+    assert not isinstance(getattr(rcblib, name), types.ModuleType)
+
+
+def test_importing_the_package_loads_no_framework():
+    source = "import rcblib, sys; print([m for m in ('torch', 'transformers', 'pandas') if m in sys.modules])"
+    assert run(source) == "[]\n"
+
+
+@pytest.mark.parametrize(
+    "first",
+    ["from rcblib.divergence import entropy", "import rcblib.divergence", "from rcblib import divergence"],
+)
+def test_functions_named_like_their_module_win_whatever_is_imported_first(first):
+    source = (
+        f"{first}\nfrom rcblib import divergence\nprint(type(divergence).__name__, divergence.__module__)"
+    )
+    assert run(source) == "function rcblib.divergence\n"
+
+
+def test_unknown_names_are_an_attribute_error():
+    with pytest.raises(AttributeError, match="prune_everything"):
+        _ = rcblib.prune_everything
