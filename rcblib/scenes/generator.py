@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -65,7 +66,7 @@ class PlacedObject:
     @property
     def area(self) -> int:
         """Count the covered pixels."""
-        return int(self.mask.sum())
+        return int(np.count_nonzero(self.mask))
 
     @property
     def center(self) -> tuple[float, float]:
@@ -137,25 +138,28 @@ def shape_mask(name: str, side: int) -> np.ndarray:
 
 
 @lru_cache(maxsize=1)
-def _handwriting() -> dict[str, list[np.ndarray]]:
-    """Deal scikit-learn's 1,797 handwritten digits to the splits; `split/digit` -> list of `(8, 8)` uint8."""
+def _handwriting() -> dict[str, list[Image.Image]]:
+    """Deal scikit-learn's 1,797 handwritten digits to the splits; `split/digit` -> list of 8 x 8 grey images."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
     images = np.clip(digits.images * (255 / 16), 0, 255).astype(np.uint8)
-    pools: dict[str, list[np.ndarray]] = {}
+    pools: dict[str, list[Image.Image]] = {}
     for digit in range(10):
         members = np.flatnonzero(digits.target == digit)
         members = np.random.default_rng(digit).permutation(members)
         bounds = np.round(np.cumsum((0.0, *DIGIT_SHARES)) * len(members)).astype(int)
         for split, start, end in zip(SPLITS, bounds, bounds[1:], strict=False):
-            pools[f"{split}/{digit}"] = [images[i] for i in members[start:end]]
+            pools[f"{split}/{digit}"] = [Image.fromarray(images[i]) for i in members[start:end]]
     return pools
 
 
 @lru_cache(maxsize=1)
 def _photographs() -> dict[str, list[np.ndarray]]:
-    """Cut scikit-learn's two sample photographs into one vertical strip a split, muted so that objects stand out."""
+    """Cut scikit-learn's two sample photographs into one vertical strip a split, `(3, height, width)` float32.
+
+    They are muted so that objects stand out.
+    """
     from sklearn.datasets import load_sample_images
 
     strips: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
@@ -165,56 +169,71 @@ def _photographs() -> dict[str, list[np.ndarray]]:
         muted = 20 + 0.62 * muted
         width = photograph.shape[1]
         for split, (start, end) in zip(SPLITS, PHOTO_STRIPS, strict=True):
-            strips[split].append(muted[:, round(start * width) : round(end * width)])
+            strip = muted[:, round(start * width) : round(end * width)]
+            strips[split].append(np.ascontiguousarray(strip.transpose(2, 0, 1)))
     return strips
+
+
+@lru_cache(maxsize=1)
+def _stroke_levels() -> np.ndarray:
+    """Map the 256 grey levels of a resized digit to coverage in [0, 1], float32 `(256,)`."""
+    return np.clip(np.arange(256, dtype=np.float32) / 255 * 1.6 - 0.2, 0, 1)
 
 
 def _digit_mask(digit: str, side: int, split: str, rng: np.random.Generator) -> np.ndarray:
     pool = _handwriting()[f"{split}/{digit}"]
-    drawn = Image.fromarray(pool[rng.integers(len(pool))]).resize((side, side), Image.Resampling.BICUBIC)
-    return np.clip(np.asarray(drawn, np.float32) / 255 * 1.6 - 0.2, 0, 1)
+    drawn = pool[rng.integers(len(pool))].resize((side, side), Image.Resampling.BICUBIC)
+    levels = np.frombuffer(drawn.tobytes(), np.uint8).reshape(side, side)
+    return _stroke_levels().take(levels)
 
 
 def _background(kind: str, size: int, split: str, rng: np.random.Generator) -> np.ndarray:
-    """Return float32 pixels `(size, size, 3)`, darker than most objects."""
+    """Return float32 pixels `(3, size, size)`, darker than most objects.
+
+    Channels come first because numpy is several times faster where the longest axis is the last.
+    """
     base = rng.uniform(35, 125) + rng.uniform(-18, 18, 3)
     if kind == "plain":
-        return np.broadcast_to(base, (size, size, 3)).astype(np.float32)
+        return base.astype(np.float32).repeat(size * size).reshape(3, size, size)
     if kind == "gradient":
         other = rng.uniform(35, 125) + rng.uniform(-18, 18, 3)
         angle = rng.uniform(0, 2 * np.pi)
         axis = np.linspace(-0.5, 0.5, size)
-        ramp = np.clip(np.cos(angle) * axis[None] + np.sin(angle) * axis[:, None] + 0.5, 0, 1)[..., None]
-        return (base + (other - base) * ramp).astype(np.float32)
+        ramp = np.clip(np.cos(angle) * axis[None] + np.sin(angle) * axis[:, None] + 0.5, 0, 1)
+        canvas = np.empty((3, size, size), np.float32)
+        for plane, start, step in zip(canvas, base, other - base, strict=True):
+            plane[:] = start + step * ramp
+        return canvas
     if kind == "noise":
         coarse = rng.standard_normal((size // 8 + 1, size // 8 + 1, 3)).astype(np.float32)
-        fine = rng.standard_normal((size, size, 1)).astype(np.float32)
-        coarse = coarse.repeat(8, 0).repeat(8, 1)[:size, :size]
-        return base.astype(np.float32) + 10 * coarse + 8 * fine
+        fine = rng.standard_normal((size, size)).astype(np.float32)
+        canvas = (base.astype(np.float32) + 10 * coarse).transpose(2, 0, 1)
+        canvas = canvas.take(np.arange(size) // 8, 2).repeat(8, 1)[:, :size]
+        canvas += 8 * fine
+        return canvas
     strips = _photographs()[split]
     strip = strips[rng.integers(len(strips))]
-    crop = int(rng.integers(min(size, strip.shape[1]) * 3 // 4, min(strip.shape[:2]) + 1))
-    y = rng.integers(strip.shape[0] - crop + 1)
-    x = rng.integers(strip.shape[1] - crop + 1)
-    rows = y + np.arange(size) * crop // size
-    columns = x + np.arange(size) * crop // size
-    return strip[rows[:, None], columns[None]]
+    _, height, width = strip.shape
+    crop = int(rng.integers(min(size, width) * 3 // 4, min(height, width) + 1))
+    y = rng.integers(height - crop + 1)
+    x = rng.integers(width - crop + 1)
+    steps = np.arange(size) * crop // size
+    return strip.take(y + steps, 1).take(x + steps, 2)
 
 
-@lru_cache(maxsize=1)
-def _odds() -> tuple[np.ndarray, np.ndarray]:
-    return category_weights(), co_occurrence()
+@lru_cache(maxsize=16384)
+def _odds(chosen: tuple[int, ...]) -> tuple[np.ndarray, float, list[float]]:
+    """Return the odds of the next category after those chosen, `(20,)`, their sum and their running sums."""
+    odds = _odds(chosen[:-1])[0] * co_occurrence()[chosen[-1]] if chosen else category_weights()
+    return odds, float(odds.sum()), odds.cumsum().tolist()
 
 
 def _draw_categories(n: int, rng: np.random.Generator) -> list[int]:
-    weights, factor = _odds()
-    odds = weights.copy()
-    chosen: list[int] = []
+    chosen: tuple[int, ...] = ()
     for _ in range(n):
-        pick = int(np.searchsorted(np.cumsum(odds), rng.uniform(0, odds.sum())))
-        chosen.append(min(pick, len(odds) - 1))
-        odds = odds * factor[chosen[-1]]
-    return chosen
+        _, total, running = _odds(chosen)
+        chosen += (min(bisect_left(running, rng.uniform(0, total)), len(CATEGORIES) - 1),)
+    return list(chosen)
 
 
 def _draw_side(is_digit: bool, role: str, scale: float, rng: np.random.Generator) -> int:
@@ -234,18 +253,19 @@ def _place(sides: list[int], size: int, rng: np.random.Generator) -> list[tuple[
     """Find corners so that the boxes are apart by two pixels, or `None` after 60 attempts at one of them."""
     corners: list[tuple[int, int]] = []
     for i, side in enumerate(sides):
-        attempts = rng.integers(0, size - side + 1, (60, 2))
-        free = np.ones(60, bool)
-        for (x, y), other in zip(corners, sides[:i], strict=True):
-            free &= (
-                (attempts[:, 0] >= x + other + 2)
-                | (attempts[:, 0] + side + 2 <= x)
-                | (attempts[:, 1] >= y + other + 2)
-                | (attempts[:, 1] + side + 2 <= y)
-            )
-        if not free.any():
+        taken = [
+            (u - side - 2, v - side - 2, u + o + 2, v + o + 2)
+            for (u, v), o in zip(corners, sides[:i], strict=True)
+        ]
+        for x, y in rng.integers(0, size - side + 1, (60, 2)).tolist():
+            for left, top, right, bottom in taken:
+                if left < x < right and top < y < bottom:
+                    break
+            else:
+                corners.append((x, y))
+                break
+        else:
             return None
-        corners.append(tuple(int(v) for v in attempts[free.argmax()]))
     return corners
 
 
@@ -275,7 +295,7 @@ def generate_scene(seed: int, index: int, split: str = "train", config: SceneCon
     size, scale = config.size, config.size / 96
 
     kind = BACKGROUNDS[rng.integers(len(BACKGROUNDS))]
-    canvas = _background(kind, size, split, rng).copy()
+    canvas = _background(kind, size, split, rng)
     n = int(np.searchsorted(np.cumsum(config.n_objects), rng.uniform())) + 1
     n = min(n, len(config.n_objects))
     categories = _draw_categories(n, rng)
@@ -294,10 +314,13 @@ def generate_scene(seed: int, index: int, split: str = "train", config: SceneCon
         name = CATEGORIES[category]
         coverage = shape_mask(name, side) if name in SHAPES else _digit_mask(name, side, split, rng)
         color = COLOR_NAMES[rng.integers(len(COLOR_NAMES))]
-        paint = np.clip(np.array(COLORS[color]) + rng.uniform(-COLOR_JITTER, COLOR_JITTER, 3), 0, 255)
-        region = canvas[y : y + side, x : x + side]
-        region += coverage[..., None] * (paint.astype(np.float32) - region)
+        paint = (COLORS[color] + rng.uniform(-COLOR_JITTER, COLOR_JITTER, 3)).clip(0, 255).astype(np.float32)
+        region = canvas[:, y : y + side, x : x + side]
+        region += coverage * (paint[:, None, None] - region)
         objects.append(PlacedObject(name, color, (x, y), coverage > 0.5))
     objects.sort(key=lambda o: -o.area)
-    pixels = np.clip(canvas, 0, 255).astype(np.uint8)
+    np.clip(canvas, 0, 255, out=canvas)
+    pixels = np.empty((size, size, 3), np.uint8)
+    for channel in range(3):
+        pixels[..., channel] = canvas[channel]
     return Scene(pixels, tuple(objects), kind, split, seed, index)
