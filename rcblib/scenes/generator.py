@@ -38,7 +38,8 @@ class SceneConfig:
     n_objects : tuple of float
         Probabilities of 1, 2, 3, ... objects.
     dominant_share : float
-        Share of scenes laid out so that the first object's area is at least 1.5 times the next largest.
+        Share of scenes laid out with one large and otherwise small objects; whether an object's area is at least
+        1.5 times the next largest is then measured, and true of nearly all of them.
     """
 
     size: int = 96

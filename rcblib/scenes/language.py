@@ -10,12 +10,13 @@ from rcblib.scenes.vocabulary import BACKGROUNDS, CATEGORIES, COLOR_NAMES, COUNT
 
 # Words beyond today's questions that later tasks of the same world use, so that one tokenizer serves them all.
 FURTHER_WORDS = (
-    "which what how many where when does do did is are was the a an this that these those image images picture photo "
-    "frame frames video first second third last before after then appear appears disappear disappears move moves "
-    "moving up down change changes same different both none not shown option options answer choose question with from given "
-    "letter directly b c d e object objects thing left right larger smaller big small above below near next to between "
-    "one two three four five six seven eight nine ten zero more less than unanswerable order event direction count "
-    "only single word phrase using please describe show shows of and or there other user assistant it in on at"
+    "which what how many where when does do did is are was the a an this that these those image images "
+    "picture photo frame frames video first second third last before after then appear appears disappear "
+    "disappears move moves moving up down change changes same different both none not shown option "
+    "options answer choose question with from given letter directly b c d e object objects thing left "
+    "right larger smaller big small above below near next to between one two three four five six seven "
+    "eight nine ten zero more less than unanswerable order event direction count only single word phrase "
+    "using please describe show shows of and or there other user assistant it in on at"
 )
 
 

@@ -32,7 +32,7 @@ class KnownObject(Protocol):
 
 def with_article(noun: str) -> str:
     """Put the indefinite article before a noun: "a star", "an arrow", "an 8"."""
-    return f"{'an' if noun[0] in 'aeio8' else 'a'} {noun}"
+    return f"{'an' if noun[0] in 'aeiou8' else 'a'} {noun}"
 
 
 def yes_no_question(category: str) -> str:
