@@ -1,0 +1,308 @@
+"""Run the library from the command line: ``python -m rcblib --help`` lists what can be run."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from rcblib import __version__
+from rcblib.records import ONE_WORD_QUESTION, CodebookError, ImageError, ParameterError, UnsupportedModelError
+
+if TYPE_CHECKING:
+    from rcblib.codebook import Codebook
+    from rcblib.datasets import Dataset
+    from rcblib.pruners import Pruner
+
+WRONG_INPUT = 2
+"""Exit status after a wrong input."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Report a wrong argument in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(WRONG_INPUT, f"{self.prog}: {message}\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Parameters
+    ----------
+    arguments : sequence of str, optional
+        Command and options; by default those of the process.
+
+    Returns
+    -------
+    int
+        Exit status: 0, or 2 after a wrong input, which is told in one line on standard error.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    command = arguments[0] if arguments else ""
+    try:
+        if command == "train":  # its options are the recipe's own
+            from rcblib.training.recipe import main as train
+
+            train(arguments[1:])
+            return 0
+        options = _parser().parse_args(arguments)
+        options.run(options)
+    except (ParameterError, UnsupportedModelError, CodebookError, ImageError) as error:
+        print(f"rcblib {command}: {error}", file=sys.stderr)
+        return WRONG_INPUT
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="rcblib", description="Explain visual redundancy in multimodal LLMs.")
+    parser.add_argument("--version", action="version", version=f"rcblib {__version__}")
+    commands = parser.add_subparsers(
+        title="commands", required=True, metavar="<command>", parser_class=_Parser
+    )
+
+    probe = commands.add_parser("probe", help="measure every signal of the visual tokens of some images")
+    _add_model(probe)
+    _add_images(probe)
+    probe.add_argument(
+        "--folder", type=Path, required=True, help="results; a run that was killed goes on there"
+    )
+    probe.add_argument("--question", default=ONE_WORD_QUESTION)
+    probe.add_argument(
+        "--positions",
+        type=_positions,
+        default="all",
+        help="all, paper_ranks, grid, or numbers with commas between them (default: all)",
+    )
+    probe.add_argument("--batch-size", type=int, default=32)
+    probe.add_argument("--no-attention", dest="attention", action="store_false", help="leave attention out")
+    probe.set_defaults(run=_probe)
+
+    codebook = commands.add_parser("codebook", help="build a codebook from probed images")
+    codebook.add_argument("--probed", type=Path, required=True, help="folder that `probe` wrote")
+    codebook.add_argument("--criterion", required=True, help="a preset's name, or a JSON file")
+    codebook.add_argument("--folder", type=Path, required=True, help="where the codebook is written")
+    codebook.add_argument("--seed", type=int, help="draw the noise that breaks ties (default: no noise)")
+    codebook.set_defaults(run=_codebook)
+
+    evaluate = commands.add_parser("evaluate", help="answer questions with and without pruning")
+    _add_model(evaluate)
+    _add_images(evaluate)
+    evaluate.add_argument(
+        "--folder", type=Path, required=True, help="results; what is there is not computed again"
+    )
+    evaluate.add_argument("--tasks", nargs="+", help="question families (default: all that the images allow)")
+    evaluate.add_argument("--n-per-task", type=int, help="questions a family (default: all there are)")
+    evaluate.add_argument(
+        "--codebook", help="a codebook's name or folder, a released one's name, or its .pt file"
+    )
+    evaluate.add_argument("--rule", default="max_cosine", help="how a codebook scores (default: max_cosine)")
+    evaluate.add_argument("--max-similarity", type=float, nargs="+", default=[], help="cosine cut-offs")
+    evaluate.add_argument(
+        "--retain-ratio", type=float, nargs="+", default=[], help="shares of tokens to keep"
+    )
+    evaluate.add_argument(
+        "--random-seeds", type=int, default=1, help="draws of the random baseline at each share (default: 1)"
+    )
+    evaluate.add_argument("--batch-size", type=int, default=32)
+    evaluate.add_argument("--max-new-tokens", type=int, default=32)
+    evaluate.set_defaults(run=_evaluate)
+
+    scenes = commands.add_parser("scenes", help="write images of the embedded world in COCO's format")
+    scenes.add_argument("--folder", type=Path, required=True, help="where they are written")
+    scenes.add_argument("--n", type=int, help="so many new scenes (default: the sample of the project)")
+    scenes.add_argument("--split", default="validation", help="train, validation or test, with --n")
+    scenes.add_argument("--seed", type=int, default=0, help="stream of scenes, with --n")
+    scenes.set_defaults(run=_scenes)
+
+    models = commands.add_parser(
+        "models", help="list the embedded models and the families that are supported"
+    )
+    models.set_defaults(run=_models)
+    commands.add_parser("train", help="train an embedded model (see `train --help`)", add_help=False)
+    info = commands.add_parser("info", help="say which versions, hardware, models and codebooks are here")
+    info.set_defaults(run=_info)
+    return parser
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, help="an embedded model, a folder, or a Hugging Face id")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", default="auto", help="auto, float32, float16 or bfloat16")
+
+
+def _add_images(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--images", required=True, help="scenes, coco:<folder>, or a folder of images")
+    parser.add_argument("--split", help="of scenes or COCO")
+    parser.add_argument("--n-images", type=int, help="the first so many (default: all; needed for scenes)")
+    parser.add_argument("--seed", type=int, default=0, help="of scenes, and of the choice of questions")
+
+
+def _positions(text: str) -> str | tuple[int, ...]:
+    numbers = text.split(",")
+    return tuple(int(number) for number in numbers) if all(n.strip().isdigit() for n in numbers) else text
+
+
+def _samples(options: argparse.Namespace) -> Dataset:
+    from rcblib.datasets import open_dataset
+
+    return open_dataset(options.images, options.split, options.n_images, seed=options.seed)
+
+
+def _model(options: argparse.Namespace, samples: Dataset) -> tuple[Any, Any]:
+    """Load the model, and say where the samples are not of its world."""
+    from rcblib.mllm import load_model
+    from rcblib.probe import world_note
+
+    model, processor = load_model(options.model, options.device, options.dtype)
+    if note := world_note(model, samples):
+        print(note, flush=True)
+    return model, processor
+
+
+def _probe(options: argparse.Namespace) -> None:
+    from rcblib.probe import ProbeConfig, probe_dataset
+
+    config = ProbeConfig(
+        question=options.question,
+        positions=options.positions,
+        batch_size=options.batch_size,
+        attention=options.attention,
+    )
+    samples = _samples(options)
+    results = probe_dataset(*_model(options, samples), samples, config, options.folder)
+    print(f"{len(results.table)} positions of {len(results.tokens)} images in {options.folder}")
+
+
+def _codebook(options: argparse.Namespace) -> None:
+    import torch
+
+    from rcblib.codebook import CodebookCriterion, build_codebook
+    from rcblib.probe import read_probe
+
+    criterion = CodebookCriterion.from_preset(options.criterion)
+    results = read_probe(options.probed)
+    table = results.table
+    generator = None if options.seed is None else torch.Generator().manual_seed(options.seed)
+    codebook = build_codebook(
+        results.row_tokens(),
+        table["image_id"].tolist(),
+        table["top1_probability"],
+        table["region_divergence"],
+        table["global_divergence"],
+        criterion,
+        generator,
+        positions=table["position"].tolist(),
+        family=results.description["family"],
+        metadata={"model": results.description["model"], "config": results.description["config"]},
+    )
+    codebook.save_pretrained(options.folder)
+    print(f"{len(codebook)} prototypes from {len(set(codebook.image_ids))} images in {options.folder}")
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from rcblib.datasets import questions_for
+    from rcblib.evaluate import evaluate_grid
+    from rcblib.geometry import check_integer
+
+    # Everything that can be wrong is looked at before a model is loaded.
+    check_integer("batch_size", options.batch_size, 1)
+    check_integer("max_new_tokens", options.max_new_tokens, 1)
+    pruners = _pruners(options)
+    samples = _samples(options)
+    questions = questions_for(samples, options.tasks, options.n_per_task, options.seed)
+    frame = evaluate_grid(
+        *_model(options, samples),
+        questions,
+        samples,
+        pruners,
+        options.batch_size,
+        options.max_new_tokens,
+        folder=options.folder,
+    )
+    budget = frame["retain_ratio"].fillna(frame["max_similarity"]).rename("budget")
+    kept = frame.assign(retained=frame["n_retained"] / frame["n_visual_tokens"])
+    groups = kept.groupby(["method", budget, "task"], sort=False)
+    print(
+        groups.agg(n=("score", "size"), retained=("retained", "mean"), score=("score", "mean"))
+        .round(3)
+        .to_string()
+    )
+
+
+def _pruners(options: argparse.Namespace) -> dict[str, list[Pruner | None]]:
+    """Return the methods at the budgets asked for, all of them checked."""
+    from rcblib.geometry import check_integer
+    from rcblib.pruners import ClsSimilarityPruner, CodebookPruner, RandomPruner
+
+    n_seeds = check_integer("random-seeds", options.random_seeds, 0)
+    ratios, cut_offs = options.retain_ratio, options.max_similarity
+    if cut_offs and not options.codebook:
+        raise ParameterError("max-similarity", cut_offs, "cut-offs together with a codebook")
+    if options.codebook and not (ratios or cut_offs):
+        raise ParameterError(
+            "codebook", options.codebook, "a codebook together with retain-ratio or max-similarity"
+        )
+    pruners: dict[str, list[Pruner | None]] = {
+        "all tokens": [None],
+        "random": [RandomPruner(ratio, seed) for ratio in ratios for seed in range(n_seeds)],
+        "most [CLS]-similar": [ClsSimilarityPruner(ratio) for ratio in ratios],
+        "least [CLS]-similar": [ClsSimilarityPruner(ratio, keep="least") for ratio in ratios],
+    }
+    if options.codebook:
+        codebook = _load_codebook(options.codebook)
+        pruners["codebook"] = [
+            *(CodebookPruner(codebook, options.rule, retain_ratio=ratio) for ratio in ratios),
+            *(CodebookPruner(codebook, options.rule, max_similarity=cut_off) for cut_off in cut_offs),
+        ]
+    return pruners
+
+
+def _load_codebook(name: str) -> Codebook:
+    from rcblib.codebook import Codebook, released_registry
+
+    is_released = name.endswith(".pt") or (not Path(name).exists() and name in released_registry())
+    return Codebook.from_released(name) if is_released else Codebook.from_pretrained(name)
+
+
+def _scenes(options: argparse.Namespace) -> None:
+    from rcblib.datasets import SceneDataset, write_sample
+    from rcblib.scenes.coco import export_coco
+    from rcblib.scenes.generator import generate_scene
+
+    if options.n is None:
+        write_sample(options.folder)
+    else:
+        n = len(SceneDataset(options.split, options.n, seed=options.seed))
+        scenes = (generate_scene(options.seed, i, options.split) for i in range(n))
+        export_coco(scenes, options.folder, options.split)
+    print(f"scenes in {options.folder}")
+
+
+def _models(options: argparse.Namespace) -> None:
+    from rcblib.mllm.loading import ADAPTERS, embedded_models
+
+    for name, folder in embedded_models().items():
+        n_bytes = sum(path.stat().st_size for path in folder.glob("*") if path.is_file())
+        print(f"{name}: {folder}, {n_bytes / 1e6:.1f} MB")
+    print(f"supported model types, from a folder or the Hugging Face Hub: {', '.join(ADAPTERS)}")
+
+
+def _info(options: argparse.Namespace) -> None:
+    from rcblib.codebook import released_registry
+    from rcblib.mllm.loading import embedded_models
+    from rcblib.runs import project_root, provenance
+
+    for name, value in provenance().items():
+        print(f"{name}: {value}")
+    root = project_root()
+    built = sorted(path.parent.name for path in root.glob("codebooks/*/codebook.json"))
+    print(f"project: {root}")
+    print(f"embedded models: {', '.join(embedded_models()) or 'none'}")
+    print(f"codebooks: {', '.join(built) or 'none'}; released: {', '.join(released_registry())}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

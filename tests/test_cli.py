@@ -1,0 +1,237 @@
+"""Run every command on a tiny model, and check that wrong inputs end in one line."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import tiny
+
+from rcblib import __version__
+from rcblib.__main__ import main
+from rcblib.codebook import Codebook
+from rcblib.datasets import CocoDataset
+from rcblib.probe import read_probe
+from rcblib.training import recipe
+
+COMMANDS = ["probe", "codebook", "evaluate", "scenes", "models", "train", "info"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """Return the folder of a saved model that names scenes as its world."""
+    folder = tiny.save_tiny_llava(tmp_path_factory.mktemp("model"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"rcb_world": "scenes"}))
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    for i, picture in enumerate(tiny.random_images(3)):
+        picture.save(folder / f"{i}.png")
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def probed(model, photos, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("probed")
+    assert (
+        main(["probe", "--model", model, "--images", photos, "--folder", str(folder), "--no-attention"]) == 0
+    )
+    return folder
+
+
+def test_help_lists_what_can_be_run():
+    run = subprocess.run(
+        [sys.executable, "-m", "rcblib", "--help"], capture_output=True, text=True, check=True
+    )
+    for command in COMMANDS:
+        assert f"\n    {command} " in run.stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([command, "--help"])
+    assert end.value.code == 0
+    assert f"rcblib {command}" in capsys.readouterr().out
+
+
+def test_the_version_is_told(capsys):
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out == f"rcblib {__version__}\n"
+
+
+def test_probe_writes_what_read_probe_reads(probed):
+    results = read_probe(probed)
+    assert len(results.table) == 3 * 36
+    assert results.table["cls_attention"].isna().all()
+
+
+def test_probe_says_where_photos_are_outside_a_model_s_world(model, photos, tmp_path, capsys):
+    options = ["--n-images", "1", "--positions", "3, 35", "--batch-size", "2", "--question", "What is red ?"]
+    assert main(["probe", "--model", model, "--images", photos, "--folder", str(tmp_path), *options]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("Outside its world")
+    assert "2 positions of 1 images" in out
+    results = read_probe(tmp_path)
+    assert results.table["position"].tolist() == [3, 35]
+    assert results.description["config"]["question"] == "What is red ?"
+
+
+def test_codebook_builds_from_what_was_probed(probed, tmp_path, capsys):
+    criterion = {
+        "tau_p": 1,
+        "tau_jsd": 100,
+        "n_clusters": 3,
+        "cluster_size_max": 40,
+        "n_prototype_clusters": 2,
+    }
+    (tmp_path / "criterion.json").write_text(json.dumps(criterion | {"min_images": 1}))
+    options = ["--criterion", str(tmp_path / "criterion.json"), "--seed", "0"]
+    assert main(["codebook", "--probed", str(probed), "--folder", str(tmp_path / "book"), *options]) == 0
+    codebook = Codebook.from_pretrained(tmp_path / "book")
+    assert f"{len(codebook)} prototypes" in capsys.readouterr().out
+    assert codebook.family == "llava"
+    tokens = read_probe(probed).tokens
+    assert all(
+        (tokens[i] == row).all(1).any()
+        for i, row in zip(codebook.image_ids, codebook.prototypes, strict=True)
+    )
+
+
+def test_evaluate_prints_a_score_for_each_method_budget_and_task(model, tmp_path, capsys):
+    tokens = tiny.torch.randn(4, 40, generator=tiny.torch.Generator().manual_seed(0))
+    Codebook(tokens, (0, 1, 2, 3), "llava").save_pretrained(tmp_path / "book")
+    options = ["--images", "scenes", "--n-images", "4", "--tasks", "count", "--n-per-task", "2"]
+    options += ["--codebook", str(tmp_path / "book"), "--retain-ratio", "0.5", "--max-similarity", "0.2"]
+    options += ["--random-seeds", "2", "--max-new-tokens", "2", "--folder", str(tmp_path / "results")]
+    assert main(["evaluate", "--model", model, *options]) == 0
+    out = capsys.readouterr().out
+    table = out[out.rindex("method") :].splitlines()
+    assert [line[:19].strip() for line in table[1:]] == [
+        "all tokens",
+        "random",
+        "most [CLS]-similar",
+        "least [CLS]-similar",
+        "codebook",
+        "",
+    ]
+    assert len(list((tmp_path / "results").glob("*.parquet"))) == 1 + 2 + 1 + 1 + 2
+
+
+def test_scenes_are_written_in_coco_s_format(tmp_path):
+    assert main(["scenes", "--folder", str(tmp_path), "--n", "2", "--split", "test", "--seed", "5"]) == 0
+    assert [sample.file_name for sample in CocoDataset(tmp_path, "test")] == [
+        "test_5_000000.png",
+        "test_5_000001.png",
+    ]
+
+
+def test_models_and_info_list_what_is_here(capsys):
+    assert main(["models"]) == 0
+    assert "llava" in capsys.readouterr().out
+    assert main(["info"]) == 0
+    out = capsys.readouterr().out
+    assert f"rcblib: {__version__}" in out
+    assert "llava-onevision-7b" in out
+
+
+def test_train_hands_its_options_to_the_recipe(monkeypatch):
+    given = []
+    monkeypatch.setattr(recipe, "main", given.extend)
+    assert main(["train", "--scale", "0.5", "--help"]) == 0
+    assert given == ["--scale", "0.5", "--help"]
+
+
+# Wrong inputs
+
+
+def failure(arguments, capsys):
+    """Run a command that fails, and return its one line."""
+    try:
+        status = main(arguments)
+    except SystemExit as end:
+        status = end.code
+    output = capsys.readouterr()
+    assert status == 2
+    assert output.err.count("\n") == 1
+    assert output.err.startswith("rcblib")
+    assert output.out == ""
+    return output.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "required: <command>"),
+        (["prob"], "invalid choice: 'prob'"),
+        (["probe", "--model", "x"], "required: --images"),
+        (["probe", "--modle", "x"], "required: --model"),
+        (["models", "--all"], "unrecognized arguments: --all"),
+    ],
+)
+def test_wrong_arguments(arguments, message, capsys):
+    assert message in failure(arguments, capsys)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"--model": "no-such-model"}, "model: got 'no-such-model'"),
+        ({"--images": "no-such-folder"}, "images: got 'no-such-folder'"),
+        ({"--images": "scenes"}, "n: got None"),
+        ({"--images": "scenes", "--n-images": "2", "--split": "tset"}, "split: got 'tset'"),
+        ({"--n-images": "0"}, "n: got 0"),
+        ({"--device": "abacus"}, "device: got 'abacus'"),
+        ({"--dtype": "int8"}, "dtype: got 'int8'"),
+        ({"--positions": "some"}, "positions: got 'some'"),
+        ({"--positions": "3,3"}, "positions: got (3, 3)"),
+        ({"--batch-size": "0"}, "batch_size: got 0"),
+        ({"--question": ""}, "question: got ''"),
+    ],
+)
+def test_wrong_inputs_of_probe(model, photos, options, message, tmp_path, capsys):
+    options = {"--model": model, "--images": photos, "--folder": str(tmp_path / "new")} | options
+    line = failure(["probe", *(part for pair in options.items() for part in pair)], capsys)
+    assert message in line
+    assert not (tmp_path / "new").exists()
+
+
+def test_empty_folders_and_broken_images(model, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    arguments = ["probe", "--model", model, "--folder", str(tmp_path / "new"), "--images"]
+    assert "without any photo" in failure([*arguments, str(tmp_path / "empty")], capsys)
+    (tmp_path / "empty" / "torn.jpg").write_bytes(b"no image")
+    assert "'torn.jpg' cannot be read" in failure([*arguments, str(tmp_path / "empty")], capsys)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--probed", "nowhere", "--criterion", "llava-1.5-7b"], "folder: got 'nowhere'"),
+        (["--probed", "nowhere", "--criterion", "none"], "none"),
+    ],
+)
+def test_wrong_inputs_of_codebook(options, message, tmp_path, capsys):
+    assert message in failure(["codebook", "--folder", str(tmp_path / "new"), *options], capsys)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--codebook", "llava-1.5-7b"], "together with retain-ratio or max-similarity"),
+        (["--max-similarity", "0.4"], "together with a codebook"),
+        (["--retain-ratio", "1.5"], "retain_ratio: got 1.5"),
+        (["--retain-ratio", "0.5", "--codebook", "no-such-book"], "'no-such-book'"),
+        (["--retain-ratio", "0.5", "--random-seeds", "-1"], "random-seeds: got -1"),
+        (["--tasks", "yesno"], "tasks: got ['yesno']"),
+        (["--max-new-tokens", "0"], "max_new_tokens: got 0"),
+    ],
+)
+def test_wrong_inputs_of_evaluate(model, options, message, tmp_path, capsys):
+    arguments = ["evaluate", "--model", model, "--images", "scenes", "--n-images", "3"]
+    assert message in failure([*arguments, "--folder", str(tmp_path / "new"), *options], capsys)
