@@ -4,12 +4,13 @@ import json
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tools import check_expected, check_site, make_api, make_config, source_lines
+from tools import book_extension, check_expected, check_site, make_api, make_config
 from tools.notebook_list import Notebook, read_notebook_list
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -155,13 +156,38 @@ def test_source_lines_become_sections_after_any_other():
         "Differs: in one way,",
         "and another.",
     ]
-    assert source_lines.add_headings(docstring) == [
+    assert book_extension.add_headings(docstring) == [
         *docstring[:7],
         *["", "Source", "------", "the paper, section 3."],
         *["", "Differs", "-------", "in one way,", "and another."],
     ]
     indented = ["    Source: not at the margin", "The Source: inside a line"]
-    assert source_lines.add_headings(indented) == indented
+    assert book_extension.add_headings(indented) == indented
+
+
+def test_attributes_become_fields_only_as_a_heading():
+    docstring = ["Attributes", "----------", "a, b : int", "    Attributes", "Attributes of it."]
+    assert book_extension.add_headings(docstring) == ["Fields", "------", *docstring[2:]]
+
+
+def test_a_repeated_script_is_kept_once():
+    def script(filename, body=None):
+        return types.SimpleNamespace(filename=filename, attributes={} if body is None else {"body": body})
+
+    given = [
+        script("a.js"),
+        script(None, "const x = 1"),
+        script("a.js"),
+        script("", "const x = 1"),
+        script(None, "y"),
+    ]
+    context = {"script_files": given}
+    book_extension.keep_scripts_once(None, "page", "page.html", context, None)
+    assert [(s.filename, s.attributes.get("body")) for s in context["script_files"]] == [
+        ("a.js", None),
+        ("", "const x = 1"),
+        (None, "y"),
+    ]
 
 
 def folders(tmp_path, expected, results):
@@ -252,6 +278,10 @@ def test_expectations_without_results_or_with_typos_are_errors(tmp_path):
         ('<link rel="canonical" href="https://a.example/">', []),
         ('<script src="_static/x.js"></script><img src="data:image/png;base64,AA//BB">', []),
         ('<script>var schema = "https://vega.github.io/schema/v6.json"; // a note</script>', []),
+        (
+            '<iframe srcdoc="&lt;script src=&quot;//cdn.example/x.js&quot;&gt;&lt;/script&gt;"></iframe>',
+            ["//cdn.example/x.js"],
+        ),
         ("<p>The file https://cdn.example/x.js is not needed.</p>", []),
         ('<script>const THEBE_JS_URL = "https://unpkg.com/thebe@0.8.2/lib/index.js"</script>', []),
     ],

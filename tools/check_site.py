@@ -38,6 +38,8 @@ class _Page(HTMLParser):
         if address and _EXTERNAL.match(address.strip()):
             self.loaded.append(address)
         self.loaded += _STYLE_ADDRESS.findall(values.get("style") or "")
+        if tag == "iframe" and values.get("srcdoc"):
+            self.loaded += external_loads(values["srcdoc"], ".html")
         runs = (values.get("type") or "text/javascript") not in ("application/json", "text/x-thebe-config")
         self._inside = tag if tag == "style" or (tag == "script" and runs) else None
 

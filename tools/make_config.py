@@ -118,7 +118,7 @@ def main(arguments: list[str]) -> int:
     }
     folder = ROOT / "book" / "_build"
     folder.mkdir(parents=True, exist_ok=True)
-    config["sphinx"]["local_extensions"] = {"source_lines": str(ROOT / "tools")}
+    config["sphinx"]["local_extensions"] = {"book_extension": str(ROOT / "tools")}
     built = {
         "config.yml": build_config(config, repository, options.branch),
         "toc.yml": build_toc(toc, replacements),

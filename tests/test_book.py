@@ -1,0 +1,104 @@
+"""Build a book of two pages with the project's own configuration, and read it in a browser without network."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+
+from rcblib.figures import inline_chart
+from tools.check_site import check_site
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+
+def chart_notebook():
+    """Return an executed notebook that shows one Altair chart."""
+    altair = pytest.importorskip("altair")
+    data = pd.DataFrame({"retained": [0.1, 0.5, 1.0], "score": [0.7, 0.9, 0.95]})
+    chart = altair.Chart(data).mark_line().encode(x="retained", y="score")
+    cell = nbformat.v4.new_code_cell("chart", execution_count=1)
+    shown = {"text/html": inline_chart(chart).data, "text/plain": "chart"}
+    cell.outputs = [nbformat.v4.new_output("execute_result", shown, execution_count=1)]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# A chart"), cell])
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    return notebook
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """Build the pages and return the folder that holds them."""
+    pytest.importorskip("jupyter_book")
+    root = tmp_path_factory.mktemp("project")
+    for name in ("_config.yml", "pyproject.toml", "tools", "book/_static", "book/references.bib"):
+        source, target = REPOSITORY / name, root / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, target)
+    (root / "workflow").mkdir()
+    (root / "workflow/notebooks.yml").write_text("notebooks: [{name: chart}]\n", encoding="utf-8")
+    (root / "book/_toc.yml").write_text(
+        "format: jb-book\nroot: intro\nparts: [{caption: Experiments, chapters: [{glob: notebooks/*}]}]\n"
+    )
+    (root / "book/intro.md").write_text(
+        "# A page\n\nWith $p_1(i)$, {cite:p}`yang2025beyond` and\n\n$$\n\\tfrac12 \\sum_i M_i \\log M_i\n$$\n\n"
+        "```{bibliography}\n```\n",
+        encoding="utf-8",
+    )
+    (root / "book/notebooks").mkdir()
+    nbformat.write(chart_notebook(), root / "book/notebooks/chart.ipynb")
+    subprocess.run([sys.executable, "tools/make_config.py", "--repository="], cwd=root, check=True)
+    command = [Path(sys.executable).parent / "jupyter-book", "build", "book", "--path-output", "book"]
+    command += ["-W", "--keep-going", "--config", "book/_build/config.yml"]
+    command += ["--toc", root / "book/_build/toc.yml"]
+    answer = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    return root / "book/_build/html"
+
+
+def test_pages_are_built_without_warnings_and_load_nothing_from_other_hosts(site):
+    assert check_site(site) == []
+    assert (site / "notebooks/chart.html").is_file()
+    assert "Beyond intermediate states" in (site / "intro.html").read_text(encoding="utf-8")
+
+
+def test_without_a_repository_there_are_no_buttons_for_one(site):
+    page = (site / "notebooks/chart.html").read_text(encoding="utf-8")
+    assert "colab" not in page and "repository-button" not in page
+
+
+@pytest.mark.browser
+def test_equations_and_charts_show_offline(site):
+    program = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if program is None:
+        pytest.skip("no Chromium is installed")
+    sync_api = pytest.importorskip("playwright.sync_api")
+    requested, errors = [], []
+
+    def only_files(route):
+        if route.request.url.startswith(("file:", "data:", "blob:")):
+            route.continue_()
+        else:
+            requested.append(route.request.url)
+            route.abort()
+
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.set_default_timeout(90_000)
+        page.route("**/*", only_files)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto((site / "intro.html").as_uri())
+        page.wait_for_selector("mjx-container mjx-math")
+        assert page.locator("mjx-container").count() == 2
+        assert page.locator("mjx-container").first.bounding_box()["width"] > 10
+        page.goto((site / "notebooks/chart.html").as_uri())
+        drawn = page.frame_locator("iframe").locator("canvas, svg.marks").first
+        drawn.wait_for()
+        assert drawn.bounding_box()["width"] > 100
+        browser.close()
+    assert requested == []
+    assert errors == []
