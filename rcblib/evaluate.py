@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 
 from rcblib.codebook import Codebook
-from rcblib.geometry import check_integer
+from rcblib.geometry import check_features, check_integer
 from rcblib.metrics import score_predictions
 from rcblib.mllm import Adapter, adapter_for
 from rcblib.probe import load_picture, model_fingerprint, sample_identity
@@ -74,7 +74,7 @@ def evaluate(
     ------
     ParameterError
         Before any work: if there are no questions, one is about an unknown image, a caption's image has no annotated
-        objects, or a number is out of range; and as the pruner's own check.
+        objects, or a number is out of range; and as the pruner's own check. If visual tokens are not finite.
     ImageError
         If an image cannot be read.
 
@@ -395,6 +395,8 @@ class _Features:
             self.images = {i: self.images[i] for i in wanted if i not in missing}
         pictures = [load_picture(self.samples[i]) for i in missing]
         for image_id, image in zip(missing, self.adapter.encode(pictures, attention=attention), strict=True):
+            for view in image.views:
+                check_features("visual tokens", view.tokens, "(n_tokens, d_model)")
             self.images[image_id] = _moved(image, torch.device("cpu"))
 
     def _has(self, image_id: int, attention: bool) -> bool:

@@ -357,6 +357,14 @@ def test_unreadable_images_are_named(pair):
         )
 
 
+def test_features_that_are_not_finite_are_refused(questions, samples):
+    model, processor = tiny.tiny_llava()
+    with torch.no_grad():
+        model.model.multi_modal_projector.linear_2.bias[3] = float("nan")
+    with pytest.raises(ParameterError, match="visual tokens: got 'NaN or infinity"):
+        evaluate(model, processor, questions, samples)
+
+
 @pytest.mark.parametrize("given", [{}, {"none": []}, {"text": "random"}, {"wrong": [3]}])
 def test_grids_need_pruners(pair, questions, samples, given):
     with pytest.raises(ParameterError, match="pruners: got"):
