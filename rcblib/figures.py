@@ -17,6 +17,7 @@ import seaborn as sns
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.font_manager import FontProperties
+from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.textpath import TextPath
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
@@ -506,9 +507,10 @@ def interval_plot(
     value: str = "value",
     reference: float | None = None,
     bound: str | None = None,
+    hue: str | None = None,
     xlabel: str = "",
 ) -> Axes:
-    """Draw estimates with their intervals as points and bars, one line a row, the first row on top.
+    """Draw estimates with their intervals as points and bars, one line a label, the first one on top.
 
     Parameters
     ----------
@@ -522,22 +524,36 @@ def interval_plot(
         Value that means "no effect", as a line.
     bound : str, optional
         Column with a value that each row is compared with, drawn as a tick across its line.
+    hue : str, optional
+        Column that tells rows of one label apart: each value has a colour and a place in the legend. Without it every
+        row has a line of its own.
     xlabel : str
         What is estimated, with its direction.
     """
-    _need_columns(frame, [label, value, "low", "high", *([bound] if bound else [])])
+    _need_columns(frame, [label, value, "low", "high", *([bound] if bound else []), *([hue] if hue else [])])
     if reference is not None:
         axes.axvline(reference, color=MUTED, linewidth=0.9, linestyle=(0, (5, 3)), zorder=1)
-    for line, row in enumerate(frame.to_dict("records")):
-        color = signal_color(str(row[label]))
+    kinds = list(frame[hue].unique()) if hue else [None]
+    labels = list(frame[label].unique()) if hue else list(frame[label])
+    for number, row in enumerate(frame.to_dict("records")):
+        line, color = number, signal_color(str(row[label]))
+        if hue:
+            kind = kinds.index(row[hue])
+            line, color = (
+                labels.index(row[label]) + 0.22 * (kind - (len(kinds) - 1) / 2),
+                CYCLE[kind % len(CYCLE)],
+            )
         axes.plot([row["low"], row["high"]], [line, line], color=color, linewidth=2.2, solid_capstyle="butt")
         axes.plot(row[value], line, "o", color=color, markersize=4.5)
         if bound:
             axes.plot([row[bound]] * 2, [line - 0.3, line + 0.3], color=INK, linewidth=1.4)
+    if hue:
+        handles = [Line2D([], [], color=CYCLE[k % len(CYCLE)], marker="o") for k in range(len(kinds))]
+        axes.legend(handles, [str(kind) for kind in kinds])
     # The axis says what is estimated, so the signal's own unit would mislead.
-    names = [signal_label(str(name)).split(" (")[0] for name in frame[label]]
-    axes.set_yticks(range(len(frame)), names)
-    axes.set_ylim(len(frame) - 0.5, -0.5)
+    names = [signal_label(str(name)).split(" (")[0] for name in labels]
+    axes.set_yticks(range(len(labels)), names)
+    axes.set_ylim(len(labels) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     axes.xaxis.grid(True)
@@ -799,10 +815,98 @@ def grid_map(
     return axes
 
 
+def confusion_matrix(
+    axes: Axes, answers: Sequence[str], predictions: Sequence[str], order: Sequence[str], title: str = ""
+) -> Axes:
+    """Draw which answer was given where which was right, each row a share of the questions with that right answer.
+
+    Parameters
+    ----------
+    axes : matplotlib.axes.Axes
+        Where to draw.
+    answers, predictions : sequence of str
+        ``n`` right and given answers.
+    order : sequence of str
+        Right answers in the order of rows and columns; those that never occur are left out. What is predicted besides
+        them is counted in a last column, ``other``, where it occurs.
+    title : str
+        What is asked; the number of questions is added.
+    """
+    answers, predictions = pd.Series(list(answers)), pd.Series(list(predictions))
+    if len(answers) != len(predictions) or not answers.isin(order).all():
+        raise ParameterError(
+            "answers", sorted(set(answers) - set(order)), "one of `order` for each prediction"
+        )
+    rows = [name for name in order if (answers == name).any()]
+    columns = [name for name in order if (answers == name).any() or (predictions == name).any()]
+    predictions = predictions.where(predictions.isin(columns), "other")
+    columns += ["other"] * bool((predictions == "other").any())
+    shares = pd.crosstab(answers, predictions, normalize="index").reindex(
+        index=rows, columns=columns, fill_value=0
+    )
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    size = 7 if len(columns) <= 11 else 5.5
+    axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=size)
+    axes.set_yticks(range(len(rows)), rows, fontsize=size)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_title(f"{title} (n = {len(answers):,})".strip(), fontsize="small")
+    return axes
+
+
+def outlined_objects(
+    axes: Axes, image: PIL.Image.Image | np.ndarray, masks: Sequence[np.ndarray], names: Sequence[str]
+) -> Axes:
+    """Draw an image with the outlines of its objects and their names.
+
+    Parameters
+    ----------
+    axes : matplotlib.axes.Axes
+        Where to draw.
+    image : PIL.Image.Image or numpy.ndarray
+        RGB image.
+    masks : sequence of numpy.ndarray
+        ``(height, width)`` a mask an object, non-zero where it is.
+    names : sequence of str
+        One a mask, written above its topmost pixel, or inside where that is too near to the border.
+    """
+    pixels = _pixels(image)
+    if len(masks) != len(names):
+        raise ParameterError("names", f"{len(names)} names", f"one a mask: {len(masks)}")
+    axes.imshow(pixels, extent=_extent(pixels))
+    for mask, name in zip(masks, names, strict=True):
+        padded = np.pad(np.asarray(mask, float), 1)
+        axes.contour(
+            np.arange(-0.5, pixels.shape[1] + 1),
+            np.arange(-0.5, pixels.shape[0] + 1),
+            padded,
+            levels=[0.5],
+            colors="white",
+            linewidths=1.1,
+        )
+        rows, columns = np.nonzero(mask)
+        top = rows.min()
+        axes.text(
+            np.clip(columns.mean(), 0.12 * pixels.shape[1], 0.88 * pixels.shape[1]),
+            top - 1 if top > 0.1 * pixels.shape[0] else rows.max() + 1,
+            name,
+            ha="center",
+            va="bottom" if top > 0.1 * pixels.shape[0] else "top",
+            fontsize=6.5,
+            color="black",
+            bbox={"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 0.8},
+        )
+    axes.set(xlim=(0, pixels.shape[1]), ylim=(pixels.shape[0], 0), xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+    return axes
+
+
 def learning_curves(
     frame: pd.DataFrame, *, column: str = "kind", x: str = "scenes", labels: Mapping[str, str] | None = None
 ) -> Figure:
     """Draw what training printed: losses above, shares of right answers below, one column a kind of stage.
+
+    Losses that span more than a factor of five are drawn on a logarithmic axis.
 
     Parameters
     ----------
@@ -848,10 +952,12 @@ def learning_curves(
             for end in ends[:-1]:
                 axes.axvline(end, color=MUTED, linestyle=":", linewidth=0.8)
             axes.yaxis.grid(True)
-        upper.set_yscale("log")
-        upper.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        upper.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        upper.yaxis.set_minor_locator(NullLocator())
+        losses = rows.loc[rows["quantity"] == "loss", "value"]
+        if losses.max() > 5 * losses.min() > 0:
+            upper.set_yscale("log")
+            upper.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            upper.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            upper.yaxis.set_minor_locator(NullLocator())
         upper.set_title(str(kind))
         lower.set_ylim(-0.03, 1.03)
         lower.set_xlabel(x)

@@ -408,14 +408,65 @@ def test_learning_curves_put_losses_above_and_part_the_stages():
         ("vision encoder", stage, scenes, quantity, value)
         for stage, start in (("masked", 0), ("full", 100))
         for scenes in (start + 50, start + 100)
-        for quantity, value in (("loss", 1.0), ("color", 0.5), ("category", 0.25))
+        for quantity, value in (("loss", 100 / scenes), ("color", 0.5), ("category", 0.25))
     ]
     frame = pd.DataFrame(rows, columns=["kind", "stage", "scenes", "quantity", "value"])
     figure = figures.learning_curves(frame, labels={"color": "colour"})
     upper, lower = figure.axes
-    assert "vision encoder" in (upper.get_title(), upper.get_title("left")) and upper.get_yscale() == "log"
+    assert "vision encoder" in (upper.get_title(), upper.get_title("left")) and upper.get_yscale() == "linear"
     assert [text.get_text() for text in lower.get_legend().get_texts()] == ["colour", "category"]
     # A line a stage and quantity, and one that parts the two stages.
     assert [line.get_xdata()[0] for line in upper.lines] == [50, 150, 100]
     assert len(lower.lines) == 5
     plt.close(figure)
+    frame.loc[frame["quantity"] == "loss", "value"] = [10, 1, 0.2, 0.1]
+    figure = figures.learning_curves(frame)
+    assert figure.axes[0].get_yscale() == "log"
+    plt.close(figure)
+
+
+def test_intervals_of_one_label_share_a_line_where_a_column_tells_them_apart(axes):
+    frame = pd.DataFrame(
+        {
+            "signal": ["colour", "colour", "count"],
+            "images": ["true", "shuffled", "true"],
+            "value": [0.9, 0.1, 0.8],
+            "low": [0.85, 0.05, 0.7],
+            "high": [0.95, 0.2, 0.9],
+        }
+    )
+    figures.interval_plot(axes, frame, hue="images")
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["colour", "count"]
+    points = [line for line in axes.lines if line.get_marker() == "o"]
+    assert [line.get_xdata()[0] for line in points] == [0.9, 0.1, 0.8]
+    assert [round(float(line.get_ydata()[0]), 2) for line in points] == [-0.11, 0.11, 0.89]
+    assert points[0].get_color() == points[2].get_color() != points[1].get_color()
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["true", "shuffled"]
+
+
+def test_confusions_are_shares_of_the_right_answer_with_strangers_last(axes):
+    figures.confusion_matrix(
+        axes,
+        ["red", "red", "blue", "blue"],
+        ["red", "blue", "blue", "yes"],
+        ["blue", "green", "red"],
+        "colour",
+    )
+    (drawn,) = axes.images
+    assert drawn.get_array().tolist() == [[0.5, 0, 0.5], [0.5, 0.5, 0]]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["blue", "red", "other"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["blue", "red"]
+    with pytest.raises(ParameterError, match="answers"):
+        figures.confusion_matrix(axes, ["red"], ["red"], ["blue"])
+
+
+def test_outlines_follow_the_masks_and_names_stay_inside(axes, image):
+    mask = np.zeros(np.asarray(image).shape[:2], bool)
+    mask[2:5, 3:8] = True
+    figures.outlined_objects(axes, image, [mask], ["star"])
+    (outline,) = [part for part in axes.collections if len(part.get_paths())]
+    box = outline.get_paths()[0].get_extents()
+    assert (box.x0, box.y0, box.x1, box.y1) == (3, 2, 8, 5)
+    assert [text.get_text() for text in axes.texts] == ["star"]
+    with pytest.raises(ParameterError, match="names"):
+        figures.outlined_objects(axes, image, [mask], [])
