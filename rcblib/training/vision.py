@@ -62,6 +62,27 @@ def patch_labels(scene: Scene, n_side: int) -> tuple[np.ndarray, np.ndarray, np.
     return np.where(owned, category, bare), np.where(owned, color, IGNORED), covered
 
 
+def visible_patches(draw: torch.Tensor, covered: torch.Tensor, n_tokens: int) -> torch.Tensor:
+    """Choose the patches that the encoder is shown: covered ones first, then background at random.
+
+    Parameters
+    ----------
+    draw : torch.Tensor
+        ``(n_scenes, n_patches)`` random numbers in [0, 1) that order patches of a kind.
+    covered : torch.Tensor
+        ``(n_scenes, n_patches)`` share of each patch that an object covers.
+    n_tokens : int
+        Patches shown of each scene.
+
+    Returns
+    -------
+    torch.Tensor
+        ``(n_scenes, n_tokens)`` positions, ascending.
+    """
+    order = draw + 2.0 * (covered > BACKGROUND_COVERAGE)
+    return order.topk(n_tokens, 1).indices.sort(1).values
+
+
 class VisionBatches(Dataset):
     """Draw the batch of step *k*: pixels, one of five captions, patch labels, and what the image contains."""
 
@@ -147,8 +168,7 @@ class VisionTrainer(nn.Module):
         weights = self.weights
         category, color, chosen = batch["category"], batch["color"], None
         if weights.n_tokens is not None and weights.n_tokens < category.shape[1]:
-            order = batch["draw"] + 2.0 * (batch["covered"] > BACKGROUND_COVERAGE)
-            chosen = order.topk(weights.n_tokens, 1).indices.sort(1).values
+            chosen = visible_patches(batch["draw"], batch["covered"], weights.n_tokens)
             category, color = category.gather(1, chosen), color.gather(1, chosen)
         cls, patches = self.encode(to_pixels(batch["images"]), chosen)
 
