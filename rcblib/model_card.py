@@ -414,17 +414,20 @@ def _training(recipe: Recipe, stages: Sequence[Stage], records: Sequence[Mapping
     table["minutes"] = table["minutes"].map("{:.0f}".format)
     table["last loss"] = table["last loss"].map("{:.3f}".format)
     minutes = sum(record["seconds"] for record in records) / 60
+    notes = "".join(
+        f"- `{record['stage']['name']}`. {record['note']}\n" for record in records if record.get("note")
+    )
     return f"""## Training
 
 By the recipe `{recipe.name}` of `rcblib.training.recipe`, stage by stage, as CLIP and then LLaVA were trained:
 
 {_markdown(table)}
 
-{minutes:.0f} minutes in all, as the stages ran. Scenes are drawn on the fly: scene *i* of a stage is number *i* of
-the training split under the stage's seed, so none is seen twice in a stage. To train again:
-`python -m rcblib.training.recipe --recipe {recipe.name} --export <folder>`.
+{minutes:.0f} minutes in all, on a machine that did other work besides. Scenes are drawn on the fly: scene *i* of a
+stage is number *i* of the training split under the stage's seed, so none is seen twice in a stage. To train again:
+`python -m rcblib train --recipe {recipe.name} --export <folder>`.
 
-- *Vision encoder.* Captions give [CLS] its meaning, contrastively as in CLIP. It is supervised beyond CLIP's recipe:
+{notes}- *Vision encoder.* Captions give [CLS] its meaning, contrastively as in CLIP. Supervision goes beyond CLIP's:
   linear heads read from [CLS] which objects are there, and from each patch's hidden state -2 the category and colour
   of the object under it. The heads are dropped afterwards.
 - *LLM.* It first learns alone to look words up in its context, on *symbolic* scenes: in place of a patch stands the sum
@@ -445,7 +448,8 @@ def _quality(records: Sequence[Mapping[str, Any]], scores: Mapping[str, Any]) ->
 On scenes whose handwriting and photographs are not those of training. Greedy answers; the share that is right, for
 captions the F1 of the objects named; in brackets the 95 % interval from a bootstrap over images, then the number of
 questions. *Shuffled* asks the same questions about another scene's picture: what is left there needs no image. *Goal*:
-the score to reach, in parentheses the one that suffices for training without a GPU.
+the score to reach, in parentheses the one that suffices for training without a GPU. Measured by
+`python -m rcblib.model_card --split <split>`.
 """
     ]
     for split in SPLITS:

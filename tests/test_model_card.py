@@ -192,12 +192,14 @@ class TestCard:
         for name in ("model.safetensors",):
             (tmp_path / name).write_bytes((folder / name).read_bytes())
         records = [json.loads((trained / "data" / "training" / f"{n}.json").read_text()) for n in NAMES]
+        records[2]["note"] = "It rained."
         scores = {"weights_sha256": "0", "validation": made_up_scores(one_word=0.97, yes_no=0.93, digit=0.42)}
         write_card(tmp_path, TINY, records, scores)
         text = (tmp_path / "README.md").read_text()
         assert text.startswith("---\nlicense: apache-2.0\n")
         assert all(f"| {name} |" in text for name in NAMES)
         assert "6×6 = 36 visual tokens" in text
+        assert "\n- `symbols_coarse`. It rained.\n" in text
         rows = {line.split(" | ")[0]: line for line in text.splitlines()}
         assert "| 0.970 [0.960, 0.980] | 100 | 0.100 [0.090, 0.110] | 0.90 (0.90) | yes |" in text
         assert rows["| is there ...? (yes/no)"].endswith("| 0.95 (0.90) | yes, for a CPU |")
