@@ -62,7 +62,7 @@ def index(root: Path, package: str, units: list[str]) -> str:
     lines = [
         "# API reference",
         "",
-        f"The modules of `{package}` in the order of the flow: each imports only from modules above it.",
+        f"The modules of `{package}` in the order of the flow: a module imports only from those above it.",
         "",
         "| module | holds |",
         "|---|---|",
