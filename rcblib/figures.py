@@ -752,7 +752,7 @@ def grouped_scatter(
         on_top = name == highlight
         drawn = axes.scatter(
             *points.T,
-            s=30 if on_top else 9,
+            s=float(np.clip(3000 / max(len(points), 1), 10, 30)) if on_top else 9,
             color=CYCLE[number % len(CYCLE)],
             alpha=0.95 if on_top else alpha,
             linewidth=0.6 if on_top else 0,
