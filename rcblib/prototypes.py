@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -11,7 +11,8 @@ import torch.nn.functional as F
 
 from rcblib.codebook import Codebook
 from rcblib.geometry import check_features
-from rcblib.records import CodebookError, ParameterError
+from rcblib.mllm import Adapter
+from rcblib.records import CodebookError, ParameterError, Question
 from rcblib.scoring import keep_indices, redundancy_scores
 from rcblib.statistics import Estimate, mean_interval, spearman
 
@@ -138,6 +139,84 @@ def codebook_agreement(
         "rank_correlation": spearman(x, y, images, generator=generator, scope="within"),
         "kept_overlap": mean_interval(overlaps, generator=generator),
     }
+
+
+def central_prototype(codebook: Codebook) -> torch.Tensor:
+    """Return the prototype that is most similar, on average, to all others: ``(d_model,)``."""
+    unit = F.normalize(codebook.prototypes.float(), dim=-1)
+    return codebook.prototypes[(unit @ unit.sum(0)).argmax()]
+
+
+def first_token_agreement(
+    adapter: Adapter,
+    questions: Sequence[Question],
+    variants: Mapping[str, Mapping[int, torch.Tensor]],
+    reference: str,
+    batch_size: int = 64,
+) -> pd.DataFrame:
+    """Ask the same questions about variants of the images' tokens, and compare the first answer tokens.
+
+    Parameters
+    ----------
+    adapter : Adapter
+        Of the model, with its processor.
+    questions : sequence of Question
+        At least one.
+    variants : Mapping
+        Name to image id to the rows ``(n_tokens, d_model)`` that the LLM is fed for that image, any number of them.
+    reference : str
+        The variant that others are compared with, such as the whole image.
+    batch_size : int
+        Inputs per forward pass.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row a variant and question: ``variant``, ``image_id``, ``task``, ``question``, ``agrees`` (1 where the
+        likeliest first token is the reference's, else 0) and ``probability``, which the variant gives to that token.
+
+    Raises
+    ------
+    ParameterError
+        If there are no questions, the reference is no variant, or a variant lacks an image.
+    """
+    if not questions:
+        raise ParameterError("questions", "none", "at least one")
+    if reference not in variants:
+        raise ParameterError("reference", reference, f"one of {', '.join(variants)}")
+    for name, images in variants.items():
+        missing = sorted({question.image_id for question in questions} - set(images))
+        if missing:
+            raise ParameterError(
+                f"variants[{name!r}]", f"no tokens of images {missing[:5]}", "every image asked about"
+            )
+    places: dict[str, list[int]] = {}
+    for place, question in enumerate(questions):
+        places.setdefault(question.text, []).append(place)
+    logits = {name: torch.empty(len(questions), adapter.n_vocab) for name in variants}
+    for text, asked in places.items():
+        for name, images in variants.items():
+            rows = [images[questions[place].image_id] for place in asked]
+            logits[name][asked] = adapter.first_token_logits(
+                adapter.prompt(text), rows, batch_size=batch_size
+            )
+    expected = logits[reference].argmax(-1)
+    frames = []
+    for name, found in logits.items():
+        probability = found.softmax(-1).gather(1, expected[:, None])[:, 0]
+        frames.append(
+            pd.DataFrame(
+                {
+                    "variant": name,
+                    "image_id": [question.image_id for question in questions],
+                    "task": [question.task for question in questions],
+                    "question": [question.text for question in questions],
+                    "agrees": (found.argmax(-1) == expected).double().numpy(),
+                    "probability": probability.double().numpy(),
+                }
+            )
+        )
+    return pd.concat(frames, ignore_index=True)
 
 
 def coverage_of_kept(

@@ -2,11 +2,20 @@
 
 import numpy as np
 import pytest
+import tiny
 import torch
 
 from rcblib.codebook import Codebook
-from rcblib.prototypes import codebook_agreement, coverage_of_kept, nearest_tokens, prototypes_by_position
-from rcblib.records import CodebookError, ParameterError
+from rcblib.mllm import adapter_for
+from rcblib.prototypes import (
+    central_prototype,
+    codebook_agreement,
+    coverage_of_kept,
+    first_token_agreement,
+    nearest_tokens,
+    prototypes_by_position,
+)
+from rcblib.records import CodebookError, ParameterError, Question
 
 
 def codebook(rows, **changes):
@@ -82,3 +91,46 @@ def test_a_codebook_agrees_with_itself_and_not_with_its_opposite():
         codebook_agreement(book, book, images, 0.01, generator=generator)
     with pytest.raises(CodebookError):
         codebook_agreement(book, codebook([[1.0]]), images, 0.25, generator=generator)
+
+
+def test_the_central_prototype_is_nearest_to_the_others():
+    book = codebook([[1.0, 0.0], [9.0, 3.0], [0.5, 0.5], [0.0, 1.0], [-1.0, 0.2]])
+    assert central_prototype(book).tolist() == [0.5, 0.5]
+
+
+def test_first_tokens_agree_with_those_of_the_reference():
+    adapter = adapter_for(*tiny.tiny_llava())
+    tokens = {number: image.tokens for number, image in enumerate(adapter.encode(tiny.random_images(3)))}
+    half = {number: rows[::2] for number, rows in tokens.items()}
+    questions = [
+        Question(number, task, text, "")
+        for number in (2, 0, 1)
+        for task, text in (("a", "What does this image show ?"), ("b", "Is there a cat in the image ?"))
+    ]
+    table = first_token_agreement(
+        adapter, questions, {"whole": tokens, "again": dict(tokens), "half": half}, "whole", batch_size=2
+    )
+    assert table["variant"].value_counts().to_dict() == {"whole": 6, "again": 6, "half": 6}
+    assert table["image_id"][:6].tolist() == [2, 2, 0, 0, 1, 1]
+    assert (table[table["variant"] != "half"]["agrees"] == 1).all()
+    for row in table.to_dict("records"):
+        prompt = adapter.prompt(row["question"])
+        intact, given = (
+            adapter.first_token_logits(prompt, [images[row["image_id"]]])[0]
+            for images in (tokens, half if row["variant"] == "half" else tokens)
+        )
+        assert row["probability"] == pytest.approx(given.softmax(-1)[intact.argmax()].item(), abs=1e-5)
+        assert row["agrees"] == (given.argmax() == intact.argmax())
+    assert table[table["variant"] == "half"]["probability"].lt(0.999).any()
+
+
+def test_wrong_variants_end_in_one_line():
+    adapter = adapter_for(*tiny.tiny_llava())
+    rows = {0: torch.zeros(3, adapter.d_model)}
+    asked = [Question(0, "a", "What is it ?", ""), Question(5, "a", "What is it ?", "")]
+    with pytest.raises(ParameterError, match="at least one"):
+        first_token_agreement(adapter, [], {"whole": rows}, "whole")
+    with pytest.raises(ParameterError, match="reference: got 'all'"):
+        first_token_agreement(adapter, asked, {"whole": rows}, "all")
+    with pytest.raises(ParameterError, match=r"no tokens of images \[5\]"):
+        first_token_agreement(adapter, asked, {"whole": rows}, "whole")
