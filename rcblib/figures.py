@@ -7,6 +7,7 @@ safe for colour-blind readers, and a signal keeps its colour through the book.
 from __future__ import annotations
 
 import html
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -536,17 +537,16 @@ def interval_plot(
     kinds = list(frame[hue].unique()) if hue else [None]
     labels = list(frame[label].unique()) if hue else list(frame[label])
     for number, row in enumerate(frame.to_dict("records")):
-        line, color = number, signal_color(str(row[label]))
+        middle, offset, color = number, 0.0, signal_color(str(row[label]))
         if hue:
             kind = kinds.index(row[hue])
-            line, color = (
-                labels.index(row[label]) + 0.22 * (kind - (len(kinds) - 1) / 2),
-                CYCLE[kind % len(CYCLE)],
-            )
+            middle, offset = labels.index(row[label]), 0.22 * (kind - (len(kinds) - 1) / 2)
+            color = CYCLE[kind % len(CYCLE)]
+        line = middle + offset
         axes.plot([row["low"], row["high"]], [line, line], color=color, linewidth=2.2, solid_capstyle="butt")
         axes.plot(row[value], line, "o", color=color, markersize=4.5)
         if bound:
-            axes.plot([row[bound]] * 2, [line - 0.3, line + 0.3], color=INK, linewidth=1.4)
+            axes.plot([row[bound]] * 2, [middle - 0.3, middle + 0.3], color=INK, linewidth=1.4)
     if hue:
         handles = [Line2D([], [], color=CYCLE[k % len(CYCLE)], marker="o") for k in range(len(kinds))]
         axes.legend(handles, [str(kind) for kind in kinds])
@@ -855,9 +855,9 @@ def confusion_matrix(
 
 
 def outlined_objects(
-    axes: Axes, image: PIL.Image.Image | np.ndarray, masks: Sequence[np.ndarray], names: Sequence[str]
+    axes: Axes, image: PIL.Image.Image | np.ndarray, masks: Sequence[np.ndarray], text: str = ""
 ) -> Axes:
-    """Draw an image with the outlines of its objects and their names.
+    """Draw an image with the outlines of its objects.
 
     Parameters
     ----------
@@ -867,36 +867,17 @@ def outlined_objects(
         RGB image.
     masks : sequence of numpy.ndarray
         ``(height, width)`` a mask an object, non-zero where it is.
-    names : sequence of str
-        One a mask, written above its topmost pixel, or inside where that is too near to the border.
+    text : str
+        What is written beneath the image, such as a caption; wrapped to about 30 letters a line.
     """
     pixels = _pixels(image)
-    if len(masks) != len(names):
-        raise ParameterError("names", f"{len(names)} names", f"one a mask: {len(masks)}")
     axes.imshow(pixels, extent=_extent(pixels))
-    for mask, name in zip(masks, names, strict=True):
-        padded = np.pad(np.asarray(mask, float), 1)
-        axes.contour(
-            np.arange(-0.5, pixels.shape[1] + 1),
-            np.arange(-0.5, pixels.shape[0] + 1),
-            padded,
-            levels=[0.5],
-            colors="white",
-            linewidths=1.1,
-        )
-        rows, columns = np.nonzero(mask)
-        top = rows.min()
-        axes.text(
-            np.clip(columns.mean(), 0.12 * pixels.shape[1], 0.88 * pixels.shape[1]),
-            top - 1 if top > 0.1 * pixels.shape[0] else rows.max() + 1,
-            name,
-            ha="center",
-            va="bottom" if top > 0.1 * pixels.shape[0] else "top",
-            fontsize=6.5,
-            color="black",
-            bbox={"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 0.8},
-        )
+    # Pixel centres, with a border of nothing so that an outline closes at the edge of the image.
+    x, y = np.arange(-0.5, pixels.shape[1] + 1), np.arange(-0.5, pixels.shape[0] + 1)
+    for mask in masks:
+        axes.contour(x, y, np.pad(np.asarray(mask, float), 1), levels=[0.5], colors="white", linewidths=1.1)
     axes.set(xlim=(0, pixels.shape[1]), ylim=(pixels.shape[0], 0), xticks=[], yticks=[])
+    axes.set_xlabel(textwrap.fill(text, 30), fontsize=7, labelpad=3)
     axes.spines[:].set_visible(False)
     return axes
 

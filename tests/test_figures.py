@@ -460,13 +460,11 @@ def test_confusions_are_shares_of_the_right_answer_with_strangers_last(axes):
         figures.confusion_matrix(axes, ["red"], ["red"], ["blue"])
 
 
-def test_outlines_follow_the_masks_and_names_stay_inside(axes, image):
+def test_outlines_follow_the_masks(axes, image):
     mask = np.zeros(np.asarray(image).shape[:2], bool)
     mask[2:5, 3:8] = True
-    figures.outlined_objects(axes, image, [mask], ["star"])
+    figures.outlined_objects(axes, image, [mask], "a star that is quite far up and to the left")
     (outline,) = [part for part in axes.collections if len(part.get_paths())]
     box = outline.get_paths()[0].get_extents()
     assert (box.x0, box.y0, box.x1, box.y1) == (3, 2, 8, 5)
-    assert [text.get_text() for text in axes.texts] == ["star"]
-    with pytest.raises(ParameterError, match="names"):
-        figures.outlined_objects(axes, image, [mask], [])
+    assert axes.get_xlabel() == "a star that is quite far up\nand to the left"
