@@ -1,0 +1,188 @@
+"""Check the notebooks' form, and execute some of them on a user's own model and photos."""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+import tiny
+
+from tools.notebook_list import read_notebook_list
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+PATHS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
+ON_PHOTOS = ("token_centric", "context_centric", "intermediate_states")
+"""Notebooks that run top to bottom on photos without masks or questions."""
+SCREEN = 45  # lines that fit on one
+
+
+@pytest.fixture(params=PATHS, ids=lambda path: path.stem)
+def path(request):
+    return request.param
+
+
+@pytest.fixture
+def notebook(path):
+    return nbformat.read(path, as_version=4)
+
+
+def tagged(notebook, tag):
+    return [cell for cell in notebook.cells if tag in cell.metadata.get("tags", [])]
+
+
+def set_up(path):
+    (cell,) = tagged(nbformat.read(path, as_version=4), "setup")
+    return cell
+
+
+# Form
+
+
+def test_there_are_notebooks():
+    assert {*ON_PHOTOS} <= {path.stem for path in PATHS}
+
+
+def test_a_notebook_is_clean_and_valid(path, notebook):
+    nbformat.validate(notebook)
+    assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
+    assert notebook.metadata.kernelspec.name == "python3"
+    assert len({cell.id for cell in notebook.cells}) == len(notebook.cells)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            assert cell.outputs == [] and cell.execution_count is None, cell.id
+    assert "papermill" not in notebook.metadata
+
+
+def test_the_first_cell_says_what_the_notebook_is_about_and_leaves_out(notebook):
+    first = notebook.cells[0]
+    assert first.cell_type == "markdown"
+    assert first.source.startswith("# ")
+    assert "**Claim" in first.source or "**What this is" in first.source
+    assert "**Scope cuts.**" in first.source
+
+
+def test_parameters_are_annotated_literals_one_a_line_each_explained(notebook):
+    (cell,) = tagged(notebook, "parameters")
+    assert notebook.cells.index(cell) < notebook.cells.index(tagged(notebook, "setup")[0])
+    statements = ast.parse(cell.source).body
+    lines = cell.source.splitlines()
+    assert len(statements) == len(lines)
+    for statement, line in zip(statements, lines, strict=True):
+        assert isinstance(statement, ast.AnnAssign), line
+        ast.literal_eval(statement.value)
+        assert "  # " in line, f"unexplained: {line}"
+
+
+def test_the_set_up_cell_is_the_same_everywhere(path):
+    assert set_up(path).source == set_up(PATHS[0]).source
+    assert "hide-input" in set_up(path).metadata.tags
+
+
+def test_parameters_are_validated_in_the_cell_after_the_set_up(notebook):
+    (cell,) = tagged(notebook, "setup")
+    following = notebook.cells[notebook.cells.index(cell) + 1]
+    assert "notebook_config(globals(), Config)" in following.source
+    (parameters,) = tagged(notebook, "parameters")
+    given = {statement.target.id for statement in ast.parse(parameters.source).body}
+    (schema,) = (node for node in ast.parse(following.source).body if isinstance(node, ast.ClassDef))
+    assert {node.target.id for node in schema.body if isinstance(node, ast.AnnAssign)} == given
+
+
+def test_functions_fit_on_a_screen(notebook):
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            for node in ast.walk(ast.parse(cell.source)):
+                if isinstance(node, ast.FunctionDef):
+                    assert node.end_lineno - node.lineno < SCREEN, node.name
+
+
+def test_figures_have_captions_and_alternative_texts(notebook):
+    for cell in notebook.cells:
+        if cell.cell_type == "code" and "plt.show()" in cell.source:
+            shown = cell.metadata.get("mystnb", {})
+            assert shown.get("figure", {}).get("caption"), cell.id
+            assert shown.get("image", {}).get("alt"), cell.id
+
+
+def test_results_go_where_the_workflow_expects_them(path, notebook):
+    source = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
+    assert "write_results(" in source
+    assert f"{{config.results_folder}}/{path.stem}.json" in source
+
+
+def test_the_workflow_lists_every_notebook():
+    listed = read_notebook_list(REPOSITORY / "workflow" / "notebooks.yml").notebooks
+    assert sorted(notebook.name for notebook in listed) == [path.stem for path in PATHS]
+
+
+# Execution
+
+
+def papermill(name, output, **parameters):
+    """Execute a notebook in a process of its own, as a user would from the root of the repository."""
+    command = [sys.executable, "-m", "papermill", f"notebooks/{name}.ipynb", str(output), "--no-progress-bar"]
+    command += [part for key, value in parameters.items() for part in ("-p", key, str(value))]
+    environment = os.environ | {
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+        "PYTHONPATH": str(REPOSITORY),
+        "HF_HUB_OFFLINE": "1",
+    }
+    return subprocess.run(
+        command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=400
+    )
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    """Save a random model and a few photos, as a user has them."""
+    folder = tmp_path_factory.mktemp("own")
+    (folder / "photos").mkdir()
+    for number, image in enumerate(tiny.random_images(3, size=(64, 48))):
+        image.save(folder / "photos" / f"{number}.jpg")
+    tiny.save_tiny_llava(folder / "model")
+    return {
+        "model": folder / "model",
+        "images": folder / "photos",
+        "results_folder": folder / "results",
+        "n_images": 2,
+    }
+
+
+@pytest.mark.parametrize("name", ON_PHOTOS)
+def test_a_notebook_runs_on_own_photos_with_a_model_of_ones_own(name, own, tmp_path):
+    done = papermill(name, tmp_path / "out.ipynb", **own)
+    assert done.returncode == 0, done.stderr[-3000:]
+    executed = nbformat.read(tmp_path / "out.ipynb", as_version=4)
+    outputs = [output for cell in executed.cells if cell.cell_type == "code" for output in cell.outputs]
+    printed = "".join(output.text for output in outputs if output.output_type == "stream")
+    assert "2 from" in printed and "6 x 6 = 36 a view" in printed
+    assert "what compares tokens with the objects beneath them is skipped" in printed
+    assert "Outside its world" not in printed  # this model is of no embedded world
+    assert sum("image/png" in output.get("data", {}) for output in outputs) >= 2
+    written = json.loads((own["results_folder"] / f"{name}.json").read_text(encoding="utf-8"))
+    assert written["config"]["model"] == str(own["model"])
+    assert not any("recognis" in result or "area" in result for result in written["results"])
+    correlated = [result for name, result in written["results"].items() if name.startswith("spearman")]
+    assert correlated and all(result["n"] == 72 for result in correlated)
+    assert len(list((own["results_folder"] / "probe").iterdir())) == 1  # all notebooks share what was probed
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"n_image": 3}, "n_image: got 3; accepted: no parameter of this name; known: "),
+        ({"images": "no_such_folder"}, "images: got 'no_such_folder', which is no folder; accepted: "),
+    ],
+    ids=["misspelt", "missing folder"],
+)
+def test_a_wrong_parameter_ends_in_one_clear_line_before_any_work(changes, message, own, tmp_path):
+    parameters = {**own, "results_folder": tmp_path / "results", **changes}
+    failed = papermill("token_centric", tmp_path / "out.ipynb", **parameters)
+    assert failed.returncode != 0
+    last = [line for line in failed.stderr.splitlines() if line.strip()][-1]
+    assert last.split(": ", 1)[1].startswith(message), failed.stderr[-3000:]
+    assert not (tmp_path / "results").exists()
