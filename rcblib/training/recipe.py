@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -142,7 +142,7 @@ def run_stages(
     weights: Path = WEIGHTS,
     scale: float = 1.0,
     device: str = "auto",
-    evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
+    n_workers: int | None = None,
 ) -> list[dict[str, Any]]:
     """Run stages one after another, writing each one's weights and record when it ends.
 
@@ -160,6 +160,9 @@ def run_stages(
         Multiplies the steps of every stage; below 1 for a trial.
     device : str
         ``"auto"``, ``"cpu"`` or ``"cuda"``.
+    n_workers : int, optional
+        Processes that draw scenes, in place of each stage's own number; 0 draws them in this process, as a notebook
+        should: a forked kernel shares its kernel's sockets.
 
     Raises
     ------
@@ -177,6 +180,8 @@ def run_stages(
         loop = replace(
             stage.loop, n_steps=n_steps, log_every=min(stage.loop.log_every, max(1, n_steps // 10))
         )
+        if n_workers is not None:
+            loop = replace(loop, n_workers=n_workers)
         torch.manual_seed(loop.seed)
         trainer, batches, groups = _prepare(recipe, stage, loop, folder, weights, torch.device(device))
         record = run_stage(stage.name, trainer, batches, trainer.loss, loop, folder, groups)
