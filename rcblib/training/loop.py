@@ -219,7 +219,7 @@ def run_stage(
     record = {
         "steps": config.n_steps,
         "scenes": config.n_steps * config.batch_size,
-        "seconds": round(seconds + time.monotonic() - began, 1),
+        "seconds": round(seconds + time.monotonic() - began, 3),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "autocast": "bfloat16" if fast_bfloat16(device) else "float32",
         **{key: number for key, number in (history[-1] if history else {}).items() if key != "step"},
