@@ -80,8 +80,9 @@ def evaluate(
 
     Notes
     -----
-    A pruner is asked for every question by itself; the image's place among the samples, by ascending id, is its
-    `PruningContext.image_index`, so a random choice depends on seed and image, not on order or batch size.
+    A pruner is asked for every question by itself, or once an image where its choice does not depend on the prompt
+    (`Pruner.reads_prompt`). The image's place among the samples, by ascending id, is its `PruningContext.image_index`,
+    so a random choice depends on seed and image, not on order or batch size.
     """
     session = _Session(model, processor, questions, samples, batch_size, max_new_tokens, categories)
     return session.answer(pruner, "evaluating" if progress else None)
@@ -237,10 +238,15 @@ class _Session:
             raise ParameterError("question", question.text, "text without image placeholders")
         return _Prompt(tuple(ids), places[0])
 
-    def _input(self, index: int, pruner: Pruner | None) -> _Input:
-        """Prune the image of a question, and put what survives where the prompt has its placeholder."""
-        prompt = self.prompts[index]
-        image = self.features.get(self.questions[index].image_id, self.model.device)
+    def _input(
+        self, index: int, pruner: Pruner | None, chosen: dict[int, list[torch.Tensor]] | None = None
+    ) -> _Input:
+        """Prune the image of a question, and put what survives where the prompt has its placeholder.
+
+        `chosen` holds what the pruner kept of images so far, for one that does not read the prompt.
+        """
+        prompt, image_id = self.prompts[index], self.questions[index].image_id
+        image = self.features.get(image_id, self.model.device)
         n_places = self.adapter.n_placeholders(image)
         image_token = self.adapter.image_token_id
         ids = torch.tensor(
@@ -248,12 +254,16 @@ class _Session:
         )
         if pruner is None:
             kept = [torch.arange(view.n_tokens) for view in image.views]
+        elif chosen is not None and image_id in chosen:
+            kept = chosen[image_id]
         else:
-            order = self.image_index[self.questions[index].image_id]
+            order = self.image_index[image_id]
             kept = [
                 pruner.select(view.tokens, PruningContext(view, order, i, ids, self.adapter))
                 for i, view in enumerate(image.views)
             ]
+            if chosen is not None:
+                chosen[image_id] = kept
         rows, positions = self.adapter.gather(image, kept)
         survives = ids != image_token
         survives[prompt.place + positions] = True
@@ -295,11 +305,12 @@ class _Session:
             key=lambda i: (len(self.prompts[i].ids), self.image_index[self.questions[i].image_id]),
         )
         rows: list[dict[str, Any]] = [{} for _ in order]
+        kept = None if pruner is None or pruner.reads_prompt else {}
         report = _Progress(title, len(order))
         for start in range(0, len(order), self.batch_size):
             chosen = order[start : start + self.batch_size]
             self.features.encode([self.questions[i].image_id for i in chosen], attention)
-            batch = [self._input(i, pruner) for i in chosen]
+            batch = [self._input(i, pruner, kept) for i in chosen]
             inputs = self.model_inputs(batch, pruner)
             output = self.model.generate(
                 **inputs,

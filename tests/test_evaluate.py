@@ -141,6 +141,24 @@ def test_answers_do_not_depend_on_batch_size_or_order(pair, questions, samples, 
     pd.testing.assert_frame_equal(again[::-1].reset_index(drop=True), frame)
 
 
+@pytest.mark.parametrize(("reads_prompt", "n_calls"), [(False, N_IMAGES), (True, N_IMAGES * len(TEXTS))])
+def test_a_choice_that_does_not_depend_on_the_prompt_is_made_once_an_image(
+    pair, questions, samples, reads_prompt, n_calls
+):
+    calls = []
+
+    class Counted(RandomPruner):
+        def select(self, tokens, context=None):
+            calls.append(context.prompt_ids.tolist())
+            return super().select(tokens, context)
+
+    Counted.reads_prompt = reads_prompt
+    frame = evaluate(*pair, questions, samples, Counted(0.25), max_new_tokens=N_NEW)
+    assert len(calls) == n_calls
+    plain = evaluate(*pair, questions, samples, RandomPruner(0.25), max_new_tokens=N_NEW)
+    pd.testing.assert_frame_equal(frame, plain)
+
+
 def test_the_frame_has_one_scored_row_a_question(pair, questions, samples):
     plain = evaluate(*pair, questions, samples, max_new_tokens=N_NEW)
     assert plain["image_id"].tolist() == [q.image_id for q in questions]

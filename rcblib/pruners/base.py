@@ -95,6 +95,8 @@ class Pruner:
 
     needs_cls_similarity: ClassVar[bool] = False
     needs_cls_attention: ClassVar[bool] = False
+    # Where the choice does not depend on the prompt, an evaluation makes it once for all questions about an image.
+    reads_prompt: ClassVar[bool] = True
 
     def __post_init__(self):
         if self.position_ids not in POSITION_IDS:

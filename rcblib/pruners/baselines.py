@@ -33,6 +33,8 @@ class RandomPruner(Pruner):
     retain_ratio: float
     seed: int = 0
 
+    reads_prompt: ClassVar[bool] = False
+
     def __post_init__(self):
         check_integer("seed", self.seed, 0)
         super().__post_init__()
@@ -66,6 +68,7 @@ class ClsSimilarityPruner(Pruner):
     keep: str = "most"
 
     needs_cls_similarity: ClassVar[bool] = True
+    reads_prompt: ClassVar[bool] = False
 
     def __post_init__(self):
         if self.keep not in ("most", "least"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -42,6 +43,8 @@ class CodebookPruner(Pruner):
     codebook: Codebook
     rule: str = "max_cosine"
     max_similarity: float | None = None
+
+    reads_prompt: ClassVar[bool] = False
 
     def budget(self) -> dict:
         """Return the arguments of `keep_indices`."""
