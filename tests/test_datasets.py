@@ -71,7 +71,7 @@ def test_scenes_are_drawn_on_demand():
 
 
 def test_a_scene_sample_holds_no_pixels_and_travels_to_other_processes():
-    sample = SceneDataset("train", 1, config=SceneConfig(size=120))[0]
+    sample = SceneDataset("train", 1, config=SceneConfig(sizes=((120, 120),)))[0]
     packed = pickle.dumps(sample)
     assert len(packed) < 5000
     assert (np.asarray(pickle.loads(packed).image) == np.asarray(sample.image)).all()

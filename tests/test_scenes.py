@@ -54,11 +54,18 @@ def test_a_scene_is_drawn_the_same_again_whatever_was_drawn_between():
     assert not any(same(first, other) for other in others)
 
 
-@given(SEEDS, st.integers(0, 10**6), st.sampled_from(SPLITS), st.sampled_from([96, 100, 144]))
-@settings(deadline=None, max_examples=60)
-def test_objects_lie_apart_inside_the_image(seed, index, split, size):
-    scene = generate_scene(seed, index, split, SceneConfig(size=size))
-    assert scene.pixels.shape == (size, size, 3)
+@given(
+    SEEDS,
+    st.integers(0, 10**6),
+    st.sampled_from(SPLITS),
+    st.tuples(*[st.sampled_from([96, 100, 144, 200])] * 2),
+    st.sampled_from([None, (0.8, 1.0)]),
+)
+@settings(deadline=None, max_examples=80)
+def test_objects_lie_apart_inside_the_image(seed, index, split, size, object_scale):
+    scene = generate_scene(seed, index, split, SceneConfig(sizes=(size,), object_scale=object_scale))
+    assert scene.pixels.shape == (*size, 3)
+    assert (scene.height, scene.width) == size
     assert scene.pixels.dtype == np.uint8
     assert scene.pixels.flags.c_contiguous
     assert scene.background in BACKGROUNDS
@@ -66,11 +73,11 @@ def test_objects_lie_apart_inside_the_image(seed, index, split, size):
     areas = [item.area for item in scene.objects]
     assert areas == sorted(areas, reverse=True)
     assert areas[-1] > 0
-    covered = np.zeros((size, size), int)
+    covered = np.zeros(size, int)
     for item in scene.objects:
         assert item.category in CATEGORIES
         assert item.color in COLOR_NAMES
-        mask = item.full_mask(size)
+        mask = item.full_mask(*size)
         assert mask.sum() == item.area == item.mask.sum()
         covered += mask
     assert covered.max() == 1
@@ -84,7 +91,7 @@ def test_objects_lie_apart_inside_the_image(seed, index, split, size):
 
 def test_the_center_is_that_of_the_mask_not_of_the_drawn_square():
     item = next(o for i in range(100) for o in generate_scene(0, i).objects if o.category == "moon")
-    rows, columns = np.nonzero(item.full_mask(96))
+    rows, columns = np.nonzero(item.full_mask(96, 96))
     assert item.center == ((columns.min() + columns.max() + 1) / 2, (rows.min() + rows.max() + 1) / 2)
 
 
@@ -93,7 +100,7 @@ def test_pixels_under_a_mask_have_the_color_that_is_named(scenes):
     named = 0
     for scene in scenes[:300]:
         for item in scene.objects:
-            median = np.median(scene.pixels[item.full_mask(96)], axis=0)
+            median = np.median(scene.pixels[item.full_mask(96, 96)], axis=0)
             distances = {name: np.abs(median - np.array(rgb)).sum() for name, rgb in COLORS.items()}
             named += min(distances, key=distances.get) == item.color
     assert named / sum(len(scene.objects) for scene in scenes[:300]) > 0.98
@@ -114,13 +121,24 @@ def test_area_of_a_circle_and_a_square():
     assert shape_mask("square", 50).mean() == pytest.approx(0.88**2, abs=2e-2)
 
 
+def test_sizes_alternate_by_index_and_scale_is_that_of_the_objects():
+    config = SceneConfig(
+        sizes=((96, 192), (192, 96)), n_objects=(1.0,), dominant_share=1.0, object_scale=(1.0, 1.0)
+    )
+    scenes = [generate_scene(4, i, config=config) for i in range(40)]
+    assert [(s.height, s.width) for s in scenes] == [(96, 192), (192, 96)] * 20
+    # One large object in 96 pixels has a side of 36 to 60 pixels; here it keeps it though the image is larger.
+    assert all(36 <= len(item.mask) <= 60 for s in scenes for item in s.objects)
+
+
 @pytest.mark.parametrize(
     ("call", "parameter"),
     [
         (lambda: generate_scene(0, 0, "dev"), "split: got 'dev'; accepted: train, validation, test"),
         (lambda: generate_scene(-1, 0), "seed, index: got (-1, 0)"),
         (lambda: generate_scene(0, -1), "seed, index: got (0, -1)"),
-        (lambda: SceneConfig(size=64), "size: got 64"),
+        (lambda: SceneConfig(sizes=((96, 64),)), "sizes: got ((96, 64),)"),
+        (lambda: SceneConfig(object_scale=(1.0, 1.5)), "object_scale: got (1.0, 1.5)"),
         (lambda: SceneConfig(n_objects=(0.5, 0.4)), "n_objects"),
         (lambda: SceneConfig(n_objects=(1.5, -0.5)), "n_objects"),
         (lambda: SceneConfig(n_objects=()), "n_objects"),
@@ -256,7 +274,7 @@ def from_masks(scene):
     """Describe a scene by nothing but its masks and pixels: area, extent and nearest colour of every object."""
     seen = []
     for item in scene.objects:
-        mask = item.full_mask(scene.size)
+        mask = item.full_mask(scene.height, scene.width)
         rows, columns = np.nonzero(mask)
         middle = ((columns.min() + columns.max() + 1) / 2, (rows.min() + rows.max() + 1) / 2)
         seen.append((item.category, int(mask.sum()), middle))
@@ -475,7 +493,7 @@ def test_a_sample_says_what_the_scene_holds(seed, split):
         assert (item.category, item.color) == (drawn.category, drawn.color)
         assert item.area == drawn.area == coco_mask.area(item.rle)
         assert item.center == drawn.center
-        assert (coco_mask.decode(item.rle) == drawn.full_mask(96)).all()
+        assert (coco_mask.decode(item.rle) == drawn.full_mask(96, 96)).all()
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 10**6))
@@ -501,7 +519,7 @@ def test_exported_scenes_are_read_by_pycocotools(tmp_path, capsys):
         annotations = coco.loadAnns(coco.getAnnIds([scene.index]))
         for annotation, item in zip(annotations, scene.objects, strict=True):
             mask = coco.annToMask(annotation)
-            assert (mask == item.full_mask(96)).all()
+            assert (mask == item.full_mask(96, 96)).all()
             x, y, width, height = annotation["bbox"]
             rows, columns = np.nonzero(mask)
             assert (x, y) == (columns.min(), rows.min())

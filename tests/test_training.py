@@ -258,7 +258,7 @@ class TestBatches:
         labels, colors, _ = patch_labels(scene, 12)
         union = np.zeros((96, 96), bool)
         for item in scene.objects:
-            union |= item.full_mask(96)
+            union |= item.full_mask(96, 96)
         shares = union.reshape(12, 8, 12, 8).mean((1, 3)).ravel()
         assert (covered <= shares + 1e-6).all() and (covered[shares == 0] == 0).all() and covered.max() == 1
         assert (labels[covered >= 0.25] == category[covered >= 0.25]).all()
@@ -477,8 +477,8 @@ class TestRecipe:
 
     def test_the_shipped_recipe_fits_its_scenes(self):
         for stage in LLAVA_SCENES.stages:
-            assert stage.scenes.size % LLAVA_SCENES.vision["patch_size"] == 0
-            assert stage.scenes.size == LLAVA_SCENES.vision["image_size"]
+            assert stage.scenes.sizes == ((LLAVA_SCENES.vision["image_size"],) * 2,)
+            assert LLAVA_SCENES.vision["image_size"] % LLAVA_SCENES.vision["patch_size"] == 0
             assert set(stage.starts_from) <= {other.name for other in LLAVA_SCENES.stages}
         grid = LLAVA_SCENES.vision["image_size"] // LLAVA_SCENES.vision["patch_size"]
         assert grid**2 >= 144

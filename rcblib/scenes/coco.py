@@ -26,9 +26,9 @@ def encode_mask(mask: np.ndarray) -> dict[str, Any]:
     return coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
 
 
-def scene_object(item: PlacedObject, size: int) -> SceneObject:
-    """Describe a drawn object as a COCO instance of an image whose side is `size` pixels; its box is the mask's."""
-    rle = encode_mask(item.full_mask(size))
+def scene_object(item: PlacedObject, height: int, width: int) -> SceneObject:
+    """Describe a drawn object as a COCO instance of an image of that size in pixels; its box is the mask's."""
+    rle = encode_mask(item.full_mask(height, width))
     box = tuple(float(v) for v in coco_mask.toBbox(rle))
     return SceneObject(item.category, box, rle, float(item.area), item.color)
 
@@ -51,10 +51,10 @@ def scene_sample(scene: Scene, load: Callable[[], Image.Image] | None = None) ->
     return Sample(
         image_id=scene.index,
         load=load or partial(Image.fromarray, scene.pixels),
-        width=scene.size,
-        height=scene.size,
+        width=scene.width,
+        height=scene.height,
         captions=captions(scene.objects, scene.background),
-        objects=tuple(scene_object(item, scene.size) for item in scene.objects),
+        objects=tuple(scene_object(item, scene.height, scene.width) for item in scene.objects),
         source=f"scenes/{scene.split}",
         file_name=file_name(scene),
     )

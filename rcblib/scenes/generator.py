@@ -29,26 +29,38 @@ COLOR_JITTER = 14
 
 @dataclass(frozen=True)
 class SceneConfig:
-    """Choose the size and density of scenes.
+    """Choose the sizes and density of scenes.
 
     Attributes
     ----------
-    size : int
-        Height and width of the square image in pixels, at least 96.
+    sizes : tuple of (int, int)
+        Heights and widths in pixels, each at least 96; scene *i* has size *i* modulo their number, so that a batch of
+        one size is a matter of choosing indices.
     n_objects : tuple of float
         Probabilities of 1, 2, 3, ... objects.
     dominant_share : float
         Share of scenes laid out with one large and otherwise small objects; whether an object's area is at least
         1.5 times the next largest is then measured, and true of nearly all of them.
+    object_scale : tuple of float or None
+        Least and greatest factor, drawn for each scene, by which its objects are larger than in an image of 96 pixels;
+        `None` lets them grow with the shorter side.
     """
 
-    size: int = 96
+    sizes: tuple[tuple[int, int], ...] = ((96, 96),)
     n_objects: tuple[float, ...] = (0.2, 0.3, 0.3, 0.2)
     dominant_share: float = 0.7
+    object_scale: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        if self.size < 96:
-            raise ParameterError("size", self.size, "at least 96 pixels")
+        if not self.sizes or any(len(size) != 2 or min(size) < 96 for size in self.sizes):
+            raise ParameterError("sizes", self.sizes, "pairs of height and width, each at least 96 pixels")
+        if self.object_scale is not None:
+            low, high = self.object_scale
+            limit = min(min(size) for size in self.sizes) / 96
+            if not 0.5 <= low <= high <= limit:
+                raise ParameterError(
+                    "object_scale", self.object_scale, f"(least, greatest) in [0.5, {limit:g}], or None"
+                )
         if not self.n_objects or abs(sum(self.n_objects) - 1) > 1e-6 or min(self.n_objects) < 0:
             raise ParameterError("n_objects", self.n_objects, "probabilities that sum to 1")
         if not 0 <= self.dominant_share <= 1:
@@ -76,9 +88,9 @@ class PlacedObject:
         x, y = self.corner
         return x + (columns[0] + columns[-1] + 1) / 2, y + (rows[0] + rows[-1] + 1) / 2
 
-    def full_mask(self, size: int) -> np.ndarray:
-        """Return the mask in the whole image, boolean `(size, size)`."""
-        full = np.zeros((size, size), bool)
+    def full_mask(self, height: int, width: int) -> np.ndarray:
+        """Return the mask in the whole image, boolean `(height, width)`."""
+        full = np.zeros((height, width), bool)
         x, y = self.corner
         full[y : y + self.mask.shape[0], x : x + self.mask.shape[1]] = self.mask
         return full
@@ -86,7 +98,7 @@ class PlacedObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """Hold one scene: `pixels` uint8 `(size, size, 3)`, its objects by decreasing area, and how it was drawn."""
+    """Hold one scene: `pixels` uint8 `(height, width, 3)`, its objects by decreasing area, and how it was drawn."""
 
     pixels: np.ndarray
     objects: tuple[PlacedObject, ...]
@@ -96,9 +108,14 @@ class Scene:
     index: int
 
     @property
-    def size(self) -> int:
-        """Return the side of the image in pixels."""
+    def height(self) -> int:
+        """Return the height of the image in pixels."""
         return self.pixels.shape[0]
+
+    @property
+    def width(self) -> int:
+        """Return the width of the image in pixels."""
+        return self.pixels.shape[1]
 
 
 @lru_cache(maxsize=1024)
@@ -188,38 +205,40 @@ def _digit_mask(digit: str, side: int, split: str, rng: np.random.Generator) -> 
     return _stroke_levels().take(levels)
 
 
-def _background(kind: str, size: int, split: str, rng: np.random.Generator) -> np.ndarray:
-    """Return float32 pixels `(3, size, size)`, darker than most objects.
+def _background(kind: str, height: int, width: int, split: str, rng: np.random.Generator) -> np.ndarray:
+    """Return float32 pixels `(3, height, width)`, darker than most objects.
 
     Channels come first because numpy is several times faster where the longest axis is the last.
     """
     base = rng.uniform(35, 125) + rng.uniform(-18, 18, 3)
     if kind == "plain":
-        return base.astype(np.float32).repeat(size * size).reshape(3, size, size)
+        return base.astype(np.float32).repeat(height * width).reshape(3, height, width)
     if kind == "gradient":
         other = rng.uniform(35, 125) + rng.uniform(-18, 18, 3)
         angle = rng.uniform(0, 2 * np.pi)
-        axis = np.linspace(-0.5, 0.5, size)
-        ramp = np.clip(np.cos(angle) * axis[None] + np.sin(angle) * axis[:, None] + 0.5, 0, 1)
-        canvas = np.empty((3, size, size), np.float32)
+        across, down = np.linspace(-0.5, 0.5, width), np.linspace(-0.5, 0.5, height)
+        ramp = np.clip(np.cos(angle) * across[None] + np.sin(angle) * down[:, None] + 0.5, 0, 1)
+        canvas = np.empty((3, height, width), np.float32)
         for plane, start, step in zip(canvas, base, other - base, strict=True):
             plane[:] = start + step * ramp
         return canvas
     if kind == "noise":
-        coarse = rng.standard_normal((size // 8 + 1, size // 8 + 1, 3)).astype(np.float32)
-        fine = rng.standard_normal((size, size)).astype(np.float32)
+        coarse = rng.standard_normal((height // 8 + 1, width // 8 + 1, 3)).astype(np.float32)
+        fine = rng.standard_normal((height, width)).astype(np.float32)
         canvas = (base.astype(np.float32) + 10 * coarse).transpose(2, 0, 1)
-        canvas = canvas.take(np.arange(size) // 8, 2).repeat(8, 1)[:, :size]
+        canvas = canvas.take(np.arange(width) // 8, 2).repeat(8, 1)[:, :height]
         canvas += 8 * fine
         return canvas
     strips = _photographs()[split]
     strip = strips[rng.integers(len(strips))]
-    _, height, width = strip.shape
-    crop = int(rng.integers(min(size, width) * 3 // 4, min(height, width) + 1))
-    y = rng.integers(height - crop + 1)
-    x = rng.integers(width - crop + 1)
-    steps = np.arange(size) * crop // size
-    return strip.take(y + steps, 1).take(x + steps, 2)
+    _, strip_height, strip_width = strip.shape
+    # The crop has the image's proportions: its side is that of the image's longer one.
+    longer = max(height, width)
+    crop = int(rng.integers(min(longer, strip_width) * 3 // 4, min(strip_height, strip_width) + 1))
+    y = rng.integers(strip_height - crop + 1)
+    x = rng.integers(strip_width - crop + 1)
+    rows, columns = (np.arange(side) * crop // longer for side in (height, width))
+    return strip.take(y + rows, 1).take(x + columns, 2)
 
 
 @lru_cache(maxsize=16384)
@@ -250,7 +269,9 @@ def _draw_side(is_digit: bool, role: str, scale: float, rng: np.random.Generator
     return int(rng.integers(round(low * scale), round(high * scale) + 1))
 
 
-def _place(sides: list[int], size: int, rng: np.random.Generator) -> list[tuple[int, int]] | None:
+def _place(
+    sides: list[int], height: int, width: int, rng: np.random.Generator
+) -> list[tuple[int, int]] | None:
     """Find corners so that the boxes are apart by two pixels, or `None` after 60 attempts at one of them."""
     corners: list[tuple[int, int]] = []
     for i, side in enumerate(sides):
@@ -258,7 +279,9 @@ def _place(sides: list[int], size: int, rng: np.random.Generator) -> list[tuple[
             (u - side - 2, v - side - 2, u + o + 2, v + o + 2)
             for (u, v), o in zip(corners, sides[:i], strict=True)
         ]
-        for x, y in rng.integers(0, size - side + 1, (60, 2)).tolist():
+        for x, y in rng.integers(0, max(height, width) - side + 1, (60, 2)).tolist():
+            if x > width - side or y > height - side:
+                continue
             for left, top, right, bottom in taken:
                 if left < x < right and top < y < bottom:
                     break
@@ -293,10 +316,13 @@ def generate_scene(seed: int, index: int, split: str = "train", config: SceneCon
     if seed < 0 or index < 0:
         raise ParameterError("seed, index", (seed, index), "integers of at least 0")
     rng = np.random.default_rng([seed, index, SPLITS.index(split)])
-    size, scale = config.size, config.size / 96
+    height, width = config.sizes[index % len(config.sizes)]
+    scale = min(height, width) / 96
 
     kind = BACKGROUNDS[rng.integers(len(BACKGROUNDS))]
-    canvas = _background(kind, size, split, rng)
+    canvas = _background(kind, height, width, split, rng)
+    if config.object_scale is not None:
+        scale = rng.uniform(*config.object_scale)
     n = int(np.searchsorted(np.cumsum(config.n_objects), rng.uniform())) + 1
     n = min(n, len(config.n_objects))
     categories = _draw_categories(n, rng)
@@ -308,7 +334,7 @@ def generate_scene(seed: int, index: int, split: str = "train", config: SceneCon
         sides = [
             _draw_side(c >= len(SHAPES), role, scale, rng) for c, role in zip(categories, roles, strict=True)
         ]
-        corners = _place(sides, size, rng)
+        corners = _place(sides, height, width, rng)
 
     objects = []
     for category, side, (x, y) in zip(categories, sides, corners, strict=True):
@@ -321,7 +347,7 @@ def generate_scene(seed: int, index: int, split: str = "train", config: SceneCon
         objects.append(PlacedObject(name, color, (x, y), coverage > 0.5))
     objects.sort(key=lambda o: -o.area)
     np.clip(canvas, 0, 255, out=canvas)
-    pixels = np.empty((size, size, 3), np.uint8)
+    pixels = np.empty((height, width, 3), np.uint8)
     for channel in range(3):
         pixels[..., channel] = canvas[channel]
     return Scene(pixels, tuple(objects), kind, split, seed, index)

@@ -39,7 +39,7 @@ def training_questions(
     caption = captions(scene.objects, scene.background)[0]
     asked: list[Question] = []
     for task, most in mix.items():
-        found = task_questions(scene.index, scene.objects, scene.size, scene.size, caption, task)
+        found = task_questions(scene.index, scene.objects, scene.width, scene.height, caption, task)
         asked += [found[i] for i in rng.permutation(len(found))[:most]]
     present = sorted({CATEGORIES.index(o.category) for o in scene.objects})
     odds = co_occurrence()[present].prod(0)

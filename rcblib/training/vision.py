@@ -41,12 +41,13 @@ def patch_owners(scene: Scene, n_side: int) -> tuple[np.ndarray, np.ndarray, np.
     covered : numpy.ndarray
         `(n_side ** 2,)` share of the patch's pixels that it covers, in [0, 1].
     """
-    side = scene.size // n_side
+    rows, columns = scene.height // n_side, scene.width // n_side
     covered = np.zeros((n_side, n_side), np.float32)
     category = np.zeros((n_side, n_side), np.int64)
     color = np.zeros((n_side, n_side), np.int64)
     for item in scene.objects:
-        share = item.full_mask(scene.size).reshape(n_side, side, n_side, side).mean((1, 3), dtype=np.float32)
+        share = item.full_mask(scene.height, scene.width)
+        share = share.reshape(n_side, rows, n_side, columns).mean((1, 3), dtype=np.float32)
         mine = share > covered
         category[mine] = CATEGORIES.index(item.category)
         color[mine] = COLOR_NAMES.index(item.color)
