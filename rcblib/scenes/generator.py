@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -198,14 +199,17 @@ def _stroke_levels() -> np.ndarray:
     return np.clip(np.arange(256, dtype=np.float32) / 255 * 1.6 - 0.2, 0, 1)
 
 
-def _digit_mask(digit: str, side: int, split: str, rng: np.random.Generator) -> np.ndarray:
-    pool = _handwriting()[f"{split}/{digit}"]
+def draw_coverage(name: str, side: int, split: str, rng: np.random.Generator) -> np.ndarray:
+    """Draw an object of a category as coverage in [0, 1], float32 `(side, side)`; digits in the split's handwriting."""
+    if name in SHAPES:
+        return shape_mask(name, side)
+    pool = _handwriting()[f"{split}/{name}"]
     drawn = pool[rng.integers(len(pool))].resize((side, side), Image.Resampling.BICUBIC)
     levels = np.frombuffer(drawn.tobytes(), np.uint8).reshape(side, side)
     return _stroke_levels().take(levels)
 
 
-def _background(kind: str, height: int, width: int, split: str, rng: np.random.Generator) -> np.ndarray:
+def draw_background(kind: str, height: int, width: int, split: str, rng: np.random.Generator) -> np.ndarray:
     """Return float32 pixels `(3, height, width)`, darker than most objects.
 
     Channels come first because numpy is several times faster where the longest axis is the last.
@@ -256,7 +260,7 @@ def _draw_categories(n: int, rng: np.random.Generator) -> list[int]:
     return list(chosen)
 
 
-def _draw_side(is_digit: bool, role: str, scale: float, rng: np.random.Generator) -> int:
+def draw_side(is_digit: bool, role: str, scale: float, rng: np.random.Generator) -> int:
     """Draw the side of an object's box in pixels: digits need room for their strokes."""
     low, high = {
         ("dominant", False): (36, 54),
@@ -269,18 +273,24 @@ def _draw_side(is_digit: bool, role: str, scale: float, rng: np.random.Generator
     return int(rng.integers(round(low * scale), round(high * scale) + 1))
 
 
-def _place(
-    sides: list[int], height: int, width: int, rng: np.random.Generator
+def place_boxes(
+    boxes: Sequence[tuple[int, int]], height: int, width: int, rng: np.random.Generator
 ) -> list[tuple[int, int]] | None:
-    """Find corners so that the boxes are apart by two pixels, or `None` after 60 attempts at one of them."""
+    """Find where boxes of `(height, width)` go, apart by two pixels, or `None` after 60 attempts at one of them.
+
+    Returns
+    -------
+    list of (int, int) or None
+        The top left corner `(x, y)` of each box.
+    """
     corners: list[tuple[int, int]] = []
-    for i, side in enumerate(sides):
+    for i, (tall, wide) in enumerate(boxes):
         taken = [
-            (u - side - 2, v - side - 2, u + o + 2, v + o + 2)
-            for (u, v), o in zip(corners, sides[:i], strict=True)
+            (u - wide - 2, v - tall - 2, u + other_wide + 2, v + other_tall + 2)
+            for (u, v), (other_tall, other_wide) in zip(corners, boxes[:i], strict=True)
         ]
-        for x, y in rng.integers(0, max(height, width) - side + 1, (60, 2)).tolist():
-            if x > width - side or y > height - side:
+        for x, y in rng.integers(0, max(height, width) - min(tall, wide) + 1, (60, 2)).tolist():
+            if x > width - wide or y > height - tall:
                 continue
             for left, top, right, bottom in taken:
                 if left < x < right and top < y < bottom:
@@ -291,6 +301,37 @@ def _place(
         else:
             return None
     return corners
+
+
+def draw_paint(color: str, rng: np.random.Generator) -> np.ndarray:
+    """Vary a named colour a little: float32 `(3,)`, red, green and blue from 0 to 255."""
+    return (COLORS[color] + rng.uniform(-COLOR_JITTER, COLOR_JITTER, 3)).clip(0, 255).astype(np.float32)
+
+
+def paint_object(
+    canvas: np.ndarray, coverage: np.ndarray, paint: np.ndarray, corner: tuple[int, int]
+) -> None:
+    """Paint coverage `(side, side)` in a colour `(3,)` onto a canvas `(3, height, width)`, changing it."""
+    (x, y), side = corner, len(coverage)
+    region = canvas[:, y : y + side, x : x + side]
+    region += coverage * (paint[:, None, None] - region)
+
+
+def to_pixels(canvas: np.ndarray) -> np.ndarray:
+    """Turn a canvas, float32 `(3, height, width)`, which is clipped in place, into uint8 `(height, width, 3)`."""
+    np.clip(canvas, 0, 255, out=canvas)
+    pixels = np.empty((*canvas.shape[1:], 3), np.uint8)
+    for channel in range(3):
+        pixels[..., channel] = canvas[channel]
+    return pixels
+
+
+def check_stream(seed: int, index: int, split: str) -> None:
+    """Raise a `ParameterError` for a negative seed or index, or an unknown split."""
+    if split not in SPLITS:
+        raise ParameterError("split", split, ", ".join(SPLITS))
+    if seed < 0 or index < 0:
+        raise ParameterError("seed, index", (seed, index), "integers of at least 0")
 
 
 def generate_scene(seed: int, index: int, split: str = "train", config: SceneConfig | None = None) -> Scene:
@@ -311,16 +352,13 @@ def generate_scene(seed: int, index: int, split: str = "train", config: SceneCon
         For a negative seed or index, or an unknown split.
     """
     config = config or SceneConfig()
-    if split not in SPLITS:
-        raise ParameterError("split", split, ", ".join(SPLITS))
-    if seed < 0 or index < 0:
-        raise ParameterError("seed, index", (seed, index), "integers of at least 0")
+    check_stream(seed, index, split)
     rng = np.random.default_rng([seed, index, SPLITS.index(split)])
     height, width = config.sizes[index % len(config.sizes)]
     scale = min(height, width) / 96
 
     kind = BACKGROUNDS[rng.integers(len(BACKGROUNDS))]
-    canvas = _background(kind, height, width, split, rng)
+    canvas = draw_background(kind, height, width, split, rng)
     if config.object_scale is not None:
         scale = rng.uniform(*config.object_scale)
     n = int(np.searchsorted(np.cumsum(config.n_objects), rng.uniform())) + 1
@@ -332,22 +370,16 @@ def generate_scene(seed: int, index: int, split: str = "train", config: SceneCon
     while corners is None:
         roles = ["dominant"] + ["minor"] * (n - 1) if has_dominant else ["equal"] * n
         sides = [
-            _draw_side(c >= len(SHAPES), role, scale, rng) for c, role in zip(categories, roles, strict=True)
+            draw_side(c >= len(SHAPES), role, scale, rng) for c, role in zip(categories, roles, strict=True)
         ]
-        corners = _place(sides, height, width, rng)
+        corners = place_boxes([(side, side) for side in sides], height, width, rng)
 
     objects = []
-    for category, side, (x, y) in zip(categories, sides, corners, strict=True):
+    for category, side, corner in zip(categories, sides, corners, strict=True):
         name = CATEGORIES[category]
-        coverage = shape_mask(name, side) if name in SHAPES else _digit_mask(name, side, split, rng)
+        coverage = draw_coverage(name, side, split, rng)
         color = COLOR_NAMES[rng.integers(len(COLOR_NAMES))]
-        paint = (COLORS[color] + rng.uniform(-COLOR_JITTER, COLOR_JITTER, 3)).clip(0, 255).astype(np.float32)
-        region = canvas[:, y : y + side, x : x + side]
-        region += coverage * (paint[:, None, None] - region)
-        objects.append(PlacedObject(name, color, (x, y), coverage > 0.5))
+        paint_object(canvas, coverage, draw_paint(color, rng), corner)
+        objects.append(PlacedObject(name, color, corner, coverage > 0.5))
     objects.sort(key=lambda o: -o.area)
-    np.clip(canvas, 0, 255, out=canvas)
-    pixels = np.empty((height, width, 3), np.uint8)
-    for channel in range(3):
-        pixels[..., channel] = canvas[channel]
-    return Scene(pixels, tuple(objects), kind, split, seed, index)
+    return Scene(to_pixels(canvas), tuple(objects), kind, split, seed, index)
