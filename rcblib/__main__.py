@@ -179,8 +179,9 @@ def _probe(options: argparse.Namespace) -> None:
 def _codebook(options: argparse.Namespace) -> None:
     import torch
 
-    from rcblib.codebook import CodebookCriterion, build_codebook
+    from rcblib.criterion import CodebookCriterion
     from rcblib.probe import read_probe
+    from rcblib.selection import build_codebook
 
     criterion = CodebookCriterion.from_preset(options.criterion)
     results = read_probe(options.probed)
@@ -261,7 +262,8 @@ def _pruners(options: argparse.Namespace) -> dict[str, list[Pruner | None]]:
 
 
 def _load_codebook(name: str) -> Codebook:
-    from rcblib.codebook import Codebook, released_registry
+    from rcblib.codebook import Codebook
+    from rcblib.released import released_registry
 
     is_released = name.endswith(".pt") or (not Path(name).exists() and name in released_registry())
     return Codebook.from_released(name) if is_released else Codebook.from_pretrained(name)
@@ -291,17 +293,18 @@ def _models(options: argparse.Namespace) -> None:
 
 
 def _info(options: argparse.Namespace) -> None:
-    from rcblib.codebook import released_registry
+    from rcblib.codebook_files import embedded_codebooks
     from rcblib.mllm.loading import embedded_models
+    from rcblib.released import released_registry
     from rcblib.runs import project_root, provenance
 
     for name, value in provenance().items():
         print(f"{name}: {value}")
-    root = project_root()
-    built = sorted(path.parent.name for path in root.glob("codebooks/*/codebook.json"))
-    print(f"project: {root}")
+    print(f"project: {project_root()}")
     print(f"embedded models: {', '.join(embedded_models()) or 'none'}")
-    print(f"codebooks: {', '.join(built) or 'none'}; released: {', '.join(released_registry())}")
+    print(
+        f"codebooks: {', '.join(embedded_codebooks()) or 'none'}; released: {', '.join(released_registry())}"
+    )
 
 
 if __name__ == "__main__":

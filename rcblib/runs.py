@@ -527,6 +527,17 @@ def read_json(path: str | os.PathLike) -> Any:
         raise ParameterError("JSON file", Path(path).name, f"valid JSON ({error})") from None
 
 
+def file_sha256(path: str | os.PathLike) -> str:
+    """Return the sha256 of a file as 64 hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def first_line(error: Exception) -> str:
+    """Shorten an error of another library to its first line, at most 160 characters."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:160]
+
+
 def write_table(path: str | os.PathLike, frame: pd.DataFrame, metadata: Mapping[str, Any]) -> None:
     """Write a table as Parquet with its metadata in the file, atomically.
 
@@ -570,8 +581,8 @@ def read_table(path: str | os.PathLike) -> tuple[pd.DataFrame, dict[str, Any]]:
     except (pa.ArrowInvalid, pa.ArrowIOError) as error:
         if not Path(path).is_file():
             raise
-        line = str(error).splitlines()[0]
-        raise ParameterError("Parquet file", Path(path).name, f"a readable Parquet file ({line})") from None
+        accepted = f"a readable Parquet file ({first_line(error)})"
+        raise ParameterError("Parquet file", Path(path).name, accepted) from None
     return table.to_pandas(), json.loads((table.schema.metadata or {}).get(_METADATA_KEY, b"{}"))
 
 

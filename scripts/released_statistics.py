@@ -9,15 +9,11 @@ import argparse
 import warnings
 from pathlib import Path
 
-from rcblib.codebook import (
-    Codebook,
-    codebook_statistics,
-    file_sha256,
-    load_released_tensor,
-    released_registry,
-)
+from rcblib.codebook import Codebook
+from rcblib.codebook_statistics import codebook_statistics
 from rcblib.records import CodebookError
-from rcblib.runs import project_root, provenance, write_json
+from rcblib.released import load_released_tensor, released_registry
+from rcblib.runs import file_sha256, project_root, provenance, write_json
 
 
 def describe_codebook(codebook: Codebook) -> dict:

@@ -8,7 +8,9 @@ import torch
 from safetensors import safe_open
 
 from rcblib.clustering import dpc_knn
-from rcblib.codebook import Codebook, CodebookCriterion, build_codebook
+from rcblib.codebook import Codebook
+from rcblib.criterion import CodebookCriterion
+from rcblib.selection import build_codebook
 
 
 def read_case(folder, name):

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from messages import one_line
 
 from rcblib import runs
 from rcblib.records import ParameterError
@@ -25,6 +26,8 @@ from rcblib.runs import (
     cached_table,
     check_fields,
     config_hash,
+    file_sha256,
+    first_line,
     notebook_config,
     project_root,
     provenance,
@@ -54,13 +57,6 @@ class Parameters:
     photos: str | None = None
     quick: bool = False
     extra: Any = None
-
-
-def one_line(error) -> str:
-    """Return an error's text after checking that it is a single line."""
-    text = str(error.value)
-    assert "\n" not in text
-    return text
 
 
 def test_defaults_and_conversions():
@@ -359,6 +355,20 @@ def frame():
     return pd.DataFrame(
         {"position": [0, 1], "word": ["dog", None], "jsd": [0.25, math.nan], "kept": [True, False]}
     )
+
+
+def test_sha256_of_a_file(tmp_path):
+    (tmp_path / "file").write_bytes(b"abc")
+    digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert file_sha256(tmp_path / "file") == digest
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [(OSError("cut off\nat byte 3"), "cut off"), (EOFError(), "EOFError"), (OSError("x" * 300), "x" * 160)],
+)
+def test_first_line_of_an_error(error, line):
+    assert first_line(error) == line
 
 
 def test_table_round_trip(tmp_path):
