@@ -267,13 +267,39 @@ def evenly_spaced(height: int, width: int, n_side: int = 8) -> list[int]:
     return [row * width + column for row in rows for column in columns]
 
 
-def _overlaps(n_pixels: int, n_patches: int) -> np.ndarray:
-    """Return ``(n_patches, n_pixels)``: what share of each patch of a line each pixel is; rows sum to 1."""
-    edges = np.arange(n_patches + 1) * (n_pixels / n_patches)
+def patch_overlaps(
+    n_pixels: int, n_patches: int, start: float = 0.0, stop: float | None = None
+) -> np.ndarray:
+    """Compute what share of each patch of a line each of its pixels is.
+
+    Parameters
+    ----------
+    n_pixels : int
+        Pixels of the line, each of length 1.
+    n_patches : int
+        Patches of equal length that divide the line from `start` to `stop`.
+    start, stop : float
+        Ends of the divided part, in pixels, inside the line; by default all of it.
+
+    Returns
+    -------
+    numpy.ndarray
+        ``(n_patches, n_pixels)`` in [0, 1]; rows sum to 1.
+
+    Raises
+    ------
+    ParameterError
+        If a count is below 1, or the part is empty or leaves the line.
+    """
+    check_integer("n_pixels", n_pixels, 1)
+    check_integer("n_patches", n_patches, 1)
+    stop = n_pixels if stop is None else stop
+    if not 0 <= start < stop <= n_pixels:
+        raise ParameterError("start, stop", (start, stop), f"0 <= start < stop <= n_pixels, {n_pixels}")
+    edges = np.linspace(start, stop, n_patches + 1)
     pixels = np.arange(n_pixels)
-    upper = np.minimum(edges[1:, None], pixels + 1)
-    lower = np.maximum(edges[:-1, None], pixels)
-    return np.maximum(upper - lower, 0.0) * (n_patches / n_pixels)
+    shared = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
+    return shared.clip(0) * (n_patches / (stop - start))
 
 
 def patch_coverage(mask: ArrayLike, height: int, width: int) -> torch.Tensor:
@@ -305,7 +331,7 @@ def patch_coverage(mask: ArrayLike, height: int, width: int) -> torch.Tensor:
         raise ParameterError("mask", pixels.shape, "(image_height, image_width), not empty")
     if not ((pixels >= 0) & (pixels <= 1)).all():
         raise ParameterError("mask", "values outside [0, 1] or NaN", "truth values or fractions in [0, 1]")
-    shares = _overlaps(pixels.shape[0], height) @ pixels @ _overlaps(pixels.shape[1], width).T
+    shares = patch_overlaps(pixels.shape[0], height) @ pixels @ patch_overlaps(pixels.shape[1], width).T
     return torch.from_numpy(shares.reshape(-1)).clamp(0, 1).float()
 
 

@@ -13,6 +13,7 @@ from rcblib.geometry import (
     evenly_spaced,
     paper_ranks,
     patch_coverage,
+    patch_overlaps,
     pool_frames,
     rank_by_cls,
     window,
@@ -184,6 +185,20 @@ def test_evenly_spaced_is_ascending_inside_and_regular(height, width, data):
 def test_evenly_spaced_refuses_a_small_grid(height, width, parameter):
     with pytest.raises(ParameterError, match=f"^{parameter}: got 7; accepted: an integer at least 8"):
         evenly_spaced(height, width)
+
+
+def test_patch_overlaps_of_a_line_and_of_a_part_of_it():
+    thirds = [[2 / 3, 1 / 3, 0.0, 0.0], [0.0, 1 / 3, 2 / 3, 0.0]]
+    np.testing.assert_allclose(patch_overlaps(4, 2, 0.0, 3.0), thirds)
+    np.testing.assert_allclose(patch_overlaps(4, 1, 0.5, 2.5), [[0.25, 0.5, 0.25, 0.0]])
+    np.testing.assert_allclose(patch_overlaps(2, 4), [[1, 0], [1, 0], [0, 1], [0, 1]])
+    np.testing.assert_allclose(patch_overlaps(97, 12).sum(1), 1)
+
+
+@pytest.mark.parametrize(("start", "stop"), [(-1, 2), (2, 2), (3, 1), (0, 5), (float("nan"), 3)])
+def test_patch_overlaps_refuses_a_part_outside_the_line(start, stop):
+    with pytest.raises(ParameterError, match="start, stop"):
+        patch_overlaps(4, 2, start, stop)
 
 
 def test_patch_coverage_of_known_masks():
