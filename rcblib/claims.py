@@ -15,6 +15,20 @@ HOLDS, FAILS, UNDECIDED, UNMEASURED = "holds", "does not hold", "undecided", "no
 SIDES = ("above", "below")
 
 
+def interval_side(low: float, high: float, bound: float) -> str:
+    """Say on which side of a bound an interval lies.
+
+    Returns
+    -------
+    str
+        ``"above"`` or ``"below"`` where the whole interval is, ``"undecided"`` where it contains the bound (its ends
+        included) or an end is NaN.
+    """
+    if low > bound:
+        return "above"
+    return "below" if high < bound else UNDECIDED
+
+
 @dataclass(frozen=True)
 class Rule:
     """State what one result must satisfy.
@@ -72,9 +86,10 @@ class Rule:
         low, high = interval
         if not low <= high:
             raise ParameterError(f"interval of {self.result}", list(interval), "[low, high], ascending")
-        if low <= self.bound <= high:
+        found = interval_side(low, high, self.bound)
+        if found == UNDECIDED:
             return UNDECIDED
-        return HOLDS if (low > self.bound) == (self.side == "above") else FAILS
+        return HOLDS if found == self.side else FAILS
 
 
 @dataclass(frozen=True)

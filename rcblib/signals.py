@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 import pandas as pd
 
+from rcblib.claims import interval_side
 from rcblib.geometry import check_grid, window
 from rcblib.records import ParameterError, Sample
 from rcblib.statistics import Estimate, kendall, mean_interval, roc_auc, spearman
 
 _PLACE = ["image_id", "view"]
+_NUMBERS = ["value", "low", "high", "n", "n_clusters"]  # of an estimate, as columns of the tables
 _MIN_PREFIX = 3  # letters from which on the beginning of a word counts as that word
 
 
@@ -234,7 +236,7 @@ def correlation_table(
             known[first], known[second], known["image_id"], generator=generator, scope=scope
         )
         rows.append({"first": first, "second": second, **_numbers(estimate)})
-    return pd.DataFrame(rows, columns=["first", "second", "value", "low", "high", "n", "n_clusters"])
+    return pd.DataFrame(rows, columns=["first", "second", *_NUMBERS])
 
 
 def area_table(
@@ -271,11 +273,11 @@ def area_table(
         values = _signal(frame, signal)
         estimate = roc_auc(values, positive, frame["image_id"], generator=generator, strata=strata)
         rows.append({"signal": signal, **_numbers(estimate)})
-    return pd.DataFrame(rows, columns=["signal", "value", "low", "high", "n", "n_clusters"])
+    return pd.DataFrame(rows, columns=["signal", *_NUMBERS])
 
 
 def _numbers(estimate: Estimate) -> dict[str, float]:
-    return {name: getattr(estimate, name) for name in ("value", "low", "high", "n", "n_clusters")}
+    return {name: getattr(estimate, name) for name in _NUMBERS}
 
 
 def as_estimates(table: pd.DataFrame, names: Iterable[str]) -> dict[str, Estimate]:
@@ -289,8 +291,7 @@ def as_estimates(table: pd.DataFrame, names: Iterable[str]) -> dict[str, Estimat
     names = list(names)
     if len(names) != len(table):
         raise ParameterError("names", f"{len(names)} names", f"one a row: {len(table)}")
-    columns = ["value", "low", "high", "n", "n_clusters"]
-    rows = table[columns].itertuples(index=False, name=None)
+    rows = table[_NUMBERS].itertuples(index=False, name=None)
     return {name: Estimate(*row) for name, row in zip(names, rows, strict=True)}
 
 
@@ -303,9 +304,7 @@ def side(estimate: Estimate, reference: float) -> str:
         ``"above"`` or ``"below"`` where the whole interval is, ``"undecided"`` where it contains the reference or
         the estimate is undefined.
     """
-    if estimate.low > reference:
-        return "above"
-    return "below" if estimate.high < reference else "undecided"
+    return interval_side(estimate.low, estimate.high, reference)
 
 
 def window_mean(frame: pd.DataFrame, column: str, grid: tuple[int, int]) -> pd.Series:
