@@ -344,11 +344,10 @@ def kendall(
     codes, n_clusters = _cluster_codes(clusters, len(x))
     if scope == "within":
         return _within(_kendall_rows, x, y, codes, n_clusters, generator, n_resamples, level)
-    agreement, untied_x, untied_y = _pair_sums(x, y, codes, n_clusters)
+    pair_sums = _pair_sums(x, y, codes, n_clusters)
 
     def coefficient(counts: np.ndarray) -> np.ndarray:
-        scale = np.sqrt(_quadratic(counts, untied_x) * _quadratic(counts, untied_y))
-        return _divide(_quadratic(counts, agreement), scale)
+        return _tau_b(counts, *pair_sums)
 
     return _bootstrap(coefficient, len(x), n_clusters, generator, n_resamples, level, n_columns=n_clusters)
 
@@ -477,9 +476,15 @@ def _spearman_rows(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndar
 
 def _kendall_rows(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Return tau-b ``(b,)`` of samples that hold row i ``weights[:, i]`` times; for few rows."""
-    agreement, untied_x, untied_y = _pair_sums(x, y, np.arange(len(x)), len(x))
-    scale = np.sqrt(_quadratic(weights, untied_x) * _quadratic(weights, untied_y))
-    return _divide(_quadratic(weights, agreement), scale)
+    return _tau_b(weights, *_pair_sums(x, y, np.arange(len(x)), len(x)))
+
+
+def _tau_b(
+    counts: np.ndarray, agreement: np.ndarray, untied_x: np.ndarray, untied_y: np.ndarray
+) -> np.ndarray:
+    """Return tau-b ``(b,)`` of samples that hold cluster i ``counts[:, i]`` times; see `_pair_sums`."""
+    scale = np.sqrt(_quadratic(counts, untied_x) * _quadratic(counts, untied_y))
+    return _divide(_quadratic(counts, agreement), scale)
 
 
 def _weighted_ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
