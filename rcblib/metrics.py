@@ -78,8 +78,7 @@ def yes_no_scores(predictions: Sequence[str], answers: Sequence[str]) -> dict[st
         If the lengths differ, there is nothing to score, or a reference is neither yes nor no.
     """
     _check_lengths(predictions, answers)
-    truth = np.array([_reference_yes_no(answer) for answer in answers])
-    said = np.array([parse_yes_no(prediction) == "yes" for prediction in predictions])
+    said, truth = _read_yes_no(predictions, answers)
     true_positives = int((said & truth).sum())
     precision, recall, f1 = _precision_recall_f1(true_positives, int(said.sum()), int(truth.sum()))
     neither = [not {"yes", "no", "not"} & set(normalize_answer(text).split()) for text in predictions]
@@ -248,14 +247,20 @@ def score_predictions(
             there = [present[image_id] for image_id in frame.loc[rows, "image_id"]]
             scores[rows] = caption_table(predictions, there, categories)["f1"].to_numpy()
         elif task == "yes_no":
-            truth = [_reference_yes_no(answer) for answer in answers]
-            said = [parse_yes_no(prediction) == "yes" for prediction in predictions]
-            scores[rows] = (np.array(said) == np.array(truth)).astype(float)
+            said, truth = _read_yes_no(predictions, answers)
+            scores[rows] = (said == truth).astype(float)
         elif task == "position":
             scores[rows] = position_table(predictions, answers)["correct"].to_numpy(float)
         else:
             scores[rows] = exact_match(predictions, answers).astype(float)
     return scores
+
+
+def _read_yes_no(predictions: Sequence[str], answers: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Return which predictions and which references say yes, ``(n,)`` booleans each."""
+    truth = np.array([_reference_yes_no(answer) for answer in answers])
+    said = np.array([parse_yes_no(prediction) == "yes" for prediction in predictions])
+    return said, truth
 
 
 def _reference_yes_no(answer: str) -> bool:
