@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from rcblib.divergence import combined_influence
 from rcblib.records import ParameterError
 from rcblib.runs import bounded, check_fields, read_json, validate_parameters
 
@@ -92,7 +93,7 @@ class CodebookCriterion:
         numpy.ndarray
             float64 of that shape; higher = the token matters more.
         """
-        return self.k_region * as_doubles(region) + self.k_global * as_doubles(global_)
+        return combined_influence(as_doubles(region), as_doubles(global_), self.k_region, self.k_global)
 
     def low_information(self, top1: Any, region: Any, global_: Any) -> np.ndarray:
         """Tell which tokens are low-information: probability and influence both strictly below their limits.

@@ -1,6 +1,6 @@
-"""Compare first-token distributions: top-1 probability, divergence of two runs, entropy.
+"""Compare first-token distributions: top-1 probability, divergence of two runs and its influence, entropy.
 
-Everything takes logits of shape ``(..., n_vocab)`` and returns float64 of shape ``(...)``; logarithms are
+What reads distributions takes logits of shape ``(..., n_vocab)`` and returns float64 of shape ``(...)``; logarithms are
 natural, so divergences and entropies are in nats.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from numbers import Integral
+from typing import Any
 
 import torch
 
@@ -164,3 +165,25 @@ def entropy(logits: torch.Tensor) -> torch.Tensor:
     _check_logits("logits", logits)
     log_p = logits.double().log_softmax(-1)
     return -(log_p.exp() * log_p).masked_fill(log_p == -math.inf, 0.0).sum(-1)
+
+
+def combined_influence(region: Any, global_: Any, k_region: float, k_global: float) -> Any:
+    """Combine the divergences of both levels into one influence: ``k_region * region + k_global * global_``.
+
+    Parameters
+    ----------
+    region, global_ : numpy.ndarray or torch.Tensor
+        Divergences of any one shape, in nats.
+    k_region, k_global : float
+        Weights, at least 0.
+
+    Returns
+    -------
+    numpy.ndarray or torch.Tensor
+        Of that shape; higher = the token matters more.
+
+    Notes
+    -----
+    Source: section 4 of the paper.
+    """
+    return k_region * region + k_global * global_

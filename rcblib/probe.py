@@ -27,7 +27,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from rcblib.datasets import object_coverage, read_image, visible_box
-from rcblib.divergence import divergence, entropy, top1_probability
+from rcblib.divergence import combined_influence, divergence, entropy, top1_probability
 from rcblib.geometry import (
     check_features,
     check_positions,
@@ -353,8 +353,8 @@ def _output_signals(
             columns[f"{level}_divergence{suffix}"] = divergence(
                 before, after, config.n_candidates, form
             ).numpy()
-    columns["influence"] = (
-        config.k_region * columns["region_divergence"] + config.k_global * columns["global_divergence"]
+    columns["influence"] = combined_influence(
+        columns["region_divergence"], columns["global_divergence"], config.k_region, config.k_global
     )
     return columns
 

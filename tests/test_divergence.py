@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rcblib.divergence import divergence, entropy, top1_probability
+from rcblib.divergence import combined_influence, divergence, entropy, top1_probability
 from rcblib.records import ParameterError
 
 P = torch.tensor([0.9, 0.1]).log()
@@ -175,3 +175,10 @@ def test_divergence_refuses_other_mistakes():
         divergence(P.expand(4, 2), Q.expand(3, 2))
     with pytest.raises(ParameterError, match="^ablated: got '-inf at every candidate"):
         divergence(torch.tensor([1.0, 0.0, 9.0]), torch.tensor([1.0, 0.0, -INF]), n_candidates=1)
+
+
+def test_combined_influence_weighs_both_levels():
+    region, global_ = torch.tensor([0.5, 0.0]).double(), torch.tensor([0.25, -0.125]).double()
+    assert combined_influence(region, global_, 1.0, 16.0).tolist() == [4.5, -2.0]
+    found = combined_influence(region.numpy(), global_.numpy(), 2.0, 0.0)
+    assert found.dtype == "float64" and found.tolist() == [1.0, 0.0]
