@@ -96,7 +96,7 @@ class Codebook:
         Parameters
         ----------
         family : str
-            The model's family; not compared where the codebook's is unknown.
+            The model's family; not compared where it, or the codebook's, is unknown (``""``).
         d_model : int
             Width of the model's visual tokens.
 
@@ -109,7 +109,7 @@ class Codebook:
             raise CodebookError(
                 f"codebook: prototypes of width {self.d_model} do not fit visual tokens of width {d_model}"
             )
-        if self.family and self.family != family:
+        if self.family and family and self.family != family:
             raise CodebookError(
                 f"codebook: made for family {self.family!r}, the model is of family {family!r}"
             )

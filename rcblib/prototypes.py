@@ -51,10 +51,7 @@ def nearest_tokens(
         raise ParameterError("image_ids", f"{len(image_ids)} values", f"one a token: {len(tokens)}")
     if n_nearest < 1:
         raise ParameterError("n_nearest", n_nearest, "an integer of at least 1")
-    if codebook.d_model != tokens.shape[1]:
-        raise CodebookError(
-            f"codebook: prototypes of width {codebook.d_model} do not fit tokens of width {tokens.shape[1]}"
-        )
+    codebook.check_fits("", tokens.shape[1])
     similarity = F.normalize(tokens.float(), dim=-1) @ F.normalize(codebook.prototypes.float(), dim=-1).T
     clusters = np.array(codebook.metadata.get("clusters", [0] * len(codebook)))
     frames = []

@@ -43,6 +43,7 @@ def test_codebook_is_detached_and_frozen():
 def test_codebook_of_another_width_or_family():
     codebook = sample_codebook()
     codebook.check_fits("llava", 4)
+    codebook.check_fits("", 4)
     Codebook(torch.ones(2, 4)).check_fits("llava", 4)
     with pytest.raises(CodebookError) as error:
         codebook.check_fits("llava", 4096)
