@@ -1,5 +1,6 @@
 """Check the import-direction check on small sources, and the library with it."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,14 @@ def problems(source, path="rcblib/probe.py"):
 
 def test_the_library_follows_its_layers():
     assert check_package(REPOSITORY, read_rules(REPOSITORY / "pyproject.toml")) == []
+
+
+def test_the_table_of_modules_is_that_of_the_layers():
+    page = (REPOSITORY / "book" / "architecture.md").read_text(encoding="utf-8")
+    table = {unit: int(row) for row, unit in re.findall(r"^\| (\d+) \| `(\w+)` \|", page, re.MULTILINE)}
+    layers = read_rules(REPOSITORY / "pyproject.toml").layers
+    rows = {unit: number for number, row in enumerate(layers, 1) for unit in row if unit[0] != "_"}
+    assert table == rows
 
 
 @pytest.mark.parametrize(
