@@ -232,7 +232,7 @@ class _Session:
             )
 
     def _prompt(self, question: Question) -> _Prompt:
-        ids = self.adapter._prompt_ids(self.adapter.prompt(question.text))
+        ids = self.adapter.prompt_ids(self.adapter.prompt(question.text))
         places = [i for i, token in enumerate(ids) if token == self.adapter.image_token_id]
         if len(places) != 1:
             raise ParameterError("question", question.text, "text without image placeholders")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -129,6 +129,13 @@ class Question:
     subset: str = ""
 
 
+LAYOUTS = ("packed", "flatten")
+"""Ways in which the tokens of an image's views become the rows that the LLM reads; see `EncodedImage.arranged`."""
+
+NEWLINE = -1
+"""Stands for a newline embedding among the rows of a `Packing`."""
+
+
 @dataclass(frozen=True)
 class VisualView:
     """Hold the visual tokens of one grid: an image, a tile of it, or a video frame.
@@ -146,6 +153,9 @@ class VisualView:
         hidden state; ``None`` without [CLS] or where it was not asked for.
     kind : str
         ``"image"``, ``"tile"`` or ``"frame"``.
+    region : tuple of float or None
+        ``(left, top, right, bottom)`` of the photo that the grid covers, as fractions of its sides; below 0 or above
+        1 where a token at the edge sees padding. ``None`` where the encoder was not told the photo's size.
     """
 
     tokens: torch.Tensor
@@ -153,6 +163,7 @@ class VisualView:
     cls_similarity: torch.Tensor | None = None
     cls_attention: torch.Tensor | None = None
     kind: str = "image"
+    region: tuple[float, float, float, float] | None = None
 
     @property
     def n_tokens(self) -> int:
@@ -161,11 +172,41 @@ class VisualView:
 
 
 @dataclass(frozen=True)
+class Packing:
+    """Say in which order the tokens of some views, and newlines, are read.
+
+    Attributes
+    ----------
+    order : torch.Tensor
+        ``(n_rows,)`` int64 on the CPU: for each row that the LLM reads its number among the tokens of all views, one
+        view after the other, or `NEWLINE`. Every token is read once.
+    newline : torch.Tensor or None
+        ``(d_model,)`` embedding of the newline; ``None`` where `order` has none.
+    """
+
+    order: torch.Tensor
+    newline: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
 class EncodedImage:
-    """Hold everything the vision side says about one image: one view, or a base view and tiles."""
+    """Hold everything the vision side says about one image, or one video.
+
+    Attributes
+    ----------
+    views : tuple of VisualView
+        The image; or the image reduced to one grid, then its tiles, row by row; or the frames of a video. Tokens that
+        the LLM never reads, such as those of padding, are in none of them, so a tile at the edge may be smaller.
+    packing : Packing or None
+        How the tokens are read; ``None``: all views one after the other, without newlines.
+    whole : tuple of VisualView or None
+        The views before padding was cut off or anything was resampled, for the flatten layout; ``None`` where that is
+        `views`.
+    """
 
     views: tuple[VisualView, ...]
-    extra: Mapping[str, Any] = field(default_factory=dict)
+    packing: Packing | None = None
+    whole: tuple[VisualView, ...] | None = None
 
     @property
     def tokens(self) -> torch.Tensor:
@@ -173,3 +214,61 @@ class EncodedImage:
         if len(self.views) != 1:
             raise ParameterError("views", len(self.views), "exactly one view; use .views for tiles or frames")
         return self.views[0].tokens
+
+    @property
+    def is_video(self) -> bool:
+        """Tell whether the views are frames."""
+        return self.views[0].kind == "frame"
+
+    @property
+    def n_tokens(self) -> int:
+        """Count the visual tokens of all views."""
+        return sum(view.n_tokens for view in self.views)
+
+    @property
+    def n_rows(self) -> int:
+        """Count the rows that the LLM reads, newlines included."""
+        return self.n_tokens if self.packing is None else len(self.packing.order)
+
+    def arranged(self, layout: str) -> EncodedImage:
+        """Return the image with views and packing of a layout.
+
+        Parameters
+        ----------
+        layout : {"packed", "flatten"}
+            ``"packed"``, as the model itself reads an image: the reduced image, then the tiles line by line across
+            all of them, without padding, each line ended by a newline embedding. ``"flatten"``: all tiles whole,
+            padding included and nothing resampled, one after the other, with one newline embedding at the end.
+            The two differ for images with tiles only.
+
+        Raises
+        ------
+        ParameterError
+            If the layout is unknown.
+
+        Notes
+        -----
+        Source: the released ``high_info_patch_flatten`` mode, whose tokens pass by the code that removes padding and
+        sets newlines, because they come as one flat sequence.
+        """
+        if layout not in LAYOUTS:
+            raise ParameterError("layout", layout, f"one of {LAYOUTS}")
+        if layout == "packed" or self.whole is None:
+            return self
+        n_tokens = sum(view.n_tokens for view in self.whole)
+        order = self.packing.order.new_tensor([*range(n_tokens), NEWLINE])
+        return EncodedImage(self.whole, Packing(order, self.packing.newline))
+
+    def to(self, device: Any) -> EncodedImage:
+        """Return the image with tokens and newline on a device."""
+
+        def moved(views: tuple[VisualView, ...]) -> tuple[VisualView, ...]:
+            return tuple(replace(view, tokens=view.tokens.to(device)) for view in views)
+
+        packing = self.packing
+        if packing is not None and packing.newline is not None:
+            packing = replace(packing, newline=packing.newline.to(device))
+        views = moved(self.views)
+        if self.whole is None or self.whole is self.views:
+            return EncodedImage(views, packing, self.whole and views)
+        return EncodedImage(views, packing, moved(self.whole))

@@ -281,7 +281,7 @@ def test_logits_do_not_depend_on_the_batch(adapter, batch_size):
     assert len({tuple(row.argsort().tolist()) for row in alone}) == len(visual)
 
     exact = adapter_for(tiny.tiny_llava()[0].double(), adapter.processor)
-    prompt_ids = exact._prompt_ids(prompt)
+    prompt_ids = exact.prompt_ids(prompt)
     rows = [exact._splice(prompt_ids, exact._embed(prompt_ids), [entry])[0] for entry in visual]
     with torch.no_grad():
         padded = exact._next_token_logits(rows)

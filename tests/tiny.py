@@ -1,4 +1,4 @@
-"""Build randomly initialised LLaVA models as `transformers` would save them; nothing is downloaded."""
+"""Build randomly initialised models of every family as `transformers` would save them; nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -14,10 +14,20 @@ from transformers import (
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    LlavaNextImageProcessorPil,
+    LlavaNextProcessor,
+    LlavaOnevisionConfig,
+    LlavaOnevisionForConditionalGeneration,
+    LlavaOnevisionImageProcessorPil,
     LlavaProcessor,
     PreTrainedTokenizerFast,
+    Qwen2Config,
     SiglipVisionConfig,
 )
+
+from rcblib.mllm.frames import FrameProcessor, LlavaOnevisionProcessor
 
 WORDS = (
     "USER ASSISTANT : What does this image show ? You must provide a single word that best describes the . "
@@ -31,6 +41,23 @@ VICUNA_TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
 )
 """Conversation form of the converted LLaVA-1.5 checkpoints."""
+
+LLAMA_3_TEMPLATE = (
+    "{% for turn in messages %}<|start_header_id|>{{ turn['role'] }}<|end_header_id|>\n\n"
+    "{% for part in turn['content'] if part['type'] == 'image' %}<image>\n{% endfor %}"
+    "{% for part in turn['content'] if part['type'] == 'text' %}{{ part['text'] }}<|eot_id|>{% endfor %}"
+    "{% endfor %}{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
+"""Conversation form of the converted LLaVA-NeXT checkpoint with Llama-3."""
+
+QWEN_2_TEMPLATE = (
+    "{% for turn in messages %}<|im_start|>{{ turn['role'] + ' ' }}"
+    "{% for part in turn['content'] if part['type'] == 'image' %}<image>{% endfor %}"
+    "{% for part in turn['content'] if part['type'] == 'video' %}<video>{% endfor %}"
+    "{% for part in turn['content'] if part['type'] == 'text' %}\n{{ part['text'] }}{% endfor %}<|im_end|>"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""Conversation form of the converted OneVision checkpoints."""
 
 TINY_VISION = dict(
     image_size=24,
@@ -76,7 +103,9 @@ def stand_in_tokenizer(ids: dict[str, int]) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         **{f"{name}_token": special[name] for name in ("unk", "bos", "eos", "pad")},
-        extra_special_tokens={"image_token": special["image"]},
+        extra_special_tokens={
+            f"{name}_token": special[name] for name in ("image", "video") if name in special
+        },
     )
 
 
@@ -168,9 +197,168 @@ def reduced_llava_15() -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     return model, processor
 
 
+TINY_NEXT_PINPOINTS = [[24, 48], [48, 24], [48, 48], [72, 24], [24, 72]]
+"""LLaVA-NeXT's five resolutions, for tiles of 24 px."""
+
+NEXT_PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
+NEXT_IDS = {"bos": 128000, "eos": 128009, "image": 128256, "pad": 128257, "unk": 128258}
+NEXT_N_VOCAB = 128320
+NEXT_TEXT = dict(
+    hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
+    num_key_value_heads=8, max_position_embeddings=8192, rms_norm_eps=1e-5,
+)  # fmt: skip
+"""LLM of LLaVA-NeXT with Llama-3-8B; its encoder is that of LLaVA-1.5."""
+
+TINY_ONEVISION_VISION = TINY_VISION | dict(image_size=22, num_hidden_layers=2, vision_use_head=False)
+"""5 x 5 tokens, and two pixels left over, as 384 px leave six beside 27 patches."""
+
+TINY_ONEVISION_PINPOINTS = [[22 * i, 22 * j] for i in range(1, 5) for j in range(1, 5)]
+TINY_ONEVISION_IDS = TINY_IDS | {"video": 5}
+
+ONEVISION_PINPOINTS = [[384 * i, 384 * j] for i in range(1, 7) for j in range(1, 7)]
+ONEVISION_IDS = {"pad": 151643, "eos": 151645, "image": 151646, "video": 151647, "bos": 151650, "unk": 151651}
+ONEVISION_N_VOCAB = 152000
+ONEVISION_VISION = dict(
+    image_size=384, patch_size=14, hidden_size=1152, intermediate_size=4304, num_hidden_layers=26,
+    num_attention_heads=16, vision_use_head=False,
+)  # fmt: skip
+"""Vision encoder of LLaVA-OneVision: SigLIP so400m/14 at 384 px without its last layer, 27 x 27 = 729 patches."""
+
+ONEVISION_TEXT = dict(
+    hidden_size=3584, intermediate_size=18944, num_hidden_layers=28, num_attention_heads=28, num_key_value_heads=4,
+)  # fmt: skip
+"""LLM of LLaVA-OneVision-7B, Qwen2."""
+
+NARROW_VISION = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2)
+NARROW_TEXT = dict(
+    hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1
+)
+
+
+def next_config(
+    vision: dict, text: dict, ids: dict[str, int], n_vocab: int, pinpoints: list[list[int]]
+) -> LlavaNextConfig:
+    """Return a LLaVA-NeXT config; of the pieces only sizes are free."""
+    base = llava_config(vision, text, ids, n_vocab)
+    return LlavaNextConfig(
+        vision_config=base.vision_config,
+        text_config=base.text_config,
+        image_token_index=ids["image"],
+        image_grid_pinpoints=pinpoints,
+    )
+
+
+def onevision_config(
+    vision: dict,
+    text: dict,
+    ids: dict[str, int],
+    n_vocab: int,
+    pinpoints: list[list[int]],
+    n_largest: int = 9,
+) -> LlavaOnevisionConfig:
+    """Return a OneVision config; of the pieces only sizes are free, and how many tiles are not resampled."""
+    return LlavaOnevisionConfig(
+        vision_config=SiglipVisionConfig(**vision),
+        text_config=Qwen2Config(
+            vocab_size=n_vocab,
+            bos_token_id=ids["bos"],
+            eos_token_id=ids["eos"],
+            pad_token_id=ids["pad"],
+            **text,
+        ),
+        image_token_index=ids["image"],
+        video_token_index=ids["video"],
+        image_grid_pinpoints=pinpoints,
+        vision_aspect_ratio=f"anyres_max_{n_largest}",
+    )
+
+
+def next_processor(
+    tile: int, patch: int, ids: dict[str, int], pinpoints: list[list[int]]
+) -> LlavaNextProcessor:
+    """Build LLaVA-NeXT's processor around the stand-in tokenizer."""
+    return LlavaNextProcessor(
+        image_processor=LlavaNextImageProcessorPil(
+            size={"shortest_edge": tile},
+            crop_size={"height": tile, "width": tile},
+            image_grid_pinpoints=pinpoints,
+        ),
+        tokenizer=stand_in_tokenizer(ids),
+        patch_size=patch,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=LLAMA_3_TEMPLATE,
+    )
+
+
+def onevision_processor(
+    tile: int, patch: int, ids: dict[str, int], pinpoints: list[list[int]], n_largest: int = 9
+) -> LlavaOnevisionProcessor:
+    """Build OneVision's processor around the stand-in tokenizer."""
+    settings = dict(size={"height": tile, "width": tile}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    return LlavaOnevisionProcessor(
+        image_processor=LlavaOnevisionImageProcessorPil(image_grid_pinpoints=pinpoints, **settings),
+        tokenizer=stand_in_tokenizer(ids),
+        video_processor=FrameProcessor(**settings),
+        num_image_tokens=(tile // patch) ** 2,
+        vision_feature_select_strategy="full",
+        vision_aspect_ratio=f"anyres_max_{n_largest}",
+        chat_template=QWEN_2_TEMPLATE,
+    )
+
+
+def endless(model: torch.nn.Module, ids: dict[str, int], seed: int = 0) -> torch.nn.Module:
+    """Draw a model's weights and let it never end an answer, so that lengths are known."""
+    randomise(model, seed)
+    model.generation_config.update(bos_token_id=ids["bos"], eos_token_id=None, pad_token_id=ids["pad"])
+    return model.eval()
+
+
+def tiny_next(seed: int = 0) -> tuple[LlavaNextForConditionalGeneration, LlavaNextProcessor]:
+    """Build a LLaVA-NeXT of tiles of 6 x 6 = 36 tokens."""
+    config = next_config(TINY_VISION, TINY_TEXT, TINY_IDS, 64, TINY_NEXT_PINPOINTS)
+    processor = next_processor(24, 4, TINY_IDS, TINY_NEXT_PINPOINTS)
+    processor.tokenizer.padding_side = "left"
+    return endless(LlavaNextForConditionalGeneration(config), TINY_IDS, seed), processor
+
+
+def tiny_onevision(seed: int = 0) -> tuple[LlavaOnevisionForConditionalGeneration, LlavaOnevisionProcessor]:
+    """Build a OneVision of tiles of 5 x 5 = 25 tokens; more than four of them are resampled."""
+    config = onevision_config(
+        TINY_ONEVISION_VISION, TINY_TEXT, TINY_ONEVISION_IDS, 64, TINY_ONEVISION_PINPOINTS, n_largest=4
+    )
+    processor = onevision_processor(22, 4, TINY_ONEVISION_IDS, TINY_ONEVISION_PINPOINTS, n_largest=4)
+    processor.tokenizer.padding_side = "left"
+    return endless(LlavaOnevisionForConditionalGeneration(config), TINY_ONEVISION_IDS, seed), processor
+
+
+def reduced_next() -> tuple[LlavaNextForConditionalGeneration, LlavaNextProcessor]:
+    """Build LLaVA-NeXT with Llama-3 with its real settings (tiles of 336 px, ids, template), narrow and shallow."""
+    config = next_config(
+        REAL_VISION | NARROW_VISION, NEXT_TEXT | NARROW_TEXT, NEXT_IDS, NEXT_N_VOCAB, NEXT_PINPOINTS
+    )
+    processor = next_processor(336, 14, NEXT_IDS, NEXT_PINPOINTS)
+    processor.tokenizer.padding_side = "left"
+    return endless(LlavaNextForConditionalGeneration(config), NEXT_IDS), processor
+
+
+def reduced_onevision() -> tuple[LlavaOnevisionForConditionalGeneration, LlavaOnevisionProcessor]:
+    """Build OneVision with its real settings (tiles of 384 px, anyres_max_9, ids, template), narrow and shallow."""
+    config = onevision_config(
+        ONEVISION_VISION | NARROW_VISION, NARROW_TEXT, ONEVISION_IDS, ONEVISION_N_VOCAB, ONEVISION_PINPOINTS
+    )
+    processor = onevision_processor(384, 14, ONEVISION_IDS, ONEVISION_PINPOINTS)
+    processor.tokenizer.padding_side = "left"
+    return endless(LlavaOnevisionForConditionalGeneration(config), ONEVISION_IDS), processor
+
+
 def save_tiny_llava(folder: Path, seed: int = 0) -> Path:
     """Save a tiny model and its processor to a folder, as `save_pretrained` writes them."""
-    model, processor = tiny_llava(seed)
+    return save(folder, *tiny_llava(seed))
+
+
+def save(folder: Path, model: torch.nn.Module, processor: object) -> Path:
+    """Save a model and its processor to a folder, as `save_pretrained` writes them."""
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder

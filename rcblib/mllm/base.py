@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import PIL.Image
@@ -12,7 +13,7 @@ import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from rcblib.geometry import check_integer
-from rcblib.records import EncodedImage, ParameterError
+from rcblib.records import NEWLINE, EncodedImage, ParameterError, UnsupportedModelError
 
 VisualTokens = torch.Tensor | Sequence[torch.Tensor]
 """``(n_i, d_model)`` rows for a prompt with one image, or one such tensor for each image of the prompt."""
@@ -35,17 +36,16 @@ class Adapter(ABC):
     ----------
     family : str
         Name of the model family, as codebooks carry it.
-    replacement_token_id : int
-        The word whose embedding replaces a token that is left out: the family's preset, not what a converted
-        tokenizer calls its padding token.
+    preset_token_id : int
+        The word whose embedding replaces a token that is left out, in the family's checkpoints.
     pixel_inputs : tuple of str
-        Arguments of `generate` that hold the images.
+        Arguments of `generate` that hold images and videos.
     has_cls : bool
         Whether the vision encoder has a [CLS] row.
     """
 
     family: ClassVar[str]
-    replacement_token_id: ClassVar[int]
+    preset_token_id: ClassVar[int]
     pixel_inputs: ClassVar[tuple[str, ...]] = ("pixel_values",)
     has_cls: bool
 
@@ -67,6 +67,35 @@ class Adapter(ABC):
     def image_token_id(self) -> int:
         """Return the id of the placeholder that stands for visual tokens in a prompt."""
         return self.model.config.image_token_id
+
+    @property
+    def video_token_id(self) -> int | None:
+        """Return the id of the placeholder that stands for a video in a prompt; ``None`` for a family without."""
+        return getattr(self.model.config, "video_token_id", None)
+
+    @property
+    def replacement_token_id(self) -> int:
+        """Return the id of the word whose embedding replaces a token that is left out.
+
+        It is the family's preset, not what a converted tokenizer calls its padding token. Where the vocabulary ends
+        before it, as that of an embedded model does, it is the padding id of the model's config.
+
+        Raises
+        ------
+        UnsupportedModelError
+            If the vocabulary is too small and the config names no padding.
+        """
+        if self.preset_token_id < self.n_vocab:
+            return self.preset_token_id
+        config = self.model.config
+        padding = getattr(config.get_text_config(), "pad_token_id", None)
+        padding = getattr(config, "pad_token_id", None) if padding is None else padding
+        if padding is None:
+            raise UnsupportedModelError(
+                f"pad_token_id: got none in the config, and a vocabulary of {self.n_vocab} words; accepted: an id, or "
+                f"more words than the preset's id, {self.preset_token_id}"
+            )
+        return padding
 
     def replacement_embedding(self) -> torch.Tensor:
         """Return the LLM's word embedding of `replacement_token_id`.
@@ -98,11 +127,14 @@ class Adapter(ABC):
         Returns
         -------
         list of EncodedImage
-            One per image, in order. Tokens are those of the model's own ``get_image_features``, in its
-            dtype and on its device; signals are float32 on the CPU.
+            One per image, in order, then one per video. Tokens are those of the model's own
+            ``get_image_features`` and ``get_video_features``, in its dtype and on its device; signals are float32
+            on the CPU.
         """
 
-    def encode(self, images: Sequence[PIL.Image.Image], *, attention: bool = False) -> list[EncodedImage]:
+    def encode(
+        self, images: Sequence[PIL.Image.Image], *, attention: bool = False, one_prompt: bool = False
+    ) -> list[EncodedImage]:
         """Preprocess images and run the vision encoder and the connector once on all of them.
 
         Parameters
@@ -111,6 +143,9 @@ class Adapter(ABC):
             At least one.
         attention : bool
             Whether to add the attention from [CLS].
+        one_prompt : bool
+            Whether the images stand in one prompt. Some families then give each of several images fewer tokens; for
+            the others, and for a single image, it makes no difference.
 
         Returns
         -------
@@ -122,61 +157,148 @@ class Adapter(ABC):
         ParameterError
             If `images` is empty or holds something else than PIL images.
         """
-        images = list(images)
-        strangers = [type(image).__name__ for image in images if not isinstance(image, PIL.Image.Image)]
-        if not images or strangers:
-            raise ParameterError("images", strangers or images, "one or more PIL images")
-        model_inputs = self._require_processor().image_processor(images, return_tensors="pt")
+        images = checked_pictures("images", images)
+        model_inputs = self._require_processor().image_processor(
+            [images] if one_prompt else images, return_tensors="pt"
+        )
         return self.encode_pixels(model_inputs, cls_attention=attention)
 
+    def encode_video(self, frames: Sequence[PIL.Image.Image], *, attention: bool = False) -> EncodedImage:
+        """Preprocess the frames of a video and run the vision encoder and the connector once on all of them.
+
+        Parameters
+        ----------
+        frames : sequence of PIL.Image.Image
+            At least one, all of one size, in order of time; all of them are used.
+        attention : bool
+            Whether to add the attention from [CLS].
+
+        Returns
+        -------
+        EncodedImage
+            One view for each frame, of kind ``"frame"``, holding the tokens as they enter the LLM, after pooling.
+
+        Raises
+        ------
+        UnsupportedModelError
+            If the family takes no videos.
+        ParameterError
+            If there are no frames, one is no PIL image, or their sizes differ.
+        """
+        raise UnsupportedModelError(f"video: the model's family, {self.family!r}, takes images only")
+
     def n_placeholders(self, image: EncodedImage) -> int:
-        """Count the placeholders that stand for an image in a prompt."""
-        return sum(view.n_tokens for view in image.views)
+        """Count the placeholders that stand for an image or a video in a prompt, newlines included."""
+        return image.n_rows
 
     def gather(self, image: EncodedImage, kept: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Collect the kept tokens of an image as the LLM reads them.
+        """Collect the kept tokens of an image as the LLM reads them; every newline stays.
 
         Parameters
         ----------
         image : EncodedImage
-            What `encode_pixels` returned.
+            What `encode_pixels` returned, in either layout (`EncodedImage.arranged`).
         kept : sequence of torch.Tensor
             ``(n_kept,)`` ascending positions for each view.
 
         Returns
         -------
         rows : torch.Tensor
-            ``(n_kept of all views, d_model)``.
+            ``(n_kept of all views and newlines, d_model)``, in reading order.
         positions : torch.Tensor
-            As many positions among the image's placeholders, ascending, on the CPU.
+            As many positions among all of the image's rows, ascending, on the CPU.
         """
-        rows, positions, n_before = [], [], 0
+        survives, n_before = torch.zeros(image.n_tokens, dtype=torch.bool), 0
         for view, chosen in zip(image.views, kept, strict=True):
-            rows.append(view.tokens[chosen.to(view.tokens.device)])
-            positions.append(chosen.cpu() + n_before)
+            survives[chosen.cpu() + n_before] = True
             n_before += view.n_tokens
-        return torch.cat(rows), torch.cat(positions)
+        tokens = torch.cat([view.tokens for view in image.views])
+        if image.packing is None:
+            positions = survives.nonzero().flatten()
+            return tokens[positions.to(tokens.device)], positions
+        order, newline = image.packing.order, image.packing.newline
+        positions = ((order == NEWLINE) | survives[order]).nonzero().flatten()
+        order = order[positions].to(tokens.device)
+        rows = tokens[order]  # a newline's number takes the last token, which is replaced
+        if newline is not None:
+            rows[order == NEWLINE] = newline.to(rows)
+        return rows, positions
+
+    def assemble(
+        self, image: EncodedImage, views: Sequence[torch.Tensor | None] | None = None
+    ) -> torch.Tensor:
+        """Collect all rows that the LLM reads of an image, some tokens replaced.
+
+        Parameters
+        ----------
+        image : EncodedImage
+            What `encode_pixels` returned, in either layout.
+        views : sequence of torch.Tensor or None, optional
+            For each view ``(n_tokens, d_model)`` tokens that take the place of its own, ``None`` where its own stay.
+
+        Returns
+        -------
+        torch.Tensor
+            ``(n_rows, d_model)``, newlines included: an input of `first_token_logits`.
+
+        Raises
+        ------
+        ParameterError
+            If there are more or fewer views than the image has, or one has another shape.
+
+        Notes
+        -----
+        Tokens on their own, without newlines, are ``image.views[i].tokens[positions]``.
+        """
+        if views is not None:
+            if len(views) != len(image.views):
+                raise ParameterError("views", f"{len(views)} views", f"{len(image.views)}, as the image has")
+            for own, given in zip(image.views, views, strict=True):
+                if given is not None and given.shape != own.tokens.shape:
+                    raise ParameterError("views", tuple(given.shape), f"the view's {tuple(own.tokens.shape)}")
+            replaced = (
+                own if given is None else replace(own, tokens=given)
+                for own, given in zip(image.views, views, strict=True)
+            )
+            image = replace(image, views=tuple(replaced))
+        return self.gather(image, [torch.arange(view.n_tokens) for view in image.views])[0]
 
     def generation_inputs(self, rows: Sequence[torch.Tensor]) -> dict[str, Any]:
-        """Name the arguments by which `generate` takes each image's ``(n_i, d_model)`` rows, not pixels."""
+        """Name the arguments by which `generate` takes rows instead of pixels.
+
+        Parameters
+        ----------
+        rows : sequence of torch.Tensor
+            ``(n_i, d_model)`` for each image and video, in the order of the prompts. All of their placeholders must be
+            `image_token_id`: `generate` takes videos only if they have as many rows each, so here they go in as
+            images, which makes no difference to the LLM.
+        """
         return {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=list(rows))}}
 
-    def prompt(self, question: str, n_images: int = 1) -> str:
-        """Write a question about some images in the model's chat template, ready for the answer.
+    def prompt(self, question: str, n_images: int = 1, n_videos: int = 0) -> str:
+        """Write a question about some images and videos in the model's chat template, ready for the answer.
 
         Parameters
         ----------
         question : str
             What is asked.
-        n_images : int
-            Images before the question.
+        n_images, n_videos : int
+            Images and videos before the question.
 
         Returns
         -------
         str
-            One placeholder an image; the processor or `first_token_logits` expands it.
+            One placeholder an image or video; the processor or `first_token_logits` expands it.
+
+        Raises
+        ------
+        ParameterError
+            If there is no processor or no chat template, or the family takes no videos.
         """
-        content = [{"type": "image"}] * n_images + [{"type": "text", "text": question}]
+        if n_videos and self.video_token_id is None:
+            raise ParameterError("n_videos", n_videos, f"0, as the family {self.family!r} takes images only")
+        content = [{"type": "image"}] * n_images + [{"type": "video"}] * n_videos
+        content += [{"type": "text", "text": question}]
         processor = self._require_processor()
         template = getattr(processor, "chat_template", None) or processor.tokenizer.chat_template
         if template is None:
@@ -199,7 +321,7 @@ class Adapter(ABC):
         Parameters
         ----------
         prompt : str
-            From `prompt`: a placeholder for each image.
+            From `prompt`: a placeholder for each image and video.
         visual : sequence
             One entry per input: ``(n_i, d_model)`` rows that take the place of the placeholder, any number of
             them, or one such tensor for each placeholder. A tensor ``(n, n_tokens, d_model)`` will do.
@@ -227,7 +349,7 @@ class Adapter(ABC):
             raise ParameterError(
                 "answer_prefix", len(prefixes), f"{len(visual)} prefixes, one for each input"
             )
-        ids = self._prompt_ids(prompt)
+        ids = self.prompt_ids(prompt)
         inputs = [self._as_images(ids, entry) for entry in visual]
         text = self._embed(ids)
         lengths = [
@@ -268,7 +390,7 @@ class Adapter(ABC):
         ParameterError
             As `first_token_logits`; and if there is no image, or no text after it.
         """
-        ids = self._prompt_ids(prompt)
+        ids = self.prompt_ids(prompt)
         rows, is_visual = self._splice(ids, self._embed(ids), self._as_images(ids, visual))
         places = is_visual.nonzero().flatten().to(rows.device)
         if len(places) == 0 or is_visual[-1]:
@@ -298,8 +420,11 @@ class Adapter(ABC):
             raise ParameterError("processor", None, "the model's processor, from load_model")
         return self.processor
 
-    def _prompt_ids(self, prompt: str) -> list[int]:
-        """Tokenize a prompt; a template that writes the first token itself gets no second one."""
+    def prompt_ids(self, prompt: str) -> list[int]:
+        """Tokenize a prompt, one placeholder an image or video.
+
+        A template that writes the first token itself gets no second one.
+        """
         tokenizer = self._require_processor().tokenizer
         begun = tokenizer.bos_token is not None and prompt.startswith(tokenizer.bos_token)
         return tokenizer(prompt, add_special_tokens=not begun)["input_ids"]
@@ -309,10 +434,14 @@ class Adapter(ABC):
         embedding = self.model.get_input_embeddings()
         return embedding(torch.as_tensor(ids, dtype=torch.long, device=embedding.weight.device))
 
+    def _places(self, ids: Sequence[int]) -> list[int]:
+        """Return where the placeholders of images and videos are."""
+        return [i for i, token in enumerate(ids) if token in (self.image_token_id, self.video_token_id)]
+
     def _as_images(self, ids: list[int], visual: VisualTokens) -> list[torch.Tensor]:
         """Return one tensor for each placeholder among `ids`, checked."""
         images = [visual] if isinstance(visual, torch.Tensor) else list(visual)
-        n_places = ids.count(self.image_token_id)
+        n_places = len(self._places(ids))
         if len(images) != n_places:
             raise ParameterError(
                 "visual",
@@ -329,8 +458,7 @@ class Adapter(ABC):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Put each image's rows where its placeholder is; tell which rows of the result are visual."""
         pieces, is_visual, start = [], [], 0
-        places = [i for i, token in enumerate(ids) if token == self.image_token_id]
-        for place, image in zip(places, images, strict=True):
+        for place, image in zip(self._places(ids), images, strict=True):
             pieces += [text[start:place], image.to(text)]
             is_visual += [False] * (place - start) + [True] * len(image)
             start = place + 1
@@ -354,6 +482,15 @@ class Adapter(ABC):
             logits_to_keep=1,
         )
         return output.logits[:, -1]
+
+
+def checked_pictures(parameter: str, pictures: Sequence[PIL.Image.Image]) -> list[PIL.Image.Image]:
+    """Return PIL images as a list, or raise a `ParameterError` if there is none, or something else among them."""
+    pictures = list(pictures)
+    strangers = [type(picture).__name__ for picture in pictures if not isinstance(picture, PIL.Image.Image)]
+    if not pictures or strangers:
+        raise ParameterError(parameter, strangers or pictures, "one or more PIL images")
+    return pictures
 
 
 @contextmanager

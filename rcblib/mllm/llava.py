@@ -1,4 +1,7 @@
-"""Adapt LLaVA-1.5: CLIP vision encoder with [CLS], two-layer connector, one grid of tokens an image."""
+"""Adapt LLaVA-1.5: CLIP vision encoder with [CLS], two-layer connector, one grid of tokens an image.
+
+What LLaVA-NeXT and LLaVA-OneVision have in common with it is here too.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,8 @@ from rcblib.mllm.base import Adapter
 from rcblib.records import EncodedImage, ParameterError, UnsupportedModelError, VisualView
 
 
-class LlavaAdapter(Adapter):
-    """Read and feed LLaVA-1.5-type models, with CLIP (patches only) or SigLIP (no [CLS]) as vision encoder.
+class LlavaTypeAdapter(Adapter):
+    """Share what all LLaVA models have: CLIP (patches only) or SigLIP (no [CLS]), one hidden state, a connector.
 
     Raises
     ------
@@ -23,9 +26,6 @@ class LlavaAdapter(Adapter):
         If the vision encoder is another, [CLS] itself enters the LLM, or features of several layers are
         joined.
     """
-
-    family = "llava"
-    replacement_token_id = 0
 
     def __init__(self, model: Any, processor: Any = None):
         super().__init__(model, processor)
@@ -44,33 +44,29 @@ class LlavaAdapter(Adapter):
             )
         self.has_cls = tower == "clip_vision_model"
 
-    @torch.no_grad()
-    def encode_pixels(
-        self, model_inputs: Mapping[str, Any], *, cls_similarity: bool = True, cls_attention: bool = False
-    ) -> list[EncodedImage]:
-        """Run the vision encoder and the connector once; see `Adapter.encode_pixels`.
+    @property
+    def patch_size(self) -> int:
+        """Return the side of a token in pixels."""
+        return self.model.config.vision_config.patch_size
 
-        Notes
-        -----
-        Source: hidden state -2, patch rows (LLaVA-1.5). The similarity is the cosine of patch and [CLS]
-        rows of that state. The attention is that of the layer which makes it: the [CLS] row, mean over
-        heads, without its share on [CLS] itself, so it sums to less than 1. It is computed from the layer's
-        queries and keys, so that the tokens are the same with and without it, whichever attention
-        implementation the model runs.
-        """
-        weight = next(self.model.model.vision_tower.parameters())
-        pixels = model_inputs["pixel_values"].to(weight.device)
-        patch = self.model.config.vision_config.patch_size
-        grid = (pixels.shape[-2] // patch, pixels.shape[-1] // patch)
-        with self._cls_attention_rows(self.has_cls and cls_attention) as attention:
-            output = self.model.get_image_features(pixel_values=pixels, return_dict=True)
-        hidden = output.hidden_states[self.model.config.vision_feature_layer]  # (n_images, 1 + n_tokens, d)
-        images = []
-        for i, tokens in enumerate(output.pooler_output):
-            similarity = cosine_to_cls(hidden[i].cpu()) if self.has_cls and cls_similarity else None
-            view = VisualView(tokens, grid, similarity, attention[0][i] if attention else None)
-            images.append(EncodedImage((view,)))
-        return images
+    @property
+    def side(self) -> int:
+        """Count the tokens along a side of the picture that the encoder gets."""
+        return self.model.config.vision_config.image_size // self.patch_size
+
+    def _pixels(self, model_inputs: Mapping[str, Any], name: str, n_dimensions: int) -> torch.Tensor:
+        """Return pixels on the encoder's device, or raise where they are something else."""
+        pixels = model_inputs.get(name)
+        if not isinstance(pixels, torch.Tensor) or pixels.ndim != n_dimensions or 0 in pixels.shape:
+            given = tuple(pixels.shape) if isinstance(pixels, torch.Tensor) else type(pixels).__name__
+            raise ParameterError(name, given, f"a tensor of {n_dimensions} dimensions, none of them empty")
+        return pixels.to(next(self.model.model.vision_tower.parameters()).device)
+
+    def _similarity(self, hidden: torch.Tensor, wanted: bool) -> list[torch.Tensor | None]:
+        """Return the cosine of [CLS] and each patch, ``(n_tokens,)`` for each row of ``(n, 1 + n_tokens, d)``."""
+        if not (self.has_cls and wanted):
+            return [None] * len(hidden)
+        return [cosine_to_cls(rows.cpu()) for rows in hidden]
 
     @contextmanager
     def _cls_attention_rows(self, wanted: bool) -> Iterator[list[torch.Tensor]]:
@@ -97,3 +93,40 @@ class LlavaAdapter(Adapter):
             yield rows
         finally:
             handle.remove()
+
+
+class LlavaAdapter(LlavaTypeAdapter):
+    """Read and feed LLaVA-1.5-type models: one grid of tokens an image.
+
+    Notes
+    -----
+    The word whose embedding replaces a token is id 0, as in the released pad embedding.
+    """
+
+    family = "llava"
+    preset_token_id = 0
+
+    @torch.no_grad()
+    def encode_pixels(
+        self, model_inputs: Mapping[str, Any], *, cls_similarity: bool = True, cls_attention: bool = False
+    ) -> list[EncodedImage]:
+        """Run the vision encoder and the connector once; see `Adapter.encode_pixels`.
+
+        Notes
+        -----
+        Source: hidden state -2, patch rows (LLaVA-1.5). The similarity is the cosine of patch and [CLS]
+        rows of that state. The attention is that of the layer which makes it: the [CLS] row, mean over
+        heads, without its share on [CLS] itself, so it sums to less than 1. It is computed from the layer's
+        queries and keys, so that the tokens are the same with and without it, whichever attention
+        implementation the model runs.
+        """
+        pixels = self._pixels(model_inputs, "pixel_values", 4)
+        grid = (pixels.shape[-2] // self.patch_size, pixels.shape[-1] // self.patch_size)
+        with self._cls_attention_rows(self.has_cls and cls_attention) as attention:
+            output = self.model.get_image_features(pixel_values=pixels, return_dict=True)
+        hidden = output.hidden_states[self.model.config.vision_feature_layer]  # (n_images, 1 + n_tokens, d)
+        similarity = self._similarity(hidden, cls_similarity)
+        return [
+            EncodedImage((VisualView(tokens, grid, similarity[i], attention[0][i] if attention else None),))
+            for i, tokens in enumerate(output.pooler_output)
+        ]

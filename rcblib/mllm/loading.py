@@ -16,11 +16,18 @@ from transformers import (
 )
 
 from rcblib.mllm.base import Adapter
+from rcblib.mllm.frames import LlavaOnevisionProcessor
 from rcblib.mllm.llava import LlavaAdapter
+from rcblib.mllm.llava_next import LlavaNextAdapter
+from rcblib.mllm.llava_onevision import LlavaOnevisionAdapter
 from rcblib.records import ParameterError, UnsupportedModelError
 from rcblib.runs import project_root
 
-ADAPTERS: dict[str, type[Adapter]] = {"llava": LlavaAdapter}
+ADAPTERS: dict[str, type[Adapter]] = {
+    "llava": LlavaAdapter,
+    "llava_next": LlavaNextAdapter,
+    "llava_onevision": LlavaOnevisionAdapter,
+}
 """Adapter of each supported ``model_type``."""
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -76,8 +83,8 @@ def load_model(
     model : transformers.PreTrainedModel
         In evaluation mode.
     processor : transformers.ProcessorMixin
-        It pads on the left, as generation in batches needs, and preprocesses images with PIL, so that
-        pixels are the same whether torchvision is installed or not.
+        It pads on the left, as generation in batches needs, and preprocesses images with PIL and videos with torch
+        alone, so that pixels are the same whether torchvision is installed or not.
 
     Raises
     ------
@@ -106,16 +113,24 @@ def load_model(
             use_safetensors=True,
             trust_remote_code=False,
         )
-        processor = AutoProcessor.from_pretrained(source, trust_remote_code=False)
-        processor.image_processor = AutoImageProcessor.from_pretrained(
-            source, backend="pil", trust_remote_code=False
-        )
+        processor = _processor(source, config["model_type"])
     except (OSError, ValueError, SafetensorError) as error:
         raise _unreadable(name_or_path, error) from error
     processor.tokenizer.padding_side = "left"
     if processor.tokenizer.pad_token is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
     return model.to(device).eval(), processor
+
+
+def _processor(source: str, model_type: str) -> Any:
+    """Load a processor whose images are preprocessed with PIL, and whose videos need no torchvision."""
+    if model_type == "llava_onevision":
+        return LlavaOnevisionProcessor.from_pretrained(source, trust_remote_code=False)
+    processor = AutoProcessor.from_pretrained(source, trust_remote_code=False)
+    processor.image_processor = AutoImageProcessor.from_pretrained(
+        source, backend="pil", trust_remote_code=False
+    )
+    return processor
 
 
 def embedded_models() -> dict[str, Path]:
