@@ -54,7 +54,7 @@ QWEN_2_TEMPLATE = (
     "{% for turn in messages %}<|im_start|>{{ turn['role'] + ' ' }}"
     "{% for part in turn['content'] if part['type'] == 'image' %}<image>{% endfor %}"
     "{% for part in turn['content'] if part['type'] == 'video' %}<video>{% endfor %}"
-    "{% for part in turn['content'] if part['type'] == 'text' %}\n{{ part['text'] }}{% endfor %}<|im_end|>"
+    "{% for part in turn['content'] if part['type'] == 'text' %}{{ '\n' + part['text'] }}{% endfor %}<|im_end|>"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 """Conversation form of the converted OneVision checkpoints."""
