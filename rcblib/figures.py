@@ -659,7 +659,7 @@ def _write_interval(axes: Axes, cell: Sequence[int], row: Mapping[str, float]) -
 
 
 def funnel(axes: Axes, counts: Mapping[str, int]) -> Axes:
-    """Draw how many remain after each stage of a selection: one bar a stage, first on top, on a logarithmic axis.
+    """Draw how many remain after each stage of a selection: one bar a stage, first on top.
 
     Parameters
     ----------
@@ -675,8 +675,7 @@ def funnel(axes: Axes, counts: Mapping[str, int]) -> Axes:
     for line, value in enumerate(values):
         share = f" ({value / values[0]:.1%})" if line else ""
         axes.annotate(f"{value:,}{share}", (value, line), (4, 0), textcoords="offset points", va="center")
-    axes.set_xscale("log")
-    axes.set_xlim(min(1, values.min()), values.max() * 12)
+    axes.set_xlim(0, values.max() * 1.15)
     axes.set_yticks(range(len(values)), names)
     axes.set_ylim(len(values) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)

@@ -404,7 +404,7 @@ def provenance() -> dict[str, Any]:
     -------
     dict
         ``date`` (UTC); versions as ``python``, ``rcblib``, ``torch``, ``transformers``, ``numpy``;
-        ``platform``, ``cpu``, ``n_cpus``, ``gpu`` (``None`` without one), ``n_threads`` (torch's);
+        ``platform``, ``cpu``, ``n_cpus``, ``gpu`` (``"none"`` without one), ``n_threads`` (torch's);
         ``git_commit`` and ``git_dirty`` (``None`` outside a checkout).
     """
     import torch
@@ -423,7 +423,7 @@ def provenance() -> dict[str, Any]:
         "platform": f"{platform.system()} {platform.machine()}",
         "cpu": _cpu_model(),
         "n_cpus": os.cpu_count(),
-        "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+        "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none",
         "n_threads": torch.get_num_threads(),
         "git_commit": commit,
         "git_dirty": dirty,
@@ -648,3 +648,39 @@ def write_results(path: str | os.PathLike, results: Mapping[str, Mapping[str, An
         "provenance": provenance(),
     }
     write_json(path, content)
+
+
+def results_table(results: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    """Lay the key numbers of a notebook out for reading: one line a result, all as text.
+
+    Parameters
+    ----------
+    results : Mapping
+        As `write_results` takes them.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Indexed by name: ``value`` and ``interval`` to four digits, ``n`` and ``unit``; blank where there is none, and
+        without columns that would be blank throughout.
+    """
+    import pandas as pd
+
+    def written(value: Any) -> str:
+        if value is None or isinstance(value, str):
+            return value or ""
+        return f"{value:.4g}" if isinstance(value, float) and not value.is_integer() else f"{value:,.0f}"
+
+    lines = {
+        name.replace("_", " "): {
+            "value": written(result["value"]),
+            "interval": "[{}, {}]".format(*map(written, result["interval"]))
+            if result.get("interval")
+            else "",
+            "n": written(result["n"]),
+            "unit": result.get("unit", ""),
+        }
+        for name, result in results.items()
+    }
+    table = pd.DataFrame.from_dict(lines, orient="index", columns=["value", "interval", "n", "unit"])
+    return table.loc[:, (table != "").any()]

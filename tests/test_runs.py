@@ -34,6 +34,7 @@ from rcblib.runs import (
     read_json,
     read_table,
     reject_unknown_parameters,
+    results_table,
     set_up,
     to_plain,
     validate_parameters,
@@ -440,6 +441,21 @@ def test_results(tmp_path):
     assert content["config"]["n_images"] == 24
     assert content["config_hash"] == config_hash(Parameters("scenes"))
     assert content["provenance"]["python"]
+
+
+def test_a_results_table_is_text_without_missing_values():
+    results = {
+        "auc_of_all": {"value": np.float64(0.87654), "n": 14400, "interval": (0.85, 0.9)},
+        "images": {"value": 60, "n": 60.0, "interval": None},
+        "verdict": {"value": "holds", "n": 2},
+        "undefined": {"value": None, "n": 0},
+    }
+    table = results_table(results)
+    assert list(table.columns) == ["value", "interval", "n"]
+    assert table.loc["auc of all"].tolist() == ["0.8765", "[0.85, 0.9]", "14,400"]
+    assert table.loc["images"].tolist() == ["60", "", "60"]
+    assert table["value"].tolist()[2:] == ["holds", ""]
+    assert "unit" in results_table({"loss": {"value": 0.5, "n": 1, "unit": "nats"}}).columns
 
 
 @pytest.mark.parametrize(
