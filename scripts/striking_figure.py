@@ -28,9 +28,14 @@ def draw(model_name: str, sample: Sample) -> plt.Figure:
     table = probe(model, processor, sample.image, sample=sample)
     grid = (int(table["row"].max()) + 1, int(table["column"].max()) + 1)
     use_style()
-    figure, (seen, said, matters) = plt.subplots(
-        1, 3, figsize=(16, 5.6), layout="constrained", width_ratios=(0.78, 1.15, 0.92)
+    # The word map has to be read, so it gets the room.
+    figure, places = plt.subplot_mosaic(
+        [["seen", "said"], ["matters", "said"]],
+        figsize=(9, 5.4),
+        layout="constrained",
+        width_ratios=(0.62, 1.4),
     )
+    seen, said, matters = places["seen"], places["said"], places["matters"]
     seen.imshow(sample.image)
     seen.set_axis_off()
     seen.set_title(
@@ -41,7 +46,7 @@ def draw(model_name: str, sample: Sample) -> plt.Figure:
     heat_map(
         matters, sample.image, table["global_divergence"].to_numpy(), grid, label="global divergence (nats)"
     )
-    matters.set_title("What the answer loses\nwithout its neighbourhood")
+    matters.set_title("What the answer loses\nwithout each neighbourhood")
     return figure
 
 
@@ -54,7 +59,7 @@ def main() -> None:
     sample = SceneDataset("test", options.index + 1)[options.index]
     figure = draw(options.model, sample)
     about = {"model": options.model, "scene": sample.file_name, "provenance": provenance()}
-    figure.savefig(project_root() / DESTINATION, dpi=110, metadata={"Description": json.dumps(about)})
+    figure.savefig(project_root() / DESTINATION, dpi=180, metadata={"Description": json.dumps(about)})
     print(f"{DESTINATION}: {sample.file_name}")
 
 
