@@ -19,7 +19,7 @@ from rcblib.geometry import check_features, check_integer
 from rcblib.metrics import score_predictions
 from rcblib.mllm import Adapter, adapter_for
 from rcblib.probe import load_picture, model_fingerprint, sample_identity
-from rcblib.pruners import Pruner, PruningContext
+from rcblib.pruners import Pruner
 from rcblib.records import EncodedImage, ParameterError, Question, Sample
 from rcblib.runs import cached_table, config_hash
 
@@ -67,8 +67,8 @@ def evaluate(
     -------
     pandas.DataFrame
         One row a question, in their order: ``image_id``, ``task``, ``subset``, ``question``, ``answer``,
-        ``prediction``, ``score`` (in [0, 1], by `score_predictions`), ``n_visual_tokens`` of the image and
-        ``n_retained`` of them.
+        ``prediction``, ``score`` (in [0, 1], by `score_predictions`), and the rows that the LLM reads of the image,
+        newlines included: ``n_visual_tokens`` without and ``n_retained`` with pruning.
 
     Raises
     ------
@@ -247,6 +247,9 @@ class _Session:
         """
         prompt, image_id = self.prompts[index], self.questions[index].image_id
         image = self.features.get(image_id, self.model.device)
+        n_tokens = self.adapter.n_placeholders(image)
+        if pruner is not None:
+            image = image.arranged(pruner.layout)
         n_places = self.adapter.n_placeholders(image)
         image_token = self.adapter.image_token_id
         ids = torch.tensor(
@@ -257,23 +260,13 @@ class _Session:
         elif chosen is not None and image_id in chosen:
             kept = chosen[image_id]
         else:
-            order = self.image_index[image_id]
-            kept = [
-                pruner.select(view.tokens, PruningContext(view, order, i, ids, self.adapter))
-                for i, view in enumerate(image.views)
-            ]
+            kept = pruner.select_image(image, self.image_index[image_id], ids, self.adapter)
             if chosen is not None:
                 chosen[image_id] = kept
         rows, positions = self.adapter.gather(image, kept)
         survives = ids != image_token
         survives[prompt.place + positions] = True
-        return _Input(
-            rows,
-            ids[survives],
-            survives.nonzero().flatten(),
-            sum(view.n_tokens for view in image.views),
-            sum(map(len, kept)),
-        )
+        return _Input(rows, ids[survives], survives.nonzero().flatten(), n_tokens, len(rows))
 
     def model_inputs(self, batch: Sequence[_Input], pruner: Pruner | None) -> dict[str, Any]:
         """Pad inputs on the left and name them as `generate` and the model's forward do."""
@@ -393,7 +386,7 @@ class _Features:
 
     def get(self, image_id: int, device: torch.device) -> EncodedImage:
         """Return an image that the last call of `encode` asked for, its tokens on the device."""
-        return _moved(self.images[image_id], device)
+        return self.images[image_id].to(device)
 
     def encode(self, image_ids: Iterable[int], attention: bool) -> None:
         """Encode those of some images that are not there yet, all at once."""
@@ -408,16 +401,11 @@ class _Features:
         for image_id, image in zip(missing, self.adapter.encode(pictures, attention=attention), strict=True):
             for view in image.views:
                 check_features("visual tokens", view.tokens, "(n_tokens, d_model)")
-            self.images[image_id] = _moved(image, torch.device("cpu"))
+            self.images[image_id] = image.to("cpu")
 
     def _has(self, image_id: int, attention: bool) -> bool:
         image = self.images.get(image_id)
         return image is not None and (not attention or image.views[0].cls_attention is not None)
-
-
-def _moved(image: EncodedImage, device: torch.device) -> EncodedImage:
-    views = tuple(dataclasses.replace(view, tokens=view.tokens.to(device)) for view in image.views)
-    return dataclasses.replace(image, views=views)
 
 
 class _Progress:

@@ -348,6 +348,10 @@ def test_what_was_kept_is_told_for_each_image_since_entering(model, batch, singl
         assert len(pruner.kept) == 4
         model.generate(**single, max_new_tokens=1)
     assert pruner.n_tokens == [36] * 5
+    assert pruner.n_retained == [18] * 5
+    assert [[part.tolist() for part in parts] for parts in pruner.kept_by_view] == [
+        [kept.tolist()] for kept in pruner.kept
+    ]
     for kept in pruner.kept:
         assert kept.dtype == torch.int64
         assert kept.device.type == "cpu"
@@ -506,10 +510,10 @@ def test_other_models_are_refused():
 
 def test_a_codebook_must_fit_the_model(untouched, codebook):
     narrow = Codebook(codebook.prototypes[:, :39], codebook.image_ids, "llava")
-    with pytest.raises(CodebookError, match="width 39; accepted: the model's, 40"):
+    with pytest.raises(CodebookError, match="width 39 do not fit visual tokens of width 40"):
         generate(untouched, {}, CodebookPruner(narrow, max_similarity=0.5))
     foreign = Codebook(codebook.prototypes, codebook.image_ids, "llava_onevision")
-    with pytest.raises(CodebookError, match="family 'llava_onevision'; accepted: the model's, 'llava'"):
+    with pytest.raises(CodebookError, match="family 'llava_onevision', the model is of family 'llava'"):
         generate(untouched, {}, CodebookPruner(foreign, max_similarity=0.5))
 
 
@@ -524,6 +528,14 @@ def test_a_codebook_must_fit_the_model(untouched, codebook):
         ({"retain_ratio": 0.5, "rule": "cosine"}, "rule: got 'cosine'"),
         ({"max_similarity": 0.5, "rule": "double_softmax"}, "max_similarity"),
         ({"retain_ratio": 0.5, "position_ids": "old"}, "position_ids: got 'old'"),
+        (
+            {"retain_ratio": 0.5, "layout": "flat"},
+            "layout: got 'flat'; accepted: one of .'packed', 'flatten'",
+        ),
+        (
+            {"retain_ratio": 0.5, "scope": "frame"},
+            "scope: got 'frame'; accepted: one of .'tile', 'image', 'video'",
+        ),
     ],
 )
 def test_budgets_are_checked_when_a_pruner_is_made(codebook, settings, message):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,14 +14,16 @@ from typing import Any, ClassVar
 import torch
 
 from rcblib.mllm import Adapter, adapter_for
-from rcblib.records import EncodedImage, ParameterError, VisualView
+from rcblib.records import LAYOUTS, EncodedImage, ParameterError, VisualView
 from rcblib.scoring import keep_indices
 
 POSITION_IDS = ("renumbered", "kept")
+SCOPES = ("tile", "image", "video")
 
 _REFUSED = (
     "inputs_embeds", "mm_encoder_outputs", "past_key_values", "position_ids", "negative_prompt_ids",
     "assistant_model", "custom_generate", "vision_feature_layer", "vision_feature_select_strategy",
+    "vision_aspect_ratio",
 )  # fmt: skip
 """Arguments of `generate` that bring images or prompts past the pruner, or a second model to prune."""
 
@@ -33,9 +36,9 @@ class PruningContext:
     ----------
     view : VisualView
         The grid, kind and [CLS] signals of the tokens; signals as the method's `needs_cls_similarity` and
-        `needs_cls_attention` ask for them.
+        `needs_cls_attention` ask for them. Views that share a budget come as one, whose grid is ``(1, n_tokens)``.
     image_index, view_index : int
-        Images seen before this one since the context was entered; views of the image before this one.
+        Images and videos seen before this one since the context was entered; views of it before this one.
     prompt_ids : torch.Tensor
         ``(n_prompt,)`` token ids of the prompt that the image belongs to, placeholders included, padding not.
     adapter : Adapter
@@ -57,29 +60,44 @@ class Pruner:
     context `generate` encodes the images once, keeps some tokens of each, cuts the placeholders of the
     prompt to match, and returns sequences as without pruning: the prompt as given, then the new tokens.
     Prompts without images pass through. The model is left as it was, also after an error. Retaining
-    everything gives the unpruned model's tokens.
+    everything, packed, gives the unpruned model's tokens.
 
     Parameters
     ----------
     retain_ratio : float or None
-        Share of an image's tokens to keep, in [0, 1]; ``round(n_tokens * retain_ratio)`` of them, half to
-        even.
+        Share of the tokens to keep, in [0, 1]; ``round(n_tokens * retain_ratio)`` of each set that `scope` says,
+        half to even. Newlines are not counted.
     position_ids : {"renumbered", "kept"}
         Positions of the shortened prompt: numbered anew, as the release does, or those that the tokens had in
-        the full prompt, the answer continuing after it.
+        the full prompt, the answer continuing after it. With ``"flatten"`` the full prompt is the one that has all
+        tokens in that layout.
+    layout : {"packed", "flatten"}
+        How what survives of an image with tiles is read. ``"packed"``: in the model's own order, with every newline;
+        padding is no token and is never kept. ``"flatten"``, as in the release: tile after tile, tokens of padding
+        among them, and one newline at the end. Other images, and videos, are the same in both.
+    scope : {"tile", "image", "video"}
+        On which tokens a budget is applied, and softmaxes over tokens taken. ``"tile"``, as in the release: each grid
+        by itself: the reduced image, each tile, each frame. ``"image"``: all grids of an image together; a frame is
+        one image. ``"video"``: also all frames of a video together.
 
     Attributes
     ----------
     kept : list of torch.Tensor
-        For each image since the context was entered, in prompt order: ``(n_kept,)`` ascending positions
-        among its visual tokens, int64, on the CPU.
-    n_tokens : list of int
-        For each of these images, how many tokens it had.
+        For each image and video since the context was entered, in prompt order: ``(n_kept,)`` ascending positions
+        among its visual tokens, view after view, int64, on the CPU.
+    kept_by_view : list of tuple of torch.Tensor
+        The same for each view by itself: positions in its grid.
+    n_tokens, n_retained : list of int
+        For each of these images and videos the rows that the LLM reads of it without and with pruning. These are
+        visual tokens and newlines; tokens of padding, which the model never reads, are in neither number unless
+        ``"flatten"`` retains them, so that it can retain more rows than there were.
 
     Notes
     -----
-    At least one token of an image survives: where the budget keeps none, the least redundant one stays,
-    with a warning (the release then feeds an empty image).
+    At least one token of an image or video survives: where the budget keeps none, the least redundant one stays,
+    with a warning (the release then feeds an empty image). A tile or frame among others may lose all.
+
+    Logits processors see a video's placeholders as those of an image.
 
     A streamer, stopping criteria and logits processors see the shortened prompt; so do attentions and hidden
     states that `generate` returns. Lengths (``max_length``, ``min_length``) count the prompt as given. Beam
@@ -89,8 +107,14 @@ class Pruner:
 
     retain_ratio: float | None = None
     position_ids: str = "renumbered"
+    layout: str = "packed"
+    scope: str = "tile"
     kept: list[torch.Tensor] = field(default_factory=list, init=False, repr=False, compare=False)
+    kept_by_view: list[tuple[torch.Tensor, ...]] = field(
+        default_factory=list, init=False, repr=False, compare=False
+    )
     n_tokens: list[int] = field(default_factory=list, init=False, repr=False, compare=False)
+    n_retained: list[int] = field(default_factory=list, init=False, repr=False, compare=False)
     _entered: bool = field(default=False, init=False, repr=False, compare=False)
 
     needs_cls_similarity: ClassVar[bool] = False
@@ -99,17 +123,19 @@ class Pruner:
     reads_prompt: ClassVar[bool] = True
 
     def __post_init__(self):
-        if self.position_ids not in POSITION_IDS:
-            raise ParameterError("position_ids", self.position_ids, f"one of {POSITION_IDS}")
+        choices = {"position_ids": POSITION_IDS, "layout": LAYOUTS, "scope": SCOPES}
+        for name, accepted in choices.items():
+            if getattr(self, name) not in accepted:
+                raise ParameterError(name, getattr(self, name), f"one of {accepted}")
         keep_indices(torch.zeros(1), **self.budget())
 
     def score(self, tokens: torch.Tensor, context: PruningContext | None = None) -> torch.Tensor:
-        """Score the tokens of one view.
+        """Score the tokens of one view, or of several that share a budget.
 
         Parameters
         ----------
         tokens : torch.Tensor
-            ``(n_tokens, d_model)`` rows that would enter the LLM, in raster order.
+            ``(n_tokens, d_model)`` rows that would enter the LLM, in raster order, view after view.
         context : PruningContext, optional
             What else is known; ``None`` outside of `generate`.
 
@@ -130,7 +156,7 @@ class Pruner:
             raise ParameterError("model", "a vision encoder without [CLS]", f"one with [CLS] for {self!r}")
 
     def select(self, tokens: torch.Tensor, context: PruningContext | None = None) -> torch.Tensor:
-        """Choose the tokens of one view that survive.
+        """Choose the tokens of one view, or of several that share a budget, that survive.
 
         Parameters
         ----------
@@ -142,17 +168,52 @@ class Pruner:
         Returns
         -------
         torch.Tensor
-            ``(n_kept,)`` int64 positions, ascending, at least one.
+            ``(n_kept,)`` int64 positions, ascending; none of them if the budget says so.
         """
-        scores = self.score(tokens, context)
-        kept = keep_indices(scores, **self.budget())
-        if len(kept) == 0:
+        return keep_indices(self.score(tokens, context), **self.budget())
+
+    def select_image(
+        self,
+        image: EncodedImage,
+        image_index: int = 0,
+        prompt_ids: torch.Tensor | None = None,
+        adapter: Adapter | None = None,
+    ) -> list[torch.Tensor]:
+        """Choose the tokens of an image or video that survive, set by set as `scope` says.
+
+        Parameters
+        ----------
+        image : EncodedImage
+            What the adapter returned; it is taken in this pruner's layout.
+        image_index, prompt_ids, adapter
+            As in `PruningContext`.
+
+        Returns
+        -------
+        list of torch.Tensor
+            For each view of ``image.arranged(layout)``: ``(n_kept,)`` int64 positions, ascending, on the CPU; at least
+            one in all. `Adapter.gather` makes the LLM's rows of them.
+        """
+        image = image.arranged(self.layout)
+        prompt_ids = torch.empty(0, dtype=torch.long) if prompt_ids is None else prompt_ids
+
+        def context(views: tuple[VisualView, ...], first: int) -> PruningContext:
+            return PruningContext(_joined(views), image_index, first, prompt_ids, adapter)
+
+        together = self.scope == "video" or (self.scope == "image" and not image.is_video)
+        sets = [image.views] if together else [(view,) for view in image.views]
+        chosen = []
+        for first, views in enumerate(sets):  # as many views as sets, or one set
+            own = context(views, first)
+            chosen.append(self.select(own.view.tokens, own).cpu())
+        if sum(map(len, chosen)) == 0:
             warnings.warn(
-                f"{type(self).__name__} keeps none of {len(tokens)} visual tokens; the least redundant stays",
+                f"{type(self).__name__} keeps none of {image.n_tokens} visual tokens; the least redundant stays",
                 stacklevel=2,
             )
-            kept = scores.argmin().reshape(1)
-        return kept
+            together, whole = True, context(image.views, 0)
+            chosen = [self.score(whole.view.tokens, whole).argmin().reshape(1).cpu()]
+        return _by_view(image.views, chosen[0]) if together else chosen
 
     @contextmanager
     def __call__(self, model: Any, processor: Any = None) -> Iterator[Pruner]:
@@ -191,7 +252,8 @@ class Pruner:
 
         generate.pruner = self
         own = vars(model).get("generate")
-        self.kept, self.n_tokens, self._entered = [], [], True
+        self.kept, self.kept_by_view, self.n_tokens, self.n_retained = [], [], [], []
+        self._entered = True
         model.generate = generate
         try:
             yield self
@@ -236,28 +298,51 @@ class Pruner:
 
     @torch.no_grad()
     def _prune(self, adapter: Adapter, images: list[EncodedImage], prompt: _Prompt) -> list[torch.Tensor]:
-        """Select in every image, mark its other placeholders for removal, return the rows that are left."""
-        places = prompt.places(adapter.image_token_id)
-        counts = [adapter.n_placeholders(image) for image in images]
-        if len(places) != sum(counts):
-            raise ParameterError(
-                "input_ids", f"{len(places)} image placeholders", f"{sum(counts)}, one for each visual token"
-            )
+        """Select in every image and video, cut the other placeholders, return the rows that are left."""
+        spans = []
+        for modality, token_id in (("image", adapter.image_token_id), ("video", adapter.video_token_id)):
+            own = [image for image in images if image.is_video == (modality == "video")]
+            if token_id is None or not own:
+                continue
+            places, counts = prompt.places(token_id), [adapter.n_placeholders(image) for image in own]
+            if len(places) != sum(counts):
+                accepted = f"{sum(counts)}, one for each visual token and newline of {len(own)} {modality}s"
+                raise ParameterError("input_ids", f"{len(places)} {modality} placeholders", accepted)
+            spans += zip(places.split(counts), own, strict=True)
+            prompt.rename(token_id, adapter.image_token_id)
         rows = []
-        for image, own in zip(images, places.split(counts), strict=True):
-            prompt_ids = prompt.text(own)
-            kept = [
-                self.select(view.tokens, PruningContext(view, len(self.kept), i, prompt_ids, adapter))
-                for i, view in enumerate(image.views)
-            ]
-            image_rows, positions = adapter.gather(image, kept)
-            survives = torch.zeros(len(own), dtype=torch.bool)
-            survives[positions] = True
-            prompt.drop(own[~survives])
+        for places, image in sorted(spans, key=lambda span: int(span[0][0])):
+            kept = self.select_image(image, len(self.kept), prompt.text(places), adapter)
+            arranged = image.arranged(self.layout)
+            image_rows, positions = adapter.gather(arranged, kept)
+            prompt.keep(places, positions, adapter.n_placeholders(arranged))
             rows.append(image_rows)
-            self.kept.append(positions)
-            self.n_tokens.append(len(own))
+            starts = [0, *itertools.accumulate(view.n_tokens for view in arranged.views)]
+            self.kept.append(torch.cat([own + start for own, start in zip(kept, starts, strict=False)]))
+            self.kept_by_view.append(tuple(kept))
+            self.n_tokens.append(len(places))
+            self.n_retained.append(len(image_rows))
         return rows
+
+
+def _joined(views: tuple[VisualView, ...]) -> VisualView:
+    """Return views that share a budget as one."""
+    if len(views) == 1:
+        return views[0]
+    tokens = torch.cat([view.tokens for view in views])
+    signals = ([view.cls_similarity for view in views], [view.cls_attention for view in views])
+    joined = [None if any(part is None for part in parts) else torch.cat(parts) for parts in signals]
+    return VisualView(tokens, (1, len(tokens)), *joined, views[0].kind)
+
+
+def _by_view(views: tuple[VisualView, ...], positions: torch.Tensor) -> list[torch.Tensor]:
+    """Split ascending positions among the tokens of all views into positions in each."""
+    split, start = [], 0
+    for view in views:
+        inside = (positions >= start) & (positions < start + view.n_tokens)
+        split.append(positions[inside] - start)
+        start += view.n_tokens
+    return split
 
 
 class _Settings:
@@ -323,11 +408,16 @@ class _Prompt:
             if isinstance(value, torch.Tensor) and value.shape == input_ids.shape
         }
         self.columns["attention_mask"] = mask.to(input_ids.device)
-        self.survives = mask.to(input_ids.device, torch.bool).clone(memory_format=torch.contiguous_format)
+        # How often a column is taken, and how many positions the full prompt has for it: not both 1 where an image is
+        # read in another layout, whose rows then all stand in the first of its columns.
+        self.copies = mask.to(input_ids.device).bool().long()
+        self.extents = self.copies.clone()
+        self.offsets: list[tuple[int, torch.Tensor]] = []
 
-    def places(self, image_token_id: int) -> torch.Tensor:
-        """Return the flat places of all placeholders, prompt after prompt, on the CPU."""
-        return ((self.input_ids == image_token_id) & self.survives).flatten().nonzero().flatten().cpu()
+    def places(self, token_id: int) -> torch.Tensor:
+        """Return the flat places of all placeholders of a kind, prompt after prompt, on the CPU."""
+        is_there = self.columns["attention_mask"].bool()
+        return ((self.input_ids == token_id) & is_there).flatten().nonzero().flatten().cpu()
 
     def text(self, places: torch.Tensor) -> torch.Tensor:
         """Return the token ids of the prompt that holds the flat places of an image, without padding."""
@@ -338,23 +428,42 @@ class _Prompt:
             )
         return self.input_ids[row][self.columns["attention_mask"][row].bool()]
 
-    def drop(self, places: torch.Tensor) -> None:
-        """Mark flat places for removal."""
-        self.survives.view(-1)[places.to(self.survives.device)] = False
+    def rename(self, token_id: int, new_id: int) -> None:
+        """Let placeholders of one kind pass for those of another, in what is cut out but not in what is restored."""
+        if token_id != new_id:
+            ids = self.columns["input_ids"]
+            self.columns["input_ids"] = torch.where(ids == token_id, new_id, ids)
+
+    def keep(self, places: torch.Tensor, positions: torch.Tensor, n_rows: int) -> None:
+        """Keep some of an image's rows, by ascending position among `n_rows`, at its flat places."""
+        places = places.to(self.copies.device)
+        copies, extents = self.copies.view(-1), self.extents.view(-1)
+        copies[places] = 0
+        if n_rows == len(places):
+            copies[places[positions.to(places.device)]] = 1
+            return
+        extents[places] = 0
+        copies[places[0]], extents[places[0]] = len(positions), n_rows
+        self.offsets.append((int(places[0]), positions))
 
     def cut(self, with_positions: bool) -> dict[str, torch.Tensor]:
         """Return the columns that are left, ``(n_prompts, n_left of the longest)``, padded on the left."""
-        columns = dict(self.columns)
-        if with_positions:
-            columns["position_ids"] = (columns["attention_mask"].long().cumsum(-1) - 1).clamp(min=0)
-        n_left = self.survives.sum(-1)
+        flat = torch.arange(self.copies.numel(), device=self.copies.device)
+        taken = flat.repeat_interleave(self.copies.flatten())  # (n_left of all prompts,)
+        n_left = self.copies.sum(-1)
         longest = int(n_left.max())
         filled = torch.arange(longest, device=n_left.device) >= longest - n_left[:, None]
         cut = {}
-        for name, column in columns.items():
+        for name, column in self.columns.items():
             padding = self.pad_token_id if name == "input_ids" else 0
             cut[name] = column.new_full(filled.shape, padding)
-            cut[name][filled] = column[self.survives]
+            cut[name][filled] = column.flatten()[taken]
+        if with_positions:
+            positions = (self.extents.cumsum(-1) - self.extents).flatten()[taken]
+            for place, offsets in self.offsets:
+                positions[taken == place] += offsets.to(positions)
+            cut["position_ids"] = torch.zeros_like(cut["attention_mask"], dtype=torch.long)
+            cut["position_ids"][filled] = positions
         return cut
 
     def restore(self, output: Any, n_cut: int) -> Any:

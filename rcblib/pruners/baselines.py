@@ -15,19 +15,20 @@ from rcblib.records import ParameterError
 
 @dataclass
 class RandomPruner(Pruner):
-    """Keep random tokens, in reading order.
+    """Keep random tokens, in reading order: of an image, of each tile, of each frame of a video.
 
     Parameters
     ----------
     retain_ratio : float
-        Share of an image's tokens to keep, in [0, 1].
+        Share of the tokens to keep, in [0, 1].
     seed : int
         Seed, at least 0. The same seed keeps the same positions in the n-th image of a context, however the
-        images are spread over batches; other images of the context get other positions.
+        images are spread over batches; other images of the context, tiles and frames get other positions.
 
     Notes
     -----
-    Source: the random-token baseline of the release. Differs: positions depend on seed and image order only.
+    Source: the random-token baselines of the release for images and videos. Differs: positions depend on seed and
+    image order only.
     """
 
     retain_ratio: float
@@ -52,7 +53,7 @@ class ClsSimilarityPruner(Pruner):
     Parameters
     ----------
     retain_ratio : float
-        Share of an image's tokens to keep, in [0, 1].
+        Share of the tokens to keep, in [0, 1].
     keep : {"most", "least"}
         Which end of the order survives.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,8 +11,10 @@ import torch
 from rcblib.codebook import Codebook
 from rcblib.mllm import Adapter
 from rcblib.pruners.base import Pruner, PruningContext
-from rcblib.records import CodebookError
 from rcblib.scoring import redundancy_scores
+
+FAMILY_RULES = {"llava": "max_cosine", "llava_next": "max_cosine", "llava_onevision": "double_softmax"}
+"""Rule that the release uses with each family."""
 
 
 @dataclass
@@ -30,14 +33,15 @@ class CodebookPruner(Pruner):
         Cosine cut-off in [-1, 1] for ``max_cosine``: tokens strictly below it are kept; a lower value keeps
         fewer, and the count differs from image to image.
     retain_ratio : float, optional
-        Share of an image's tokens to keep, in [0, 1]; see `keep_indices`.
-    position_ids : {"renumbered", "kept"}
+        Share of the tokens to keep, in [0, 1]; see `keep_indices`.
+    position_ids, layout, scope
         As in `Pruner`.
 
     Notes
     -----
     Source: pruning at inference; the released modes ``high_info_patch`` (``max_similarity``, 0.45 for
-    LLaVA-1.5), ``_fix_num``, ``_double_smx`` and ``_single_smx`` (``retain_ratio``).
+    LLaVA-1.5), ``_flatten`` (0.11 for LLaVA-NeXT, layout ``"flatten"``), ``_fix_num``, ``_double_smx``
+    (``retain_ratio``, 0.5 for OneVision) and ``_single_smx``, of images and of videos.
     """
 
     codebook: Codebook
@@ -55,14 +59,17 @@ class CodebookPruner(Pruner):
         }
 
     def check(self, adapter: Adapter) -> None:
-        """Raise a `CodebookError` where the codebook has another width, or a known other family."""
+        """Raise a `CodebookError` where the codebook has another width, or a known other family.
+
+        A rule that the release does not use with the family gets a warning.
+        """
         super().check(adapter)
-        width = self.codebook.prototypes.shape[-1]
-        if width != adapter.d_model:
-            raise CodebookError(f"codebook: got width {width}; accepted: the model's, {adapter.d_model}")
-        if self.codebook.family not in ("", adapter.family):
-            raise CodebookError(
-                f"codebook: got family {self.codebook.family!r}; accepted: the model's, {adapter.family!r}"
+        self.codebook.check_fits(adapter.family, adapter.d_model)
+        preset = FAMILY_RULES.get(adapter.family, self.rule)
+        if self.rule != preset:
+            warnings.warn(
+                f"rule: {self.rule!r} with family {adapter.family!r}, for which the release uses {preset!r}",
+                stacklevel=2,
             )
 
     def score(self, tokens: torch.Tensor, context: PruningContext | None = None) -> torch.Tensor:
