@@ -9,13 +9,18 @@ import json
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 from safetensors import safe_open
 
 from rcblib.clustering import NOISE_SCALE, dpc_knn
+from rcblib.codebook import Codebook
 from rcblib.divergence import divergence, top1_probability
 from rcblib.geometry import cosine_to_cls, pool_frames, rank_by_cls, window
+from rcblib.mllm import adapter_for
 from rcblib.perturb import global_inputs, region_inputs, replace_tokens, single_token_inputs
+from rcblib.pruners import CodebookPruner
+from rcblib.records import NEWLINE, EncodedImage, Packing, VisualView
 from rcblib.scoring import keep_indices, redundancy_scores
 
 PARITY = Path(__file__).resolve().parents[1].parent / "shared" / "parity"
@@ -118,6 +123,53 @@ def test_video_pruning(path):
     if case.number("newline_appended"):
         span.append(case["newline"][None])
     torch.testing.assert_close(torch.cat(span), case["output"], atol=5e-6, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def gather():
+    """Return how an adapter collects what is left of an image's tokens."""
+    return adapter_for(*tiny.tiny_next()).gather
+
+
+def pruned(case, views, newline, gather, **settings):
+    """Prune recorded tokens through a pruner; where nothing is recorded as kept, one token is expected to stay."""
+    rule, budget = rule_and_budget(case.mode, case.number("threshold"))
+    order = torch.tensor([*range(sum(view.n_tokens for view in views)), NEWLINE])
+    packing = None if newline is None else Packing(order, newline)
+    image = EncodedImage(views, packing, views if "layout" in settings else None)
+    pruner = CodebookPruner(Codebook(case["codebook"]), rule, **budget, **settings)
+    recorded = [case[f"kept_index_{i}"] for i in range(len(views))]
+    if sum(map(len, recorded)) == 0:
+        with pytest.warns(UserWarning, match="keeps none"):
+            assert sum(map(len, pruner.select_image(image))) == 1
+        return None
+    kept = pruner.select_image(image)
+    for own, expected in zip(kept, recorded, strict=True):
+        torch.testing.assert_close(own, expected, atol=0, rtol=0)
+    return gather(image.arranged(pruner.layout), kept)[0]
+
+
+@cases("A_high_info_patch_flatten_*")
+def test_flattened_tiles(path, gather):
+    case = Case(path)
+    n_tokens, newline = case.number("num_tokens"), torch.full((case.number("dim"),), 7.0)
+    views = tuple(VisualView(tokens, (1, n_tokens), kind="tile") for tokens in case["features"])
+    rows = pruned(case, views, newline, gather, layout="flatten")
+    if rows is not None:
+        torch.testing.assert_close(rows[:-1], case["output_0"][0], atol=0, rtol=0)
+        assert torch.equal(rows[-1], newline)
+
+
+@cases("B_video_*")
+def test_video_through_a_pruner(path, gather):
+    case = Case(path)
+    side, pooled_side = case.number("grid_side"), case.number("pooled_side")
+    pooled = pool_frames(case["features"], (side, side))
+    views = tuple(VisualView(tokens, (pooled_side, pooled_side), kind="frame") for tokens in pooled)
+    newline = case["newline"] if case.number("newline_appended") else None
+    rows = pruned(case, views, newline, gather)
+    if rows is not None:
+        torch.testing.assert_close(rows, case["output"], atol=5e-6, rtol=0)
 
 
 @cases("C_fix_sim_*", "C_low_sim_*", "C_high_sim_*")
