@@ -224,6 +224,17 @@ def test_some_rows_are_gathered_with_every_newline(tiled):
     assert positions.tolist() == sorted([0, 35, line, 36 + 13 * 5 + 3, 36 + 13 * 5 + 9, *newlines])
 
 
+@pytest.mark.parametrize("layout", ["packed", "flatten"])
+def test_every_token_has_its_row(tiled, onevision, layout):
+    images = [*tiled.encode(tiny.random_images(1)), *onevision.encode(tiny.random_images(1, (66, 66)))]
+    for image in (*images, onevision.encode_video(tiny.random_images(2))):
+        arranged = image.arranged(layout)
+        rows = tiled.assemble(arranged)[tiled.token_rows(arranged)]
+        assert torch.equal(rows, torch.cat([view.tokens for view in arranged.views]))
+    (plain,) = (adapter := adapter_for(*tiny.tiny_llava())).encode(tiny.random_images(1))
+    assert adapter.token_rows(plain).tolist() == list(range(36))
+
+
 def test_tokens_of_one_view_can_be_replaced(tiled):
     (image,) = tiled.encode(tiny.random_images(1, (40, 31)))
     other = torch.zeros_like(image.views[2].tokens)

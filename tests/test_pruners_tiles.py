@@ -8,9 +8,10 @@ import tiny
 import torch
 
 from rcblib.codebook import Codebook
+from rcblib.evaluate import evaluate
 from rcblib.mllm import adapter_for
 from rcblib.pruners import ClsSimilarityPruner, CodebookPruner, RandomPruner
-from rcblib.records import ParameterError
+from rcblib.records import ParameterError, Question, Sample
 from rcblib.scoring import keep_indices, redundancy_scores
 
 SIZES = [(40, 31), (24, 24), (20, 90), (30, 100)]
@@ -339,6 +340,34 @@ def test_a_tile_may_lose_all_but_an_image_keeps_one(batches, codebooks):
     assert sum(map(len, kept)) == 1
     (view,) = [i for i, chosen in enumerate(kept) if len(chosen)]
     assert float(scores[view][kept[view]]) == lowest[0]
+
+
+@pytest.mark.parametrize("layout", ["packed", "flatten"])
+@pytest.mark.parametrize("position_ids", ["renumbered", "kept"])
+def test_an_evaluation_answers_as_generate_does(tiled, layout, position_ids):
+    images = pictures()
+    samples = [Sample(i, lambda image=image: image, *image.size) for i, image in enumerate(images)]
+    questions = [Question(i, "one_word", "What is this ?", "cat") for i in range(len(images))]
+    pruner = ClsSimilarityPruner(0.3, layout=layout, position_ids=position_ids)
+    frame = evaluate(tiled.model, tiled.processor, questions, samples, pruner, max_new_tokens=4)
+    prompt = tiled.prompt("What is this ?")
+    for i, image in enumerate(images):
+        output = generate(tiled, inputs_of(tiled.processor, [prompt], [image]), pruner, max_new_tokens=4)
+        answer = tiled.processor.tokenizer.decode(output[0, -4:], skip_special_tokens=True)
+        assert frame["prediction"][i] == answer.strip()
+        assert (frame["n_visual_tokens"][i], frame["n_retained"][i]) == (
+            pruner.n_tokens[0],
+            pruner.n_retained[0],
+        )
+
+
+@pytest.mark.parametrize("name", ["next", "onevision"])
+def test_half_precision_retains_everything_too(batches, name):
+    adapter, inputs, _ = batches[name]
+    halved = adapter_for((tiny.tiny_next if name == "next" else tiny.tiny_onevision)()[0].to(torch.bfloat16))
+    pruner = RandomPruner(1.0)
+    assert torch.equal(generate(halved, inputs, pruner), generate(halved, inputs))
+    generate(halved, inputs, RandomPruner(0.3, layout="flatten"))
 
 
 # Codebooks and their families

@@ -191,6 +191,21 @@ class Adapter(ABC):
         """Count the placeholders that stand for an image or a video in a prompt, newlines included."""
         return image.n_rows
 
+    def token_rows(self, image: EncodedImage) -> torch.Tensor:
+        """Return where the LLM reads each visual token.
+
+        Returns
+        -------
+        torch.Tensor
+            ``(n_tokens of all views,)`` int64 on the CPU: for each token, view after view, its row among those of
+            `assemble`; a signal by row, such as `text_to_image_attention`, taken there is a signal by token.
+        """
+        rows = torch.arange(image.n_tokens)
+        if image.packing is not None:
+            read = (image.packing.order != NEWLINE).nonzero().flatten()
+            rows[image.packing.order[read]] = read
+        return rows
+
     def gather(self, image: EncodedImage, kept: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """Collect the kept tokens of an image as the LLM reads them; every newline stays.
 
