@@ -103,23 +103,99 @@ class Sample:
         """Load the image (RGB)."""
         return self.load()
 
+    @property
+    def images(self) -> tuple[PIL.Image.Image, ...]:
+        """Load the image as a tuple of one, as `SequenceSample.images`."""
+        return (self.load(),)
+
+    @property
+    def kind(self) -> str:
+        """Return ``"image"``, as `SequenceSample.kind`."""
+        return "image"
+
+    @property
+    def n_images(self) -> int:
+        """Return 1, as `SequenceSample.n_images`."""
+        return 1
+
 
 @dataclass(frozen=True)
-class Question:
-    """Pose one question about one image, with the answer that counts as right.
+class SequenceSample:
+    """Hold several images that are asked about together, or the frames of a video.
 
     Attributes
     ----------
     image_id : int
-        The `Sample` it is about.
+        Identifier, unique inside its dataset.
+    load : callable
+        Returns all images, in order, as RGB ``PIL.Image``; called once per use so that datasets stay lazy.
+    kind : str
+        ``"images"`` or ``"video"``.
+    sizes : tuple of (int, int)
+        ``(width, height)`` of every image in pixels; the same for all frames of a video.
+    objects : tuple of tuple of SceneObject, or None
+        Annotated objects of every image; ``None`` where no annotation exists (own photos and videos).
+    source : str
+        Where the sample comes from: ``"groups/<split>"``, ``"videos/<split>"``, ``"photos"`` or ``"video"``.
+    file_name : str
+        File or folder name inside its dataset.
+    """
+
+    image_id: int
+    load: Callable[[], tuple[PIL.Image.Image, ...]]
+    kind: str
+    sizes: tuple[tuple[int, int], ...]
+    objects: tuple[tuple[SceneObject, ...], ...] | None = None
+    source: str = "photos"
+    file_name: str = ""
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("images", "video"):
+            raise ParameterError("kind", self.kind, "images, video")
+        if not self.sizes:
+            raise ParameterError("sizes", self.sizes, "the size of one image at least")
+        if self.objects is not None and len(self.objects) != len(self.sizes):
+            raise ParameterError("objects", f"those of {len(self.objects)} images", f"{len(self.sizes)}")
+
+    @property
+    def images(self) -> tuple[PIL.Image.Image, ...]:
+        """Load the images (RGB)."""
+        return self.load()
+
+    @property
+    def n_images(self) -> int:
+        """Count the images or frames."""
+        return len(self.sizes)
+
+    @property
+    def width(self) -> int:
+        """Return the width of the first image in pixels."""
+        return self.sizes[0][0]
+
+    @property
+    def height(self) -> int:
+        """Return the height of the first image in pixels."""
+        return self.sizes[0][1]
+
+
+@dataclass(frozen=True)
+class Question:
+    """Pose one question about one image or several, with the answer that counts as right.
+
+    Attributes
+    ----------
+    image_id : int
+        The `Sample` or `SequenceSample` it is about.
     task : str
-        Question family: ``one_word``, ``caption``, ``yes_no``, ``color``, ``count``, ``position`` or ``digit``.
+        Question family: ``one_word``, ``caption``, ``yes_no``, ``color``, ``count``, ``position`` or ``digit``; of
+        several images ``multi_image`` or ``video``.
     text : str
         What is asked, without chat template.
     answer : str
-        The reference answer; for ``caption`` a reference caption.
+        The reference answer; for ``caption`` a reference caption, for multiple choice the letter.
     subset : str
-        Finer label inside a task, such as POPE's ``random``, ``popular``, ``adversarial``.
+        Finer label inside a task, such as POPE's ``random``, ``popular``, ``adversarial``, or the kind of question
+        about several images.
     """
 
     image_id: int
