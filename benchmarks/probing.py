@@ -20,7 +20,7 @@ import torch
 from rcblib.geometry import evenly_spaced
 from rcblib.mllm import adapter_for, load_model
 from rcblib.mllm.base import Adapter
-from rcblib.mllm.embedded import build_llava, build_processor, build_tokenizer
+from rcblib.mllm.embedded import build_mllm, build_processor, build_tokenizer
 from rcblib.perturb import global_inputs, region_inputs, single_token_inputs
 from rcblib.probe import probe
 from rcblib.records import ONE_WORD_QUESTION
@@ -32,8 +32,8 @@ def untrained() -> tuple:
     """Build the embedded model with random weights."""
     vision = LLAVA_SCENES.vision
     tokenizer = build_tokenizer(all_texts())
-    model = build_llava(len(tokenizer), vision, LLAVA_SCENES.text).eval()
-    return model, build_processor(tokenizer, vision["image_size"], vision["patch_size"])
+    model = build_mllm("llava", len(tokenizer), vision, LLAVA_SCENES.text).eval()
+    return model, build_processor("llava", tokenizer, vision["image_size"], vision["patch_size"])
 
 
 def plain(adapter: Adapter, image: PIL.Image.Image, positions: list[int], encode_anew: bool) -> None:

@@ -13,26 +13,31 @@ import numpy as np
 import pandas as pd
 from safetensors import safe_open
 
-from rcblib.datasets import open_dataset, questions_for
+from rcblib.datasets import SceneDataset, questions_for
 from rcblib.evaluate import evaluate
 from rcblib.geometry import check_integer
 from rcblib.metrics import caption_table
 from rcblib.mllm import load_model
 from rcblib.records import ParameterError, Sample
 from rcblib.runs import atomic_write, project_root, provenance, read_json, write_json
+from rcblib.scenes.generator import WORLDS
 from rcblib.scenes.vocabulary import CATEGORIES, COLOR_NAMES
 from rcblib.statistics import mean_interval, paired_ratio
-from rcblib.training.recipe import LLAVA_SCENES, RECIPES, Recipe, Stage
+from rcblib.training.recipe import LLAVA_SCENES, RECIPES, Recipe, Stage, find_stage
 
 TASKS = ("one_word", "color", "yes_no", "digit", "count", "position", "caption")
 SPLITS = ("validation", "test")
-# Score to reach, and the one that suffices for a model trained without a GPU.
+# By family: the score to reach, and the one that suffices for a model trained without a GPU.
 GOALS = {
-    "one_word": (0.90, 0.90),
-    "color": (0.90, 0.90),
-    "yes_no": (0.95, 0.90),
-    "digit": (0.85, 0.80),
-    "caption": (0.85, 0.80),
+    "llava": {
+        "one_word": (0.90, 0.90),
+        "color": (0.90, 0.90),
+        "yes_no": (0.95, 0.90),
+        "digit": (0.85, 0.80),
+        "caption": (0.85, 0.80),
+    },
+    "llava_next": {"one_word": (0.90, 0.85)},
+    "llava_onevision": {"one_word": (0.85, 0.80), "multi_image": (0.80, 0.65), "video": (0.80, 0.60)},
 }
 LABELS = {
     "one_word": "one word for the dominant object",
@@ -66,7 +71,7 @@ def shuffle_images(samples: Sequence[Sample], generator: np.random.Generator) ->
     Parameters
     ----------
     samples : sequence of Sample
-        At least two, of one size.
+        At least two.
     generator : numpy.random.Generator
         Draws the cycle along which pictures move, so that none stays.
 
@@ -80,7 +85,8 @@ def shuffle_images(samples: Sequence[Sample], generator: np.random.Generator) ->
     cycle = generator.permutation(len(samples))
     shuffled: dict[int, Sample] = {}
     for here, there in zip(cycle, np.roll(cycle, 1), strict=True):
-        shuffled[int(here)] = replace(samples[here], load=samples[there].load)
+        shown = samples[there]
+        shuffled[int(here)] = replace(samples[here], load=shown.load, width=shown.width, height=shown.height)
     return [shuffled[i] for i in range(len(samples))]
 
 
@@ -204,7 +210,8 @@ def answer_held_out(
     """
     if split not in SPLITS:
         raise ParameterError("split", split, ", ".join(SPLITS))
-    samples = list(open_dataset("scenes", split, check_integer("n_images", n_images, 2), seed=seed))
+    n_images = check_integer("n_images", n_images, 2)
+    samples = list(SceneDataset(split, n_images, seed=seed, config=WORLDS[model.config.rcb_world]))
     questions = questions_for(samples, TASKS, seed=seed)
     shown = shuffle_images(samples, np.random.default_rng([seed, 1])) if shuffled else samples
     answers = evaluate(
@@ -213,11 +220,11 @@ def answer_held_out(
     return answers, samples
 
 
-def judge(task: str, value: float, on_cpu: bool) -> str:
+def judge(family: str, task: str, value: float, on_cpu: bool) -> str:
     """Say whether a score reaches its goal: ``"yes"``, ``"yes, for a CPU"`` or ``"no"``; empty without a goal."""
-    if task not in GOALS:
+    if task not in GOALS[family]:
         return ""
-    goal, suffices = GOALS[task]
+    goal, suffices = GOALS[family][task]
     if value >= goal:
         return "yes"
     return "yes, for a CPU" if on_cpu and value >= suffices else "no"
@@ -262,7 +269,7 @@ def write_card(
             _introduction(folder, recipe),
             _how_to_use(folder.name),
             _training(recipe, stages, records),
-            _quality(records, scores),
+            _quality(recipe, records, scores),
             _CLOSING,
         ]
     )
@@ -290,19 +297,60 @@ def _introduction(folder: Path, recipe: Recipe) -> str:
     side = vision["image_size"] // vision["patch_size"]
     sizes = count_parameters(folder / "model.safetensors")
     megabytes = (folder / "model.safetensors").stat().st_size / 1e6
-    return f"""A LLaVA-1.5-type model for experiments on visual tokens, small enough to probe every token of every image on a
-laptop: `LlavaForConditionalGeneration` of `transformers`, with its own tokenizer, chat template and processor. It
-knows one world, *scenes*: drawings of {vision["image_size"]}×{vision["image_size"]} pixels with one to four objects out of {len(CATEGORIES)} categories (ten shapes,
+    form = _FORMS[recipe.family]
+    world = WORLDS[recipe.world]
+    extents = ", ".join(f"{width}×{height}" for height, width in world.sizes)
+    heads = f"{text['num_attention_heads']} heads"
+    if text["num_key_value_heads"] != text["num_attention_heads"]:
+        heads += f" that share {text['num_key_value_heads']} of keys and values"
+    return f"""A {form["name"]}-type model for experiments on visual tokens, small enough to probe every token of every image on a
+laptop: `{form["class"]}` of `transformers`, with its own tokenizer, chat template and processor. It
+knows one world, *{recipe.world}*: drawings of {extents} pixels with one to {len(world.n_objects)} objects out of {len(CATEGORIES)} categories (ten shapes,
 ten handwritten digits) in {len(COLOR_NAMES)} colours, on plain, graded, noisy or photographed backgrounds.
 
 | part | what it is | parameters |
 |---|---|---|
-| vision encoder | CLIP ViT with [CLS]: {vision["num_hidden_layers"]} layers, width {vision["hidden_size"]}, {vision["num_attention_heads"]} heads, patches of {vision["patch_size"]} px; hidden state -2 is used | {sizes["vision encoder"]:,} |
+| vision encoder | {form["encoder"]}: {vision["num_hidden_layers"]} layers, width {vision["hidden_size"]}, {vision["num_attention_heads"]} heads, patches of {vision["patch_size"]} px; {form["read"]} | {sizes["vision encoder"]:,} |
 | connector | two layers with GELU, {vision["hidden_size"]} → {text["hidden_size"]} → {text["hidden_size"]} | {sizes["connector"]:,} |
-| LLM | Llama: {text["num_hidden_layers"]} layers, width {text["hidden_size"]}, {text["num_attention_heads"]} heads, tied word embeddings | {sizes["LLM"]:,} |
+| LLM | {form["llm"]}: {text["num_hidden_layers"]} layers, width {text["hidden_size"]}, {heads}, tied word embeddings | {sizes["LLM"]:,} |
 
-An image is {side}×{side} = {side**2} visual tokens. Weights: float16, {megabytes:.1f} MB.
+{form["tokens"].format(side=side, n=side**2, tiles=", ".join(f"{w}×{h}" for h, w in recipe.pinpoints))} Weights: float16, {megabytes:.1f} MB.
 """  # noqa: E501
+
+
+# What the card says of each family's form.
+_FORMS = {
+    "llava": {
+        "name": "LLaVA-1.5",
+        "class": "LlavaForConditionalGeneration",
+        "encoder": "CLIP ViT with [CLS]",
+        "read": "hidden state -2 is used",
+        "llm": "Llama",
+        "tokens": "An image is {side}×{side} = {n} visual tokens.",
+    },
+    "llava_next": {
+        "name": "LLaVA-NeXT",
+        "class": "LlavaNextForConditionalGeneration",
+        "encoder": "CLIP ViT with [CLS]",
+        "read": "hidden state -2 is used",
+        "llm": "Llama",
+        "tokens": (
+            "An image is read as a whole, {side}×{side} = {n} visual tokens, and in tiles of as many each, of the best "
+            "of {tiles} pixels; what padding added is cut off, and a newline ends every row of tiles."
+        ),
+    },
+    "llava_onevision": {
+        "name": "LLaVA-OneVision",
+        "class": "LlavaOnevisionForConditionalGeneration",
+        "encoder": "SigLIP ViT without [CLS]",
+        "read": "the last layer is used",
+        "llm": "Qwen2",
+        "tokens": (
+            "A single image is read as a whole, {side}×{side} = {n} visual tokens, and in tiles of the best of {tiles} "
+            "pixels; several images as a whole each; a video's frames are pooled to half the side."
+        ),
+    },
+}
 
 
 def count_parameters(path: Path) -> dict[str, int]:
@@ -374,13 +422,15 @@ def history_table(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     -------
     pandas.DataFrame
         ``kind`` (in words), ``stage``, ``scenes`` (seen so far by stages of this kind), ``quantity`` and ``value``; one
-        row a quantity and moment. Empty where records hold no history.
+        row a quantity and moment at which it was measured. Empty where records hold no history.
     """
     rows, seen = [], dict.fromkeys(STAGE_KINDS, 0)
     for record in records:
         stage, history = record["stage"], record.get("history", {})
         for quantity in [name for name in history if name != "step"]:
             for step, value in zip(history["step"], history[quantity], strict=True):
+                if value is None:
+                    continue
                 scenes = seen[stage["kind"]] + step * stage["loop"]["batch_size"]
                 rows.append((STAGE_KINDS[stage["kind"]], stage["name"], scenes, quantity, value))
         seen[stage["kind"]] += record["scenes"]
@@ -390,13 +440,13 @@ def history_table(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 def learning_parts(stage: Stage) -> str:
     """Say what learns in a stage, and how fast relative to its peak rate where that differs."""
     if stage.kind == "pixels":
-        words = {"vision": "vision encoder", "connector": "connector", "llm": "LLM"}
+        words = {"vision": "vision encoder", "connector": "connector", "newline": "newline", "llm": "LLM"}
         parts = [words[name] + (f" (rate × {rate:g})" if rate != 1 else "") for name, rate in stage.scales]
         return ", ".join(parts)
     if stage.kind == "symbols":
         return f"LLM, on symbols ({stage.n_side}×{stage.n_side})"
     shown = "all patches" if stage.n_tokens is None else f"{stage.n_tokens} patches an image"
-    return f"CLIP pair, {shown}"
+    return f"image and caption encoders, {shown}"
 
 
 def _hardware(record: Mapping[str, Any]) -> str:
@@ -427,20 +477,42 @@ By the recipe `{recipe.name}` of `rcblib.training.recipe`, stage by stage, as CL
 stage is number *i* of the training split under the stage's seed, so none is seen twice in a stage. To train again:
 `python -m rcblib train --recipe {recipe.name} --export <folder>`.
 
-{notes}- *Vision encoder.* Captions give [CLS] its meaning, contrastively as in CLIP. Supervision goes beyond CLIP's:
-  linear heads read from [CLS] which objects are there, and from each patch's hidden state -2 the category and colour
-  of the object under it. The heads are dropped afterwards.
-- *LLM.* It first learns alone to look words up in its context, on *symbolic* scenes: in place of a patch stands the sum
-  of the word embeddings of the category and colour under it. LLaVA starts from an LLM that can do this already.
-- *Connector, then everything,* on answers to questions about pixels. Several questions share one image in a training
-  sequence; each sees the image and itself only.
-- Every input held all visual tokens of its image. Inputs of one or nine tokens were never seen in training.
+{notes}{"".join(_HOW_TRAINED[kind] for kind in dict.fromkeys(stage.kind for stage in stages))}{_further(stages)}- Every input held all visual tokens of its image. Inputs of one or nine tokens were never seen in training.
 - Matrices inside blocks follow Muon, everything else AdamW; the rate rises over 3 % of the steps, then falls along a
   cosine.
-"""
+"""  # noqa: E501
 
 
-def _quality(records: Sequence[Mapping[str, Any]], scores: Mapping[str, Any]) -> str:
+_HOW_TRAINED = {
+    "vision": """\
+- *Vision encoder.* Captions give the whole image its meaning, contrastively as in CLIP or SigLIP. Supervision goes
+  beyond theirs: linear heads read from the image's pooled row ([CLS] in CLIP) which objects are there, and from each
+  patch's hidden state the category and colour of the object under it. The heads are dropped afterwards.
+""",
+    "symbols": """\
+- *LLM.* It first learns alone to look words up in its context, on *symbolic* scenes: in place of a patch stands the sum
+  of the word embeddings of the category and colour under it. LLaVA starts from an LLM that can do this already.
+""",
+    "pixels": """\
+- *Connector, then everything,* on answers to questions about pixels. Several questions share one image in a training
+  sequence; each sees the image and itself only.
+""",
+}
+
+
+def _further(stages: Sequence[Stage]) -> str:
+    """Say which other models' stages the first ones start from."""
+    own = {stage.name for stage in stages}
+    names = sorted({name for stage in stages for name in stage.starts_from} - own)
+    if not names:
+        return ""
+    listed = ", ".join(f"`{name}` of `{find_stage(name)[0].name}`" for name in names)
+    return f"""- It starts from {listed}: parameters of the same shape are copied, shared heads of keys and values begin as means of the
+  heads that they replace, and what has no counterpart begins at random.
+"""  # noqa: E501
+
+
+def _quality(recipe: Recipe, records: Sequence[Mapping[str, Any]], scores: Mapping[str, Any]) -> str:
     on_cpu = all(record["device"] == "cpu" for record in records)
     parts = [
         """## Quality
@@ -459,7 +531,7 @@ the score to reach, in parentheses the one that suffices for training without a 
         found = scores[split]
         rows = []
         for task, score in found["true"].items():
-            goal, suffices = GOALS.get(task, (None, None))
+            goal, suffices = GOALS[recipe.family].get(task, (None, None))
             rows.append(
                 {
                     "question": LABELS.get(task, task),
@@ -467,7 +539,7 @@ the score to reach, in parentheses the one that suffices for training without a 
                     "n": f"{score['n']:,}",
                     "shuffled": _estimate(found["shuffled"][task]),
                     "goal": "" if goal is None else f"{goal:.2f} ({suffices:.2f})",
-                    "reached": judge(task, score["value"], on_cpu),
+                    "reached": judge(recipe.family, task, score["value"], on_cpu),
                 }
             )
         parts.append(f"**{split.capitalize()}**, {found['n_images']:,} scenes, seed {found['seed']}:\n")

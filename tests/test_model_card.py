@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -138,8 +139,9 @@ class TestScores:
             return frame.assign(score=(frame["prediction"] == frame["answer"]).astype(float))
 
         monkeypatch.setattr(model_card, "evaluate", look)
-        true = score_model(None, None, "validation", 40, 5)
-        shuffled = score_model(None, None, "validation", 40, 5, shuffled=True)
+        model = SimpleNamespace(config=SimpleNamespace(rcb_world="scenes"))
+        true = score_model(model, None, "validation", 40, 5)
+        shuffled = score_model(model, None, "validation", 40, 5, shuffled=True)
         assert {score["value"] for score in true.values()} == {1.0}
         assert all(shuffled[name]["n"] == score["n"] for name, score in true.items())
         assert shuffled["one_word"]["value"] < 0.5 and shuffled["color"]["value"] < 0.5
@@ -174,7 +176,7 @@ class TestScores:
         ],
     )
     def test_goals(self, task, value, on_cpu, reached):
-        assert judge(task, value, on_cpu) == reached
+        assert judge("llava", task, value, on_cpu) == reached
 
 
 def answer_by_looking(question, sample: Sample) -> str:
@@ -216,7 +218,7 @@ class TestCard:
         learns = dict(zip(table["stage"], table["learns"], strict=True))
         assert learns["connector"] == "connector, LLM (rate × 0.25)"
         assert learns["all"] == "vision encoder (rate × 0.5), connector, LLM"
-        assert learns["vision_masked"] == "CLIP pair, 8 patches an image"
+        assert learns["vision_masked"] == "image and caption encoders, 8 patches an image"
 
     def test_history_goes_on_from_stage_to_stage_of_a_kind(self):
         def record(name, kind, n_scenes, steps):
@@ -235,6 +237,8 @@ class TestCard:
         assert losses["a"].tolist() == [20, 40] and losses["b"] == 10 and losses["c"] == 60
         assert len(table) == 8 and set(table["kind"]) == {"vision encoder", "LLM on symbols"}
         assert history_table([{"stage": records[0]["stage"], "scenes": 40}]).empty
+        records[0]["history"]["color"] = [None, 0.5]
+        assert len(history_table(records)) == 7
 
     def test_parameters_are_counted_once(self, project):
         model, _ = load_model(TINY.name, device="cpu")

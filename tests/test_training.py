@@ -1,6 +1,7 @@
 """Train tiny models by the recipe: every stage runs, resumes, exports; packed questions cost no exactness."""
 
 import json
+import math
 import os
 import pickle
 import signal
@@ -20,8 +21,8 @@ from rcblib.mllm import load_model
 from rcblib.mllm.embedded import (
     IMAGE_ID,
     build_clip,
-    build_llava,
     build_llm,
+    build_mllm,
     build_processor,
     build_tokenizer,
 )
@@ -40,12 +41,21 @@ from rcblib.training.language import (
 )
 from rcblib.training.loop import LoopConfig, make_optimizers, rate_at, run_stage
 from rcblib.training.muon import Muon, orthogonalize
-from rcblib.training.recipe import LLAVA_SCENES, Recipe, export, keep_weights, run_stages
+from rcblib.training.recipe import (
+    LLAVA_ONEVISION_SCENES,
+    LLAVA_SCENES,
+    Recipe,
+    _processor,
+    _trainer,
+    export,
+    keep_weights,
+    run_stages,
+)
 from rcblib.training.vision import (
     BACKGROUND,
+    ClipTrainer,
     VisionBatches,
     VisionLoss,
-    VisionTrainer,
     patch_labels,
     patch_owners,
 )
@@ -102,7 +112,7 @@ def trained(tmp_path_factory):
 
 def lively_llava(n_vocab: int):
     """Build a tiny LLaVA in float64 whose weights are large enough that every input matters."""
-    model = build_llava(n_vocab, TINY.vision, TINY.text).double().eval()
+    model = build_mllm("llava", n_vocab, TINY.vision, TINY.text).double().eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -321,11 +331,11 @@ class TestPacking:
         """Chat template, processor and pixels of inference give the logits that training saw."""
         scene, questions = asked
         llava = lively_llava(len(tokenizer))
-        processor = build_processor(tokenizer, 96, 16)
+        processor = build_processor("llava", tokenizer, 96, 16)
         trainer = PixelTrainer(llava, packer, vision_frozen=True)
         head = Recorder(llava.lm_head)
         with torch.no_grad():
-            visual = trainer.visual(torch.from_numpy(scene.pixels)[None])
+            visual = trainer.visual({"images": torch.from_numpy(scene.pixels)[None]})
             answer_loss(
                 llava.model.language_model,
                 llava.get_input_embeddings(),
@@ -352,7 +362,7 @@ class TestPacking:
         assert row == len(head.logits)
 
     def test_symbols_are_words_where_objects_are_and_filler_elsewhere(self, tokenizer, packer):
-        trainer = SymbolicTrainer(build_llm(len(tokenizer), TINY.text), packer, noise=0.0)
+        trainer = SymbolicTrainer(build_llm("llava", len(tokenizer), TINY.text), packer, noise=0.0)
         batch = {
             "category": torch.tensor([[3, 3, 3]]),
             "color": torch.tensor([[1, 1, 1]]),
@@ -369,17 +379,41 @@ class TestPacking:
 
 
 class TestVision:
-    def test_masked_encoding_of_every_patch_is_the_plain_encoding(self, trained):
-        """With all patches chosen, the masked path equals CLIP's own hidden state -2 and [CLS] output."""
-        folder, _ = trained
-        clip_trainer = vision_trainer(folder)
-        pixels = torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
-        everything = torch.arange(36).expand(2, -1)
+    @pytest.mark.parametrize("family", ["llava", "llava_onevision"])
+    def test_masked_encoding_of_every_patch_is_the_plain_encoding(self, tokenizer, family):
+        """With all patches chosen, the masked path equals the encoder's own hidden state and pooled output."""
+        recipe = TINY if family == "llava" else shrunken(LLAVA_ONEVISION_SCENES)
+        trainer = _trainer(recipe, recipe.stages[0], tokenizer).eval()
+        pair = trainer.clip if family == "llava" else trainer.siglip
+        images = torch.randint(256, (2, 96, 96, 3), generator=torch.Generator().manual_seed(0)).byte()
+        pixels = _processor(recipe, tokenizer).image_processor(list(images.numpy()), return_tensors="pt")
+        pixels = pixels["pixel_values"][:, 0] if family == "llava_onevision" else pixels["pixel_values"]
         with torch.no_grad():
-            cls, patches = clip_trainer.encode(pixels, everything)
-            plain = clip_trainer.clip.vision_model(pixels, output_hidden_states=True)
-        torch.testing.assert_close(patches, plain.hidden_states[-2][:, 1:], rtol=0, atol=1e-5)
-        torch.testing.assert_close(cls, plain.pooler_output, rtol=0, atol=1e-5)
+            whole, patches = trainer.encode(images, torch.arange(36).expand(2, -1))
+            plain = pair.vision_model(pixels, output_hidden_states=True)
+        read = plain.hidden_states[-2][:, 1:] if family == "llava" else plain.hidden_states[-1]
+        torch.testing.assert_close(patches, read, rtol=0, atol=1e-4)
+        torch.testing.assert_close(whole, plain.pooler_output, rtol=0, atol=1e-4)
+
+    def test_a_sigmoid_loss_of_one_pair_is_that_of_its_similarity(self, tokenizer):
+        """SigLIP's loss by hand for two pairs: the mean over images of the sum of -log sigmoid(+-(t x.y + b))."""
+        recipe = shrunken(LLAVA_ONEVISION_SCENES)
+        trainer = _trainer(recipe, recipe.stages[0], tokenizer).eval()
+        batch = VisionBatches(tokenizer, 0, 2, 6, SceneConfig())[0]
+        with torch.no_grad():
+            whole, _ = trainer.encode(batch["images"], None)
+            loss, similarity = trainer.contrast(whole, batch)
+            text = trainer.siglip.get_text_features(
+                input_ids=batch["caption"][:1, : int(batch["caption_mask"][0].sum())]
+            ).pooler_output
+        cosine = torch.nn.functional.cosine_similarity(whole, text)
+        torch.testing.assert_close(similarity[:, 0], 10 * cosine - 10, rtol=0, atol=1e-4)
+        by_hand = -sum(
+            math.log(1 / (1 + math.exp(-(1 if i == j else -1) * float(similarity[i, j]))))
+            for i in range(2)
+            for j in range(2)
+        )
+        assert float(loss) == pytest.approx(by_hand / 2, rel=1e-5)
 
     def test_masking_prefers_patches_of_objects(self, trained, tokenizer):
         folder, _ = trained
@@ -399,10 +433,10 @@ class TestVision:
             assert 0 < len(objects) <= 16 and objects <= set(row.tolist())
 
 
-def vision_trainer(folder: Path) -> VisionTrainer:
+def vision_trainer(folder: Path) -> ClipTrainer:
     """Load the tiny vision stage."""
     clip = build_clip(len(build_tokenizer(all_texts())), TINY.vision, TINY.caption, WIDTH)
-    trainer = VisionTrainer(clip, VisionLoss())
+    trainer = ClipTrainer(clip, VisionLoss())
     trainer.load_state_dict(load_file(folder / "vision_full.safetensors"))
     return trainer.eval()
 

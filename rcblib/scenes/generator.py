@@ -68,6 +68,15 @@ class SceneConfig:
             raise ParameterError("dominant_share", self.dominant_share, "a share in [0, 1]")
 
 
+# The kinds of images that embedded models are trained and asked on, by the name that a model's config carries.
+WORLDS = {
+    "scenes": SceneConfig(),
+    "large-scenes": SceneConfig(
+        sizes=((192, 192), (96, 192), (192, 96), (128, 192), (192, 144)), object_scale=(0.8, 1.0)
+    ),
+}
+
+
 @dataclass(frozen=True)
 class PlacedObject:
     """Describe one drawn object: `mask` is boolean, `(size, size)` of its box, `corner` the box's top left `(x, y)`."""

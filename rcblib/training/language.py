@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from rcblib.records import Question
+from rcblib.scenes.choices import LETTERS
 from rcblib.scenes.generator import Scene, SceneConfig, generate_scene
 from rcblib.scenes.questions import captions, task_questions, yes_no_question
 from rcblib.scenes.vocabulary import CATEGORIES, COLOR_NAMES, co_occurrence
-from rcblib.training.vision import patch_owners, to_pixels
+from rcblib.training.vision import SIGLIP_MEAN, SIGLIP_STD, patch_owners, to_pixels
 
 if TYPE_CHECKING:
-    from rcblib.mllm.embedded import LlamaForCausalLM, LlavaForConditionalGeneration, PreTrainedTokenizerFast
+    from rcblib.mllm.embedded import PreTrainedModel, PreTrainedTokenizerFast
 
 IGNORED = -100
+# How an item's pictures stand in a prompt.
+FORMS = ("image", "images", "video")
 # How many questions of a family one scene contributes, at most.
 QUESTION_MIX = {"one_word": 1, "caption": 1, "color": 3, "count": 1, "position": 1, "digit": 1}
 N_YES_NO_PAIRS = 2
@@ -103,7 +107,11 @@ class Packer:
 
 
 class LanguageBatches(Dataset):
-    """Draw the batch of step *k*: scenes as pixels or as patch owners, and their packed questions."""
+    """Draw the batch of step *k*: scenes as pixels or as patch owners, and their packed questions.
+
+    All scenes of a step have one size, so that their visual tokens stack. With an image processor, pixels are what it
+    makes of the images (tiles, say); without, the images themselves.
+    """
 
     def __init__(
         self,
@@ -116,18 +124,25 @@ class LanguageBatches(Dataset):
         split: str = "train",
         mix: dict[str, int] | None = None,
         n_pairs: int = N_YES_NO_PAIRS,
+        image_processor: Callable[..., Mapping[str, torch.Tensor]] | None = None,
     ):
         self.packer, self.seed, self.batch_size, self.n_side = packer, seed, batch_size, n_side
         self.scenes, self.symbolic, self.split = scenes, symbolic, split
         self.mix, self.n_pairs = mix or QUESTION_MIX, n_pairs
+        self.image_processor = image_processor
 
     def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
+        n_sizes = len(self.scenes.sizes)
+        first, size = step // n_sizes * self.batch_size, step % n_sizes
         scenes = [
-            generate_scene(self.seed, step * self.batch_size + i, self.split, self.scenes)
+            generate_scene(self.seed, (first + i) * n_sizes + size, self.split, self.scenes)
             for i in range(self.batch_size)
         ]
         rng = np.random.default_rng([self.seed, step, 1])
         batch = self.packer.pack([training_questions(s, rng, self.mix, self.n_pairs) for s in scenes])
+        if self.image_processor is not None:
+            images = [Image.fromarray(scene.pixels) for scene in scenes]
+            return batch | dict(self.image_processor(images, return_tensors="pt"))
         if not self.symbolic:
             batch["images"] = torch.from_numpy(np.stack([s.pixels for s in scenes]))
             return batch
@@ -197,7 +212,7 @@ def answer_loss(
 def _accuracies(
     logits: torch.Tensor, target: torch.Tensor, batch: dict, wanted: torch.Tensor
 ) -> dict[str, torch.Tensor]:
-    """Measure the first answer tokens by kind: yes/no, colours after a colour question, everything."""
+    """Measure the first answer tokens, all and by kind where a kind is asked, and the later ones."""
     with torch.no_grad():
         right = (logits.argmax(-1) == target).float()
         segment = batch["segment"][wanted]
@@ -208,7 +223,8 @@ def _accuracies(
         numbers = {"first": right[first].mean(), "later": right[~first].mean()}
         for name, ids in batch.get("kinds", {}).items():
             mine = first & torch.isin(target, ids)
-            numbers[name] = right[mine].mean() if mine.any() else right.new_tensor(0.0)
+            if mine.any():
+                numbers[name] = right[mine].mean()
     return numbers
 
 
@@ -221,6 +237,7 @@ class AnswerKinds:
     category: list[int]
     count: list[int]
     position: list[int]
+    letter: list[int]
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerFast) -> AnswerKinds:
@@ -235,6 +252,7 @@ class AnswerKinds:
             ids(*CATEGORIES),
             ids("one", "two", "three", "four"),
             ids("top", "left", "center", "right", "bottom"),
+            ids(*LETTERS),
         )
 
 
@@ -245,24 +263,37 @@ class SymbolicTrainer(nn.Module):
     a mixture; Gaussian noise keeps the LLM from expecting exact rows.
     """
 
-    def __init__(self, llm: LlamaForCausalLM, packer: Packer, noise: float = 0.3):
+    def __init__(self, llm: PreTrainedModel, packer: Packer, noise: float = 0.3, newline: bool = False):
         super().__init__()
         self.llm, self.packer, self.noise = llm, packer, noise
         self.filler = nn.Parameter(0.02 * torch.randn(llm.config.hidden_size))
+        if newline:
+            self.newline = nn.Parameter(0.02 * torch.randn(llm.config.hidden_size))
         self.kinds = AnswerKinds.of(packer.tokenizer)
         ids = packer.tokenizer.convert_tokens_to_ids
         self.register_buffer("category_ids", torch.tensor(ids(list(CATEGORIES))), persistent=False)
         self.register_buffer("color_ids", torch.tensor(ids(list(COLOR_NAMES))), persistent=False)
 
     def visual(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Return symbolic visual tokens `(n_scenes, n_patches, d)`."""
+        """Return symbolic visual tokens `(n_scenes, n_patches, d)`.
+
+        Several pictures, `(n_items, n_pictures, n_patches)`, stand one after another as in OneVision: a newline after
+        every image, or one at the end of a video.
+        """
         embed = self.llm.get_input_embeddings()
         words = embed(self.category_ids[batch["category"]]) + embed(self.color_ids[batch["color"]])
         weight = (2 * batch["covered"]).clamp(max=1).unsqueeze(-1)
         rows = weight * words + (1 - weight) * self.filler
         generator = torch.Generator().manual_seed(int(batch["noise_seed"]))
         noise = torch.randn(rows.shape, generator=generator).to(rows)
-        return rows + self.noise * embed.weight.detach().std() * noise
+        rows = rows + self.noise * embed.weight.detach().std() * noise
+        if rows.ndim == 3:
+            return rows
+        n_items, n_pictures, _, width = rows.shape
+        if FORMS[int(batch["form"])] == "video":
+            rows, n_pictures = rows.flatten(1, 2).unsqueeze(1), 1
+        newline = self.newline.expand(n_items, n_pictures, 1, width)
+        return torch.cat([rows, newline], 2).flatten(1, 2)
 
     def loss(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Return the loss of a batch and accuracies on it."""
@@ -277,16 +308,49 @@ class SymbolicTrainer(nn.Module):
 
 
 class PixelTrainer(nn.Module):
-    """Train a whole LLaVA on pixels; what is frozen is decided by what the caller lets learn."""
+    """Train a whole MLLM on pixels; what is frozen is decided by what the caller lets learn."""
 
-    def __init__(self, llava: LlavaForConditionalGeneration, packer: Packer, vision_frozen: bool):
+    def __init__(self, llava: PreTrainedModel, packer: Packer, vision_frozen: bool):
         super().__init__()
         self.llava, self.packer, self.vision_frozen = llava, packer, vision_frozen
         self.kinds = AnswerKinds.of(packer.tokenizer)
         llava.model.vision_tower.requires_grad_(not vision_frozen)
 
-    def visual(self, images: torch.Tensor) -> torch.Tensor:
-        """Encode uint8 images `(n, height, width, 3)` into visual tokens `(n, n_tokens, d)`."""
+    def visual(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Encode a batch's images into visual tokens `(n_scenes, n_tokens, d)`."""
+        if "form" in batch:
+            return self._pictures(batch["images"], FORMS[int(batch["form"])])
+        if "images" in batch:
+            return self._crops(batch["images"])
+        features = self.llava.get_image_features(
+            pixel_values=batch["pixel_values"], image_sizes=batch["image_sizes"], return_dict=True
+        )
+        return torch.stack(list(features.pooler_output))
+
+    def _pictures(self, images: torch.Tensor, form: str) -> torch.Tensor:
+        """Encode uint8 pictures `(n, n_pictures, height, width, 3)` of the encoder's own size as OneVision does.
+
+        A single image is shown twice, as a base and as its only tile; of several images only the base is.
+        """
+        n_items, n_pictures, height, width, _ = images.shape
+        pixels = to_pixels(images.flatten(0, 1), SIGLIP_MEAN, SIGLIP_STD)
+        if form == "video":
+            videos = pixels.view(n_items, n_pictures, *pixels.shape[1:])
+            return self.llava.get_video_features(pixel_values_videos=videos, return_dict=True).pooler_output
+        sizes = torch.tensor([(height, width)] * len(pixels), device=pixels.device)
+        tiles = pixels.unsqueeze(1)
+        features = self.llava.get_image_features(
+            pixel_values=tiles.repeat(1, 2, 1, 1, 1) if form == "image" else tiles,
+            image_sizes=sizes,
+            batch_num_images=torch.tensor([n_pictures] * n_items),
+            return_dict=True,
+        )
+        return torch.stack(list(features.pooler_output)).view(
+            n_items, -1, features.pooler_output[0].shape[-1]
+        )
+
+    def _crops(self, images: torch.Tensor) -> torch.Tensor:
+        """Encode uint8 images `(n, height, width, 3)` of the encoder's own size, without its unread last layer."""
         layer = self.llava.config.vision_feature_layer
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.vision_frozen):
             hidden = self.llava.model.vision_tower(
@@ -301,7 +365,7 @@ class PixelTrainer(nn.Module):
             self.llava.get_input_embeddings(),
             self.llava.lm_head,
             self.packer.prefix,
-            self.visual(batch["images"]),
+            self.visual(batch),
             {**batch, "kinds": kind_tensors(self.kinds, batch["ids"].device)},
         )
 

@@ -145,7 +145,8 @@ def run_stage(
     -------
     dict
         Steps, scenes, wall seconds (over all resumed parts), device, the last averaged numbers, and their ``history``:
-        a list for each, averages over the steps since the entry before, with the ``step`` at which each ends.
+        a list for each, averages over the steps since the entry before (``None`` where none of them measured it), with
+        the ``step`` at which each ends.
     """
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / f"{name}.checkpoint.pt"
@@ -184,8 +185,7 @@ def run_stage(
         prefetch_factor=4 if config.n_workers else None,
     )
     began = last_save = time.monotonic()
-    sums: dict[str, float] = {}
-    n_summed = 0
+    numbers_since: dict[str, list[float]] = {}
     module.train()
     for step, batch in enumerate(loader, start):
         share = rate_at(step, config)
@@ -201,12 +201,11 @@ def run_stage(
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         for key, number in {"loss": value.detach(), **numbers}.items():
-            sums[key] = sums.get(key, 0.0) + float(number)
-        n_summed += 1
+            numbers_since.setdefault(key, []).append(float(number))
         done = step + 1
         if done % config.log_every == 0 or done == config.n_steps:
-            averages = {key: total / n_summed for key, total in sums.items()}
-            sums, n_summed = {}, 0
+            averages = {key: sum(values) / len(values) for key, values in numbers_since.items()}
+            numbers_since = {}
             history.append({"step": done, **{key: round(number, 4) for key, number in averages.items()}})
             pace = (done - start) * config.batch_size / (time.monotonic() - began)
             shown = "  ".join(f"{key} {number:.3f}" for key, number in averages.items())
@@ -223,7 +222,10 @@ def run_stage(
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "autocast": "bfloat16" if fast_bfloat16(device) else "float32",
         **{key: number for key, number in (history[-1] if history else {}).items() if key != "step"},
-        "history": {key: [row[key] for row in history] for key in (history[0] if history else {})},
+        "history": {
+            key: [row.get(key) for row in history]
+            for key in dict.fromkeys(key for row in history for key in row)
+        },
     }
     if evaluate is not None:
         record.update(evaluate())

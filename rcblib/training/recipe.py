@@ -15,19 +15,24 @@ from torch import nn
 
 from rcblib.mllm.embedded import (
     IMAGE_ID,
+    PreTrainedTokenizerFast,
+    ProcessorMixin,
     build_clip,
-    build_llava,
     build_llm,
+    build_mllm,
     build_processor,
+    build_siglip,
     build_tokenizer,
 )
 from rcblib.records import ParameterError
 from rcblib.runs import provenance, write_json
-from rcblib.scenes.generator import SceneConfig
+from rcblib.scenes.generator import WORLDS, SceneConfig
 from rcblib.scenes.language import all_texts
 from rcblib.training.language import LanguageBatches, Packer, PixelTrainer, SymbolicTrainer
 from rcblib.training.loop import LoopConfig, run_stage
-from rcblib.training.vision import VisionBatches, VisionLoss, VisionTrainer
+from rcblib.training.sequences import SequenceBatches
+from rcblib.training.transfer import adopt
+from rcblib.training.vision import ClipTrainer, SiglipTrainer, VisionBatches, VisionLoss, VisionTrainer
 
 WEIGHTS = Path("data/training")
 
@@ -43,7 +48,7 @@ class Stage:
     kind : str
         ``"vision"`` (CLIP pair with patch labels), ``"symbols"`` (LLM alone) or ``"pixels"`` (whole LLaVA).
     starts_from : tuple of str
-        Stages whose weights it loads; those of its own kind continue, those of another kind supply their part.
+        Stages whose weights it loads, of this recipe or another; one of its own kind continues, others supply parts.
     loop : LoopConfig
         Length and pace.
     scenes : SceneConfig
@@ -52,8 +57,11 @@ class Stage:
         Patches shown to the vision encoder; `None` shows all.
     n_side : int
         Symbols a side of the grid in a symbolic stage.
+    forms : tuple of str
+        Forms of the steps in turn (`image`, `images`, `video`) where a model reads more than single images.
     scales : tuple of (str, float)
-        For a pixel stage, the parts that learn (`vision`, `connector`, `llm`) and their rates relative to the loop's.
+        For a pixel stage, the parts that learn (`vision`, `connector`, `newline`, `llm`) and their rates relative to
+        the loop's.
     """
 
     name: str
@@ -63,18 +71,38 @@ class Stage:
     scenes: SceneConfig = field(default_factory=SceneConfig)
     n_tokens: int | None = None
     n_side: int = 12
+    forms: tuple[str, ...] = ()
     scales: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Hold the architecture of an embedded model and the stages that train it."""
+    """Hold the architecture of an embedded model and the stages that train it.
+
+    Attributes
+    ----------
+    name : str
+        Names the model.
+    family : str
+        ``model_type`` of its config.
+    world : str
+        Name of the images that it is trained and asked on, see `rcblib.scenes.generator.WORLDS`.
+    vision, caption, text : dict
+        Settings of the vision encoder, of the caption encoder beside it, and of the decoder.
+    stages : tuple of Stage
+        In the order of training; the last one's weights are the model.
+    pinpoints : tuple of (int, int)
+        Heights and widths in pixels that images are tiled to.
+    """
 
     name: str
+    family: str
+    world: str
     vision: dict[str, Any]
     caption: dict[str, Any]
     text: dict[str, Any]
     stages: tuple[Stage, ...]
+    pinpoints: tuple[tuple[int, int], ...] = ()
 
     def stage(self, name: str) -> Stage:
         """Return the stage of that name; a `ParameterError` lists them otherwise."""
@@ -88,6 +116,8 @@ _DENSE = SceneConfig(n_objects=(0.1, 0.25, 0.35, 0.3))
 
 LLAVA_SCENES = Recipe(
     name="llava-scenes",
+    family="llava",
+    world="scenes",
     vision={
         "image_size": 96,
         "patch_size": 8,
@@ -132,7 +162,88 @@ LLAVA_SCENES = Recipe(
         ),
     ),
 )
-RECIPES = {recipe.name: recipe for recipe in (LLAVA_SCENES,)}
+
+LLAVA_NEXT_SCENES = Recipe(
+    name="llava-next-scenes",
+    family="llava_next",
+    world="large-scenes",
+    vision=LLAVA_SCENES.vision,
+    caption=LLAVA_SCENES.caption,
+    text=LLAVA_SCENES.text | {"num_key_value_heads": 2, "head_dim": 32},
+    pinpoints=((96, 192), (192, 96), (192, 192), (288, 96), (96, 288)),
+    stages=(
+        Stage(
+            "next_tiles",
+            "pixels",
+            ("all",),
+            LoopConfig(400, 16, 2e-3, seed=6, log_every=20),
+            WORLDS["large-scenes"],
+            scales=(("connector", 0.5), ("newline", 1.0), ("llm", 0.5)),
+        ),
+        Stage(
+            "next_all",
+            "pixels",
+            ("next_tiles",),
+            LoopConfig(200, 16, 7e-4, seed=7, log_every=20),
+            WORLDS["large-scenes"],
+            scales=(("vision", 0.5), ("connector", 1.0), ("newline", 1.0), ("llm", 1.0)),
+        ),
+    ),
+)
+LLAVA_ONEVISION_SCENES = Recipe(
+    name="llava-onevision-scenes",
+    family="llava_onevision",
+    world="scenes",
+    # The last layer is read, so one less than CLIP's, of which the last but one is.
+    vision=LLAVA_SCENES.vision | {"num_hidden_layers": 5, "hidden_act": "gelu_pytorch_tanh"},
+    caption=LLAVA_SCENES.caption,
+    text=LLAVA_SCENES.text,
+    pinpoints=((96, 96), (96, 192), (192, 96), (192, 192)),
+    stages=(
+        Stage(
+            "siglip_masked",
+            "vision",
+            ("vision_full",),
+            LoopConfig(450, 64, 2e-3, seed=8),
+            _DENSE,
+            n_tokens=64,
+        ),
+        Stage("siglip_full", "vision", ("siglip_masked",), LoopConfig(150, 64, 1e-3, seed=9), _DENSE),
+        Stage(
+            "sequence_symbols",
+            "symbols",
+            ("symbols_fine",),
+            LoopConfig(2000, 32, 2e-3, seed=10),
+            n_side=6,
+            forms=("images", "video", "images", "video", "image"),
+        ),
+        Stage(
+            "onevision_connector",
+            "pixels",
+            ("siglip_full", "sequence_symbols"),
+            LoopConfig(400, 16, 2e-3, seed=11, log_every=20),
+            forms=("images", "video", "image"),
+            scales=(("connector", 1.0), ("newline", 1.0), ("llm", 0.25)),
+        ),
+        Stage(
+            "onevision_all",
+            "pixels",
+            ("onevision_connector",),
+            LoopConfig(300, 16, 7e-4, seed=12, log_every=20),
+            forms=("images", "video", "image"),
+            scales=(("vision", 0.5), ("connector", 1.0), ("newline", 1.0), ("llm", 1.0)),
+        ),
+    ),
+)
+RECIPES = {recipe.name: recipe for recipe in (LLAVA_SCENES, LLAVA_NEXT_SCENES, LLAVA_ONEVISION_SCENES)}
+
+
+def find_stage(name: str) -> tuple[Recipe, Stage]:
+    """Return a stage of any recipe, and its recipe; a `ParameterError` lists them otherwise."""
+    found = {stage.name: (recipe, stage) for recipe in RECIPES.values() for stage in recipe.stages}
+    if name not in found:
+        raise ParameterError("stage", name, ", ".join(found))
+    return found[name]
 
 
 def run_stages(
@@ -197,42 +308,105 @@ def run_stages(
 def _prepare(
     recipe: Recipe, stage: Stage, loop: LoopConfig, folder: Path, weights: Path, device: torch.device
 ) -> tuple[nn.Module, Any, list[tuple[nn.Module, float]] | None]:
-    tokenizer = build_tokenizer(all_texts())
+    tokenizer = _tokenizer(recipe)
     packer = Packer(tokenizer, IMAGE_ID)
     before = {name: _load(name, folder, weights) for name in stage.starts_from}
-    groups = None
+    batches: Any
     if stage.kind == "vision":
-        clip = build_clip(len(tokenizer), recipe.vision, recipe.caption, recipe.vision["hidden_size"])
-        trainer: nn.Module = VisionTrainer(clip, VisionLoss(n_tokens=stage.n_tokens))
         n_side = recipe.vision["image_size"] // recipe.vision["patch_size"]
-        batches: Any = VisionBatches(tokenizer, loop.seed, loop.batch_size, n_side, stage.scenes)
-    elif stage.kind == "symbols":
-        trainer = SymbolicTrainer(build_llm(len(tokenizer), recipe.text), packer)
-        batches = LanguageBatches(
-            packer, loop.seed, loop.batch_size, stage.n_side, stage.scenes, symbolic=True
-        )
+        batches = VisionBatches(tokenizer, loop.seed, loop.batch_size, n_side, stage.scenes)
+    elif stage.forms:
+        symbolic = stage.kind == "symbols"
+        batches = SequenceBatches(packer, loop.seed, loop.batch_size, stage.n_side, stage.forms, symbolic)
     else:
-        llava = build_llava(len(tokenizer), recipe.vision, recipe.text)
-        trainer = PixelTrainer(llava, packer, vision_frozen="vision" not in dict(stage.scales))
+        processor = _processor(recipe, tokenizer).image_processor if recipe.pinpoints else None
+        symbolic = stage.kind == "symbols"
         batches = LanguageBatches(
-            packer, loop.seed, loop.batch_size, stage.n_side, stage.scenes, symbolic=False
+            packer,
+            loop.seed,
+            loop.batch_size,
+            stage.n_side,
+            stage.scenes,
+            symbolic,
+            image_processor=None if symbolic else processor,
         )
+    trainer = _trainer(recipe, stage, tokenizer)
+    parts = _parts(trainer)
     for name, state in before.items():
-        kind = recipe.stage(name).kind
-        if kind == stage.kind:
+        origin, earlier = find_stage(name)
+        if (origin.family, earlier.kind) == (recipe.family, stage.kind):
             trainer.load_state_dict(state)
-        elif kind == "vision":
-            trainer.llava.model.vision_tower.load_state_dict(_below(state, "clip.vision_model."))
-        else:
-            trainer.llava.model.language_model.load_state_dict(_below(state, "llm.model."))
-    if isinstance(trainer, PixelTrainer):
-        parts = {
-            "vision": trainer.llava.model.vision_tower,
-            "connector": trainer.llava.model.multi_modal_projector,
-            "llm": trainer.llava.model.language_model,
-        }
-        groups = [(parts[name], rate) for name, rate in stage.scales]
+            continue
+        pair = "siglip" if origin.family == "llava_onevision" else "vision"
+        for part, prefix in _PREFIXES[pair if earlier.kind == "vision" else earlier.kind].items():
+            if part in parts:
+                report = adopt(parts[part], _below(state, prefix))
+                print(f"{stage.name}: {part} from {name}: " + _adopted(report), flush=True)
+    groups = [(parts[name], rate) for name, rate in stage.scales] or None
     return trainer.to(device), batches, groups
+
+
+def _trainer(recipe: Recipe, stage: Stage, tokenizer: PreTrainedTokenizerFast) -> nn.Module:
+    """Build what a stage trains, untrained."""
+    if stage.kind == "vision":
+        loss = VisionLoss(n_tokens=stage.n_tokens)
+        if recipe.family == "llava_onevision":
+            return SiglipTrainer(build_siglip(len(tokenizer), recipe.vision, recipe.caption), loss)
+        clip = build_clip(len(tokenizer), recipe.vision, recipe.caption, recipe.vision["hidden_size"])
+        return ClipTrainer(clip, loss)
+    packer = Packer(tokenizer, IMAGE_ID)
+    if stage.kind == "symbols":
+        llm = build_llm(recipe.family, len(tokenizer), recipe.text)
+        return SymbolicTrainer(llm, packer, newline=bool(stage.forms))
+    video_id = len(tokenizer) - 1 if recipe.family == "llava_onevision" else None
+    mllm = build_mllm(recipe.family, len(tokenizer), recipe.vision, recipe.text, recipe.pinpoints, video_id)
+    return PixelTrainer(mllm, packer, vision_frozen="vision" not in dict(stage.scales))
+
+
+# Where the weights of a stage of each kind hold each part of an MLLM.
+_PREFIXES = {
+    "vision": {"vision": "clip.vision_model."},
+    "siglip": {"vision": "siglip.vision_model."},
+    "symbols": {"llm": "llm.model."},
+    "pixels": {
+        "vision": "llava.model.vision_tower.",
+        "connector": "llava.model.multi_modal_projector.",
+        "llm": "llava.model.language_model.",
+    },
+}
+
+
+def _parts(trainer: nn.Module) -> dict[str, nn.Module]:
+    """Name the parts of an MLLM that a trainer holds."""
+    if isinstance(trainer, VisionTrainer):
+        pair = trainer.siglip if isinstance(trainer, SiglipTrainer) else trainer.clip
+        return {"vision": pair.vision_model}
+    if isinstance(trainer, SymbolicTrainer):
+        return {"llm": trainer.llm.model}
+    model = trainer.llava.model
+    parts = {
+        "vision": model.vision_tower,
+        "connector": model.multi_modal_projector,
+        "llm": model.language_model,
+    }
+    if hasattr(model, "image_newline"):
+        parts["newline"] = nn.ParameterList([model.image_newline])
+    return parts
+
+
+def _adopted(report: dict[str, list[str]]) -> str:
+    return ", ".join(f"{len(names)} {kind}" for kind, names in report.items() if names)
+
+
+def _tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
+    return build_tokenizer(all_texts(), video=recipe.family == "llava_onevision")
+
+
+def _processor(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> ProcessorMixin:
+    vision = recipe.vision
+    return build_processor(
+        recipe.family, tokenizer, vision["image_size"], vision["patch_size"], recipe.pinpoints
+    )
 
 
 def _below(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
@@ -248,17 +422,16 @@ def _load(name: str, folder: Path, weights: Path) -> dict[str, torch.Tensor]:
     )
 
 
-def export(recipe: Recipe, folder: Path, destination: Path, stage: str = "all") -> None:
-    """Write a trained LLaVA as a folder that `from_pretrained` opens: half-precision weights, tokenizer, processor."""
-    tokenizer = build_tokenizer(all_texts())
-    llava = build_llava(len(tokenizer), recipe.vision, recipe.text)
-    trainer = PixelTrainer(llava, Packer(tokenizer, IMAGE_ID), vision_frozen=False)
-    trainer.load_state_dict(_load(stage, folder, WEIGHTS))
-    llava.config.rcb_world = "scenes"
-    llava.half().save_pretrained(destination)
-    build_processor(tokenizer, recipe.vision["image_size"], recipe.vision["patch_size"]).save_pretrained(
-        destination
-    )
+def export(recipe: Recipe, folder: Path, destination: Path) -> None:
+    """Write a trained MLLM as a folder that `from_pretrained` opens: half-precision weights, tokenizer, processor."""
+    tokenizer = _tokenizer(recipe)
+    stage = recipe.stages[-1]
+    trainer = _trainer(recipe, stage, tokenizer)
+    trainer.load_state_dict(_load(stage.name, folder, WEIGHTS))
+    mllm = trainer.llava
+    mllm.config.rcb_world = recipe.world
+    mllm.half().save_pretrained(destination)
+    _processor(recipe, tokenizer).save_pretrained(destination)
 
 
 def keep_weights(folder: Path, names: Sequence[str], destination: Path = WEIGHTS) -> None:

@@ -1,7 +1,8 @@
-"""Train the vision encoder: captions give [CLS] its meaning, patch labels give the patch tokens theirs."""
+"""Train the vision encoder: captions give the whole image its meaning, patch labels give the patch tokens theirs."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from rcblib.scenes.questions import captions
 from rcblib.scenes.vocabulary import CATEGORIES, COLOR_NAMES
 
 if TYPE_CHECKING:
-    from rcblib.mllm.embedded import CLIPModel, PreTrainedTokenizerFast
+    from rcblib.mllm.embedded import CLIPModel, PreTrainedTokenizerFast, SiglipModel
 
 IGNORED = -100
 BACKGROUND = len(CATEGORIES)
@@ -24,11 +25,12 @@ BACKGROUND = len(CATEGORIES)
 OBJECT_COVERAGE, BACKGROUND_COVERAGE = 0.25, 0.05
 MEAN = torch.tensor((0.48145466, 0.4578275, 0.40821073)).view(3, 1, 1)
 STD = torch.tensor((0.26862954, 0.26130258, 0.27577711)).view(3, 1, 1)
+SIGLIP_MEAN = SIGLIP_STD = torch.full((3, 1, 1), 0.5)
 
 
-def to_pixels(images: torch.Tensor) -> torch.Tensor:
-    """Normalise uint8 `(n, height, width, 3)` as CLIP's processor does, giving float32 `(n, 3, height, width)`."""
-    return (images.permute(0, 3, 1, 2).float() / 255 - MEAN.to(images.device)) / STD.to(images.device)
+def to_pixels(images: torch.Tensor, mean: torch.Tensor = MEAN, std: torch.Tensor = STD) -> torch.Tensor:
+    """Normalise uint8 `(n, height, width, 3)` as a processor does (CLIP's), to float32 `(n, 3, height, width)`."""
+    return (images.permute(0, 3, 1, 2).float() / 255 - mean.to(images.device)) / std.to(images.device)
 
 
 def patch_owners(scene: Scene, n_side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -139,30 +141,27 @@ class VisionLoss:
 
 
 class VisionTrainer(nn.Module):
-    """Hold the CLIP pair and the heads that only training needs."""
+    """Hold the heads that only training needs; a subclass adds a pair of image and caption encoders."""
 
-    def __init__(self, clip: CLIPModel, weights: VisionLoss):
+    def __init__(self, width: int, weights: VisionLoss):
         super().__init__()
         self.weights = weights
-        width = clip.config.vision_config.hidden_size
-        self.clip = clip
         self.category_head = nn.Linear(width, len(CATEGORIES) + 1)
         self.color_head = nn.Linear(width, len(COLOR_NAMES))
         self.content_head = nn.Linear(width, len(CATEGORIES) + len(CATEGORIES) * len(COLOR_NAMES))
 
     def encode(self, pixels: torch.Tensor, chosen: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the [CLS] output `(n, width)` and the patch rows of hidden state -2 `(n, n_chosen, width)`."""
-        vision = self.clip.vision_model
-        hidden = vision.embeddings(pixels)
-        if chosen is not None:
-            rows = chosen.unsqueeze(-1).expand(-1, -1, hidden.shape[-1])
-            hidden = torch.cat([hidden[:, :1], hidden[:, 1:].gather(1, rows)], 1)
-        hidden = vision.pre_layrnorm(hidden)
-        *body, last = vision.encoder.layers
-        for layer in body:
-            hidden = _hidden(layer(hidden, attention_mask=None))
-        cls = vision.post_layernorm(_hidden(last(hidden, attention_mask=None))[:, 0])
-        return cls, hidden[:, 1:]
+        """Return what stands for the image `(n, width)`, and the chosen patches' rows `(n, n_chosen, width)`.
+
+        The rows are those of the hidden state that the MLLM reads.
+        """
+        raise NotImplementedError
+
+    def contrast(
+        self, whole: torch.Tensor, batch: dict[str, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the loss of matching images and captions, and their similarities `(n, n)`."""
+        raise NotImplementedError
 
     def loss(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Return the weighted loss of a batch and accuracies on it."""
@@ -171,7 +170,7 @@ class VisionTrainer(nn.Module):
         if weights.n_tokens is not None and weights.n_tokens < category.shape[1]:
             chosen = visible_patches(batch["draw"], batch["covered"], weights.n_tokens)
             category, color = category.gather(1, chosen), color.gather(1, chosen)
-        cls, patches = self.encode(to_pixels(batch["images"]), chosen)
+        whole, patches = self.encode(batch["images"], chosen)
 
         category_logits, color_logits = self.category_head(patches), self.color_head(patches)
         patch_loss = F.cross_entropy(category_logits.flatten(0, 1), category.flatten(), ignore_index=IGNORED)
@@ -181,19 +180,10 @@ class VisionTrainer(nn.Module):
 
         present = batch["present"]
         content = torch.cat([present.amax(2), present.flatten(1)], 1)
-        content_logits = self.content_head(cls)
+        content_logits = self.content_head(whole)
         content_loss = 10 * F.binary_cross_entropy_with_logits(content_logits, content)
 
-        image = F.normalize(self.clip.visual_projection(cls), dim=-1)
-        text_hidden = self.clip.text_model(
-            input_ids=batch["caption"], attention_mask=batch["caption_mask"]
-        ).last_hidden_state
-        ends = batch["caption_mask"].sum(1) - 1
-        text = F.normalize(self.clip.text_projection(text_hidden[torch.arange(len(ends)), ends]), dim=-1)
-        similarity = self.clip.logit_scale.exp().clamp(max=100) * image @ text.T
-        target = torch.arange(len(similarity), device=similarity.device)
-        contrastive = (F.cross_entropy(similarity, target) + F.cross_entropy(similarity.T, target)) / 2
-
+        contrastive, similarity = self.contrast(whole, batch)
         total = (
             weights.patch * patch_loss + weights.content * content_loss + weights.contrastive * contrastive
         )
@@ -206,9 +196,89 @@ class VisionTrainer(nn.Module):
                 "color": (color_logits.argmax(-1) == color)[on_object].float().mean(),
                 "background": (category_logits.argmax(-1) == category)[category == BACKGROUND].float().mean(),
                 "cls_recall": found.float().mean(),
-                "matched": (similarity.argmax(1) == target).float().mean(),
+                "matched": (similarity.argmax(1).cpu() == torch.arange(len(similarity))).float().mean(),
             }
         return total, numbers
+
+
+class ClipTrainer(VisionTrainer):
+    """Train as CLIP is: [CLS] against the caption, softmax over the batch; patch rows of hidden state -2."""
+
+    def __init__(self, clip: CLIPModel, weights: VisionLoss):
+        super().__init__(clip.config.vision_config.hidden_size, weights)
+        self.clip = clip
+
+    def encode(self, pixels: torch.Tensor, chosen: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the [CLS] output and the patch rows; see `VisionTrainer.encode`."""
+        vision = self.clip.vision_model
+        hidden = vision.embeddings(to_pixels(pixels))
+        if chosen is not None:
+            hidden = torch.cat([hidden[:, :1], _rows(hidden[:, 1:], chosen)], 1)
+        hidden = vision.pre_layrnorm(hidden)
+        *body, last = vision.encoder.layers
+        for layer in body:
+            hidden = _hidden(layer(hidden, attention_mask=None))
+        cls = vision.post_layernorm(_hidden(last(hidden, attention_mask=None))[:, 0])
+        return cls, hidden[:, 1:]
+
+    def contrast(
+        self, whole: torch.Tensor, batch: dict[str, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return CLIP's loss; see `VisionTrainer.contrast`."""
+        image = F.normalize(self.clip.visual_projection(whole), dim=-1)
+        text_hidden = self.clip.text_model(
+            input_ids=batch["caption"], attention_mask=batch["caption_mask"]
+        ).last_hidden_state
+        ends = batch["caption_mask"].sum(1) - 1
+        text = F.normalize(self.clip.text_projection(text_hidden[torch.arange(len(ends)), ends]), dim=-1)
+        similarity = self.clip.logit_scale.exp().clamp(max=100) * image @ text.T
+        target = torch.arange(len(similarity), device=similarity.device)
+        loss = (F.cross_entropy(similarity, target) + F.cross_entropy(similarity.T, target)) / 2
+        return loss, similarity
+
+
+class SiglipTrainer(VisionTrainer):
+    """Train as SigLIP is: the attention pool against captions, a sigmoid for every pair; patch rows of the last layer.
+
+    Differs: the caption is read at its last word, not at the end of a padded sequence.
+
+    Source: Zhai et al. 2023 (SigLIP).
+    """
+
+    def __init__(self, siglip: SiglipModel, weights: VisionLoss):
+        super().__init__(siglip.config.vision_config.hidden_size, weights)
+        self.siglip = siglip
+        nn.init.constant_(siglip.logit_scale, math.log(10.0))
+        nn.init.constant_(siglip.logit_bias, -10.0)
+
+    def encode(self, pixels: torch.Tensor, chosen: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the attention pool's output and the patch rows; see `VisionTrainer.encode`."""
+        vision = self.siglip.vision_model
+        hidden = vision.embeddings(to_pixels(pixels, SIGLIP_MEAN, SIGLIP_STD))
+        if chosen is not None:
+            hidden = _rows(hidden, chosen)
+        for layer in vision.encoder.layers:
+            hidden = _hidden(layer(hidden, attention_mask=None))
+        return vision.head(vision.post_layernorm(hidden)), hidden
+
+    def contrast(
+        self, whole: torch.Tensor, batch: dict[str, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return SigLIP's loss; see `VisionTrainer.contrast`."""
+        text_hidden = self.siglip.text_model(
+            input_ids=batch["caption"], attention_mask=batch["caption_mask"]
+        ).last_hidden_state
+        ends = batch["caption_mask"].sum(1) - 1
+        text = self.siglip.text_model.head(text_hidden[torch.arange(len(ends)), ends])
+        image, text = F.normalize(whole, dim=-1), F.normalize(text, dim=-1)
+        similarity = self.siglip.logit_scale.exp().clamp(max=100) * image @ text.T + self.siglip.logit_bias
+        sign = 2 * torch.eye(len(similarity), device=similarity.device) - 1
+        return -F.logsigmoid(sign * similarity).sum(1).mean(), similarity
+
+
+def _rows(hidden: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    """Return the chosen rows of each image, `(n, n_chosen, width)`."""
+    return hidden.gather(1, chosen.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
 
 
 def _hidden(output: torch.Tensor | tuple) -> torch.Tensor:

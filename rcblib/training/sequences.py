@@ -1,0 +1,101 @@
+"""Draw training batches of several images, of videos and of single scenes, one form a step."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from rcblib.records import ParameterError, Question
+from rcblib.scenes.choices import read_options
+from rcblib.scenes.generator import Scene, SceneConfig, generate_scene
+from rcblib.scenes.groups import generate_group, group_questions
+from rcblib.scenes.video import generate_video, video_questions
+from rcblib.training.language import FORMS, N_YES_NO_PAIRS, QUESTION_MIX, Packer, training_questions
+from rcblib.training.vision import patch_owners
+
+IMAGE_COUNTS = (2, 3, 4)
+FRAME_COUNTS = (4, 6, 8)
+# Share of multiple-choice questions that are also asked without options, and answered with the option's words.
+OPEN_SHARE = 0.5
+
+
+def open_question(question: Question) -> Question | None:
+    """Ask a multiple-choice question without its options; `None` for one of another form."""
+    options = read_options(question.text)
+    if not options:
+        return None
+    asked = question.text[: question.text.index("?") + 1]
+    return Question(question.image_id, question.task, asked, options[question.answer], question.subset)
+
+
+class SequenceBatches(Dataset):
+    """Draw the batch of step *k*: pictures of one form and number, and their packed questions.
+
+    A batch holds ``images`` uint8 ``(n_items, n_pictures, height, width, 3)``, or, symbolic, the owners of the patches
+    of every picture, ``(n_items, n_pictures, n_patches)``; ``form`` is the index of its form in `FORMS`.
+
+    Parameters
+    ----------
+    packer : Packer
+        Lays questions behind their pictures.
+    seed, batch_size : int
+        Stream, and items a step.
+    n_side : int
+        Symbols a side of a picture's grid.
+    forms : sequence of str
+        Forms of the steps in turn, from `FORMS`.
+    symbolic : bool
+        Whether the LLM is shown symbols in place of pixels.
+    split : str
+        Of handwriting and photographs.
+    """
+
+    def __init__(
+        self,
+        packer: Packer,
+        seed: int,
+        batch_size: int,
+        n_side: int,
+        forms: tuple[str, ...],
+        symbolic: bool,
+        split: str = "train",
+    ):
+        if not forms or set(forms) - set(FORMS):
+            raise ParameterError("forms", forms, f"some of {', '.join(FORMS)}")
+        self.packer, self.seed, self.batch_size, self.n_side = packer, seed, batch_size, n_side
+        self.forms, self.symbolic, self.split = forms, symbolic, split
+
+    def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
+        form = self.forms[step % len(self.forms)]
+        rng = np.random.default_rng([self.seed, step, 2])
+        n_pictures = {"image": 1, "images": rng.choice(IMAGE_COUNTS), "video": rng.choice(FRAME_COUNTS)}[form]
+        indices = range(step * self.batch_size, (step + 1) * self.batch_size)
+        items = [self._item(form, index, int(n_pictures), rng) for index in indices]
+        batch = self.packer.pack([questions for _, questions in items])
+        batch["form"] = torch.tensor(FORMS.index(form))
+        if not self.symbolic:
+            pixels = [[scene.pixels for scene in scenes] for scenes, _ in items]
+            batch["images"] = torch.from_numpy(np.array(pixels))
+            return batch
+        owners = [[patch_owners(scene, self.n_side) for scene in scenes] for scenes, _ in items]
+        for i, key in enumerate(("category", "color", "covered")):
+            batch[key] = torch.from_numpy(np.array([[picture[i] for picture in item] for item in owners]))
+        batch["noise_seed"] = torch.tensor(int(rng.integers(2**31)))
+        return batch
+
+    def _item(
+        self, form: str, index: int, n_pictures: int, rng: np.random.Generator
+    ) -> tuple[tuple[Scene, ...], list[Question]]:
+        """Draw one item's pictures and what is asked about them."""
+        if form == "image":
+            scene = generate_scene(self.seed, index, self.split, SceneConfig())
+            return (scene,), training_questions(scene, rng, QUESTION_MIX, N_YES_NO_PAIRS)
+        if form == "images":
+            group = generate_group(self.seed, index, self.split, n_pictures)
+            pictures, asked = group.scenes, group_questions(group, rng)
+        else:
+            video = generate_video(self.seed, index, self.split, n_pictures)
+            pictures, asked = video.frames, video_questions(video, rng)
+        asked += [open_question(q) for q in asked if rng.random() < OPEN_SHARE]
+        return pictures, [asked[i] for i in rng.permutation(len(asked))]

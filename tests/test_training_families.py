@@ -1,0 +1,217 @@
+"""Train the other families: their inputs are those of inference, their weights start from the first model's."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from rcblib.mllm.embedded import IMAGE_ID, build_tokenizer
+from rcblib.records import ParameterError, Question
+from rcblib.scenes.generator import SceneConfig, generate_scene
+from rcblib.scenes.groups import generate_group
+from rcblib.scenes.language import all_texts
+from rcblib.scenes.video import generate_video
+from rcblib.training.language import FORMS, LanguageBatches, Packer, PixelTrainer, answer_loss
+from rcblib.training.recipe import (
+    LLAVA_NEXT_SCENES,
+    LLAVA_ONEVISION_SCENES,
+    RECIPES,
+    _processor,
+    _tokenizer,
+    _trainer,
+    find_stage,
+    run_stages,
+)
+from rcblib.training.sequences import SequenceBatches, open_question
+from rcblib.training.transfer import adopt
+from tests.test_training import TINY, Recorder, shrunken
+
+TINY_NEXT = shrunken(LLAVA_NEXT_SCENES)
+TINY_NEXT = replace(TINY_NEXT, text=TINY_NEXT.text | {"num_key_value_heads": 1, "head_dim": 8})
+TINY_ONEVISION = shrunken(LLAVA_ONEVISION_SCENES)
+
+
+@pytest.fixture(scope="module")
+def packer():
+    return Packer(build_tokenizer(all_texts()), IMAGE_ID)
+
+
+def lively(recipe):
+    """Build a tiny model in float64 whose weights are large enough that every input matters."""
+    stage = recipe.stages[-1]
+    model = _trainer(recipe, stage, _tokenizer(recipe)).llava.double().eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            std = 1.5 * parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.5
+            if parameter.ndim > 1 or parameter is model.model.image_newline:
+                parameter.normal_(std=std, generator=generator)
+    return model
+
+
+def pictures(form):
+    """Return the pictures of one item of each form, as uint8 arrays."""
+    if form == "images":
+        return [scene.pixels for scene in generate_group(0, 1, n_images=3).scenes]
+    if form == "video":
+        return [scene.pixels for scene in generate_video(0, 1, n_frames=4).frames]
+    return [generate_scene(0, 1).pixels]
+
+
+def assert_pipeline_agrees(model, processor, tokenizer, packer, batch, content, **given):
+    """Compare the logits of training with those of the chat template, the processor and the model's own forward."""
+    questions = [Question(0, "color", "What color is the star?", "red")]
+    questions += [Question(0, "caption", "Provide a one-sentence caption for the image.", "a red star.")]
+    head = Recorder(model.lm_head)
+    with torch.no_grad():
+        answer_loss(
+            model.model.language_model,
+            model.get_input_embeddings(),
+            head,
+            packer.prefix,
+            PixelTrainer(model, packer, vision_frozen=True).visual(batch),
+            packer.pack([questions]),
+        )
+    row = 0
+    for question in questions:
+        turn = {"role": "user", "content": [*content, {"type": "text", "text": question.text}]}
+        prompt = processor.apply_chat_template([turn], add_generation_prompt=True)
+        text = [f"{prompt} {question.answer}{tokenizer.eos_token}"]
+        inputs = processor(text=text, return_tensors="pt", **given)
+        n_answer = len(tokenizer(question.answer, add_special_tokens=False).input_ids) + 1
+        with torch.no_grad():
+            expected = model(**inputs).logits[0, -1 - n_answer : -1]
+        torch.testing.assert_close(head.logits[row : row + n_answer], expected, rtol=0, atol=1e-4)
+        row += n_answer
+    assert row == len(head.logits)
+
+
+@pytest.mark.parametrize("size", [(96, 192), (192, 144), (192, 192)])
+def test_tiles_in_training_are_those_of_the_exported_pipeline(packer, size):
+    tokenizer = _tokenizer(TINY_NEXT)
+    processor = _processor(TINY_NEXT, tokenizer)
+    batches = LanguageBatches(
+        packer, 3, 2, 6, SceneConfig(sizes=(size,)), False, image_processor=processor.image_processor
+    )
+    batch = batches[0]
+    assert batch["image_sizes"].tolist() == [list(size)] * 2
+    one = {key: batch[key][:1] for key in ("pixel_values", "image_sizes")}
+    image = Image.fromarray(generate_scene(3, 0, config=batches.scenes).pixels)
+    model = lively(TINY_NEXT)
+    assert_pipeline_agrees(model, processor, tokenizer, packer, one, [{"type": "image"}], images=[image])
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_pictures_in_training_are_those_of_the_exported_pipeline(packer, form):
+    tokenizer = _tokenizer(TINY_ONEVISION)
+    processor = _processor(TINY_ONEVISION, tokenizer)
+    arrays = pictures(form)
+    batch = {
+        "images": torch.from_numpy(np.array([arrays])),
+        "form": torch.tensor(FORMS.index(form)),
+    }
+    images = [Image.fromarray(pixels) for pixels in arrays]
+    if form == "video":
+        given, content = {"videos": [images]}, [{"type": "video"}]
+    else:
+        given, content = {"images": [images]}, [{"type": "image"}] * len(images)
+    assert_pipeline_agrees(lively(TINY_ONEVISION), processor, tokenizer, packer, batch, content, **given)
+
+
+class TestSequenceBatches:
+    def test_steps_take_their_forms_in_turn(self, packer):
+        batches = SequenceBatches(packer, 0, 2, 6, ("images", "video", "image"), symbolic=False)
+        for step, form in enumerate(("images", "video", "image", "images")):
+            batch = batches[step]
+            assert FORMS[int(batch["form"])] == form
+            n_pictures = batch["images"].shape[1]
+            assert n_pictures in {"image": (1,), "images": (2, 3, 4), "video": (4, 6, 8)}[form]
+            assert batch["images"].shape == (2, n_pictures, 96, 96, 3)
+            assert all(torch.equal(batch[key], again) for key, again in batches[step].items())
+
+    def test_pixels_are_those_of_the_items_asked_about(self, packer):
+        batch = SequenceBatches(packer, 5, 3, 6, ("images",), symbolic=False)[2]
+        group = generate_group(5, 7, n_images=batch["images"].shape[1])
+        assert np.array_equal(batch["images"][1].numpy(), np.array([scene.pixels for scene in group.scenes]))
+
+    def test_symbols_of_pictures_are_divided_by_newlines(self, packer):
+        stage = next(s for s in TINY_ONEVISION.stages if s.kind == "symbols")
+        trainer = _trainer(TINY_ONEVISION, stage, _tokenizer(TINY_ONEVISION))
+        trainer.noise = 0.0
+        newline = trainer.newline.detach()
+        for form, ends in (("images", 36), ("video", None)):
+            batch = SequenceBatches(packer, 0, 2, 6, (form,), symbolic=True)[0]
+            rows = trainer.visual(batch).detach()
+            n_pictures = batch["category"].shape[1]
+            where = (rows == newline).all(-1)[0].nonzero().flatten().tolist()
+            expected = [37 * i + ends for i in range(n_pictures)] if ends else [36 * n_pictures]
+            assert where == expected
+            assert rows.shape[1] == 36 * n_pictures + len(expected)
+
+    def test_unknown_forms_are_refused(self, packer):
+        with pytest.raises(ParameterError, match="forms"):
+            SequenceBatches(packer, 0, 2, 6, ("panorama",), symbolic=True)
+
+    def test_a_question_without_options_is_answered_with_their_words(self):
+        text = "Which image shows a star? a. image two b. image one Answer with the letter."
+        asked = open_question(Question(4, "multi_image", text, "b", "which_image"))
+        assert asked == Question(4, "multi_image", "Which image shows a star?", "image one", "which_image")
+        assert open_question(Question(4, "color", "What color is the star?", "red")) is None
+
+
+class TestTransfer:
+    @pytest.fixture(scope="class")
+    def llava_state(self, tmp_path_factory):
+        torch.manual_seed(1)
+        return _trainer(TINY, TINY.stages[-1], _tokenizer(TINY)).llava.model
+
+    def test_fewer_heads_are_means_of_groups_and_the_rest_is_copied(self, llava_state):
+        stage = TINY_NEXT.stages[-1]
+        model = _trainer(TINY_NEXT, stage, _tokenizer(TINY_NEXT)).llava.model.language_model
+        state = llava_state.language_model.state_dict()
+        report = adopt(model, state)
+        assert not report["fresh"]
+        assert len(report["converted"]) == 2 * TINY_NEXT.text["num_hidden_layers"]
+        given, taken = (m["layers.0.self_attn.k_proj.weight"] for m in (state, model.state_dict()))
+        assert taken.shape == (8, 16)
+        torch.testing.assert_close(taken, (given[:8] + given[8:]) / 2)
+        assert torch.equal(model.state_dict()["norm.weight"], state["norm.weight"])
+
+    def test_a_siglip_encoder_takes_patches_positions_and_layers_of_clip(self, llava_state):
+        siglip = _trainer(TINY_ONEVISION, TINY_ONEVISION.stages[0], _tokenizer(TINY_ONEVISION)).siglip
+        state = llava_state.vision_tower.state_dict()
+        report = adopt(siglip.vision_model, state)
+        positions = siglip.vision_model.embeddings.position_embedding.weight
+        assert torch.equal(positions, state["embeddings.position_embedding.weight"][1:])
+        assert report["converted"] == ["embeddings.position_embedding.weight"]
+        assert {name.split(".")[0] for name in report["fresh"]} == {"embeddings", "head"}
+
+    def test_a_longer_vocabulary_keeps_its_further_rows(self, llava_state):
+        stage = TINY_ONEVISION.stages[-1]
+        model = _trainer(TINY_ONEVISION, stage, _tokenizer(TINY_ONEVISION)).llava.model.language_model
+        last = model.embed_tokens.weight[-1].detach().clone()
+        state = llava_state.language_model.state_dict()
+        report = adopt(model, state)
+        assert torch.equal(model.embed_tokens.weight[:-1], state["embed_tokens.weight"])
+        assert torch.equal(model.embed_tokens.weight[-1], last)
+        assert {name.rsplit(".", 1)[-1] for name in report["fresh"]} == {"bias"}
+
+
+def test_stage_names_are_unique_over_recipes():
+    names = [stage.name for recipe in RECIPES.values() for stage in recipe.stages]
+    assert len(set(names)) == len(names)
+    for recipe in RECIPES.values():
+        for stage in recipe.stages:
+            assert find_stage(stage.name) == (recipe, stage)
+            for earlier in stage.starts_from:
+                find_stage(earlier)
+
+
+@pytest.mark.parametrize("recipe", [TINY_NEXT, TINY_ONEVISION], ids=lambda recipe: recipe.family)
+def test_every_stage_of_a_family_runs_from_the_first_models_weights(recipe, tmp_path):
+    run_stages(TINY, [stage.name for stage in TINY.stages], tmp_path, weights=tmp_path, device="cpu")
+    records = run_stages(recipe, [s.name for s in recipe.stages], tmp_path, weights=tmp_path, device="cpu")
+    assert [record["stage"]["name"] for record in records] == [stage.name for stage in recipe.stages]
+    assert all(np.isfinite(record["loss"]) for record in records)
