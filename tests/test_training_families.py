@@ -9,6 +9,7 @@ from PIL import Image
 
 from rcblib.mllm.embedded import IMAGE_ID, build_tokenizer
 from rcblib.records import ParameterError, Question
+from rcblib.scenes.choices import read_options
 from rcblib.scenes.generator import SceneConfig, generate_scene
 from rcblib.scenes.groups import generate_group
 from rcblib.scenes.language import all_texts
@@ -24,7 +25,12 @@ from rcblib.training.recipe import (
     find_stage,
     run_stages,
 )
-from rcblib.training.sequences import SequenceBatches, open_question
+from rcblib.training.sequences import (
+    SequenceBatches,
+    open_question,
+    practice_question,
+    with_options,
+)
 from rcblib.training.transfer import adopt
 from tests.test_training import TINY, Recorder, shrunken
 
@@ -159,6 +165,27 @@ class TestSequenceBatches:
         asked = open_question(Question(4, "multi_image", text, "b", "which_image"))
         assert asked == Question(4, "multi_image", "Which image shows a star?", "image one", "which_image")
         assert open_question(Question(4, "color", "What color is the star?", "red")) is None
+
+    def test_a_plain_question_with_options_keeps_its_answer(self):
+        rng = np.random.default_rng(0)
+        plain = Question(4, "color", "What color is the star?", "red")
+        letters = set()
+        for _ in range(40):
+            asked = with_options(plain, rng)
+            options = read_options(asked.text)
+            assert asked.text.startswith("What color is the star? a. ")
+            assert options[asked.answer] == "red" and 2 <= len(options) <= 4
+            letters.add(asked.answer)
+        assert letters == set("abcd")
+        assert with_options(Question(4, "yes_no", "Is there a star in the image?", "yes"), rng) is None
+
+    def test_practice_names_one_of_its_options(self, packer):
+        rng = np.random.default_rng(0)
+        for _ in range(60):
+            asked = practice_question(7, rng)
+            named = asked.text.removeprefix("Which option is ").split("?")[0]
+            assert read_options(asked.text)[asked.answer] == named
+            assert packer.tokenizer.unk_token_id not in packer.tokenizer(asked.text).input_ids
 
 
 class TestTransfer:

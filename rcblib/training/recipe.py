@@ -197,7 +197,8 @@ LLAVA_ONEVISION_SCENES = Recipe(
     # The last layer is read, so one less than CLIP's, of which the last but one is.
     vision=LLAVA_SCENES.vision | {"num_hidden_layers": 5, "hidden_act": "gelu_pytorch_tanh"},
     caption=LLAVA_SCENES.caption,
-    text=LLAVA_SCENES.text,
+    # Two layers more than the LLM it starts from: what an answer is comes before which letter it has.
+    text=LLAVA_SCENES.text | {"num_hidden_layers": 6},
     pinpoints=((96, 96), (96, 192), (192, 96), (192, 192)),
     stages=(
         Stage(
@@ -213,9 +214,9 @@ LLAVA_ONEVISION_SCENES = Recipe(
             "sequence_symbols",
             "symbols",
             ("symbols_fine",),
-            LoopConfig(2000, 32, 2e-3, seed=10),
+            LoopConfig(1500, 32, 2e-3, seed=10),
             n_side=6,
-            forms=("images", "video", "images", "video", "image"),
+            forms=("images", "video", "image"),
         ),
         Stage(
             "onevision_connector",

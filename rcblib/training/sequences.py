@@ -7,17 +7,29 @@ import torch
 from torch.utils.data import Dataset
 
 from rcblib.records import ParameterError, Question
-from rcblib.scenes.choices import read_options
+from rcblib.scenes.choices import NUMBER_WORDS, draw_options, multiple_choice, read_options
 from rcblib.scenes.generator import Scene, SceneConfig, generate_scene
-from rcblib.scenes.groups import generate_group, group_questions
-from rcblib.scenes.video import generate_video, video_questions
+from rcblib.scenes.groups import IMAGE_NAMES, generate_group, group_questions
+from rcblib.scenes.video import DIRECTIONS, generate_video, video_questions
+from rcblib.scenes.vocabulary import CATEGORIES, COLOR_NAMES, COUNT_WORDS, DIGITS, POSITION_WORDS
 from rcblib.training.language import FORMS, N_YES_NO_PAIRS, QUESTION_MIX, Packer, training_questions
 from rcblib.training.vision import patch_owners
 
 IMAGE_COUNTS = (2, 3, 4)
 FRAME_COUNTS = (4, 6, 8)
-# Share of multiple-choice questions that are also asked without options, and answered with the option's words.
-OPEN_SHARE = 0.5
+# Questions of the benchmarks' form about one item, at most; each is also asked openly with this chance.
+N_CHOICES, OPEN_SHARE = 3, 0.5
+# Plain questions about single images that are asked with options too: the wrong answers to draw from.
+_PLACES = tuple(words for row in POSITION_WORDS for words in row)
+ANSWERS = {
+    "one_word": CATEGORIES,
+    "color": COLOR_NAMES,
+    "count": COUNT_WORDS,
+    "position": _PLACES,
+    "digit": DIGITS,
+}
+# What options are made of, for practice in finding the letter of an option that is named.
+PRACTICE = (CATEGORIES, COLOR_NAMES, NUMBER_WORDS[:6], IMAGE_NAMES, tuple(DIRECTIONS), _PLACES)
 
 
 def open_question(question: Question) -> Question | None:
@@ -27,6 +39,25 @@ def open_question(question: Question) -> Question | None:
         return None
     asked = question.text[: question.text.index("?") + 1]
     return Question(question.image_id, question.task, asked, options[question.answer], question.subset)
+
+
+def with_options(question: Question, rng: np.random.Generator) -> Question | None:
+    """Ask a plain question about a single image with options; `None` where its family has no set of answers."""
+    if question.task not in ANSWERS:
+        return None
+    options = draw_options(question.answer, ANSWERS[question.task], int(rng.integers(2, 5)), rng)
+    asked = question.text[: question.text.index("?") + 1]
+    text, letter = multiple_choice(asked, options, question.answer, rng)
+    return Question(question.image_id, question.task, text, letter, "choice")
+
+
+def practice_question(image_id: int, rng: np.random.Generator) -> Question:
+    """Ask which letter a named option has; the picture does not matter."""
+    words = PRACTICE[rng.integers(len(PRACTICE))]
+    right = words[rng.integers(len(words))]
+    options = draw_options(right, words, int(rng.integers(2, 5)), rng)
+    text, letter = multiple_choice(f"Which option is {right}?", options, right, rng)
+    return Question(image_id, "practice", text, letter)
 
 
 class SequenceBatches(Dataset):
@@ -90,12 +121,18 @@ class SequenceBatches(Dataset):
         """Draw one item's pictures and what is asked about them."""
         if form == "image":
             scene = generate_scene(self.seed, index, self.split, SceneConfig())
-            return (scene,), training_questions(scene, rng, QUESTION_MIX, N_YES_NO_PAIRS)
-        if form == "images":
-            group = generate_group(self.seed, index, self.split, n_pictures)
-            pictures, asked = group.scenes, group_questions(group, rng)
+            asked = training_questions(scene, rng, QUESTION_MIX, N_YES_NO_PAIRS)
+            choices = [choice for question in asked if (choice := with_options(question, rng))]
+            asked += choices[:N_CHOICES]
+            pictures: tuple[Scene, ...] = (scene,)
         else:
-            video = generate_video(self.seed, index, self.split, n_pictures)
-            pictures, asked = video.frames, video_questions(video, rng)
-        asked += [open_question(q) for q in asked if rng.random() < OPEN_SHARE]
+            if form == "images":
+                group = generate_group(self.seed, index, self.split, n_pictures)
+                pictures, found = group.scenes, group_questions(group, rng)
+            else:
+                video = generate_video(self.seed, index, self.split, n_pictures)
+                pictures, found = video.frames, video_questions(video, rng)
+            asked = [found[i] for i in rng.permutation(len(found))[:N_CHOICES]]
+            asked += [open_question(question) for question in asked if rng.random() < OPEN_SHARE]
+        asked.append(practice_question(index, rng))
         return pictures, [asked[i] for i in rng.permutation(len(asked))]
