@@ -1,66 +1,75 @@
 """Read images with what is known of them: scenes, COCO with the Karpathy split, or any folder of photos.
 
-Every dataset is a sequence of `Sample`: it has a length, an index gives a sample, a slice a list, and iterating draws
-or reads one image at a time.
+Every dataset is a sequence of `Sample`, or of `SequenceSample` where several images are asked about together: it has a
+length, an index gives a sample, a slice a list, and iterating draws or reads one sample at a time.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import os
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Generic, TypeVar, overload
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, ImageSequence
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from rcblib.geometry import check_integer
-from rcblib.records import ImageError, ParameterError, Question, Sample, SceneObject
+from rcblib.records import ImageError, ParameterError, Question, Sample, SceneObject, SequenceSample
 from rcblib.runs import read_json
-from rcblib.scenes.coco import export_coco, scene_sample
-from rcblib.scenes.generator import SPLITS, SceneConfig, generate_scene
+from rcblib.scenes.coco import export_coco, scene_object, scene_sample
+from rcblib.scenes.generator import SPLITS, Scene, SceneConfig, generate_scene
+from rcblib.scenes.groups import GROUP_KINDS, N_IMAGES, generate_group, group_questions
 from rcblib.scenes.questions import TASKS, pope_questions, task_questions
+from rcblib.scenes.video import FEWEST_FRAMES, VIDEO_KINDS, generate_video, video_questions
 
 KARPATHY_FILE = "dataset_coco.json"
 KARPATHY_SPLITS = ("train", "restval", "val", "test")
 PHOTO_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+VIDEO_SUFFIXES = (".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
 POPE_SUBSETS = ("random", "popular", "adversarial")
 SAMPLE_SEED = 2503
 """Seed of the scenes that come with the project; no other scenes are drawn with it."""
 SAMPLE_SIZES = {"validation": 48, "test": 24}
+N_FRAMES = 16
+"""Frames taken of a video by default, as the paper does."""
+
+AnySample = TypeVar("AnySample", Sample, SequenceSample)
 
 
-class Dataset(Sequence[Sample], ABC):
+class Dataset(Sequence[AnySample], ABC, Generic[AnySample]):
     """Offer samples by index, in a fixed order; nothing is drawn, opened or decoded before it is asked for."""
 
     @abstractmethod
     def __len__(self) -> int: ...
 
     @abstractmethod
-    def _sample(self, index: int) -> Sample:
+    def _sample(self, index: int) -> AnySample:
         """Return the sample at an index from 0 to the length less one."""
 
     @overload
-    def __getitem__(self, index: int) -> Sample: ...
+    def __getitem__(self, index: int) -> AnySample: ...
 
     @overload
-    def __getitem__(self, index: slice) -> list[Sample]: ...
+    def __getitem__(self, index: slice) -> list[AnySample]: ...
 
-    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
+    def __getitem__(self, index: int | slice) -> AnySample | list[AnySample]:
         if isinstance(index, slice):
             return [self._sample(i) for i in range(len(self))[index]]
         return self._sample(range(len(self))[index])
 
 
-class SceneDataset(Dataset):
+class SceneDataset(Dataset[Sample]):
     """Draw scenes of the embedded world, each when it is asked for.
 
     Parameters
@@ -106,7 +115,176 @@ def _draw(seed: int, index: int, split: str, config: SceneConfig) -> Image.Image
     return Image.fromarray(generate_scene(seed, index, split, config).pixels)
 
 
-class PhotoFolder(Dataset):
+class _DrawnSequences(Dataset[SequenceSample]):
+    """Draw several scenes a sample; `kinds` lists what is asked about them."""
+
+    kinds: tuple[str, ...]
+
+    def __init__(self, split: str, n: int, seed: int, start: int):
+        if split not in SPLITS:
+            raise ParameterError("split", split, ", ".join(SPLITS))
+        self.split = split
+        self.n = check_integer("n", n, 1)
+        self.seed = check_integer("seed", seed, 0)
+        self.start = check_integer("start", start, 0)
+
+    def __len__(self) -> int:
+        return self.n
+
+    @abstractmethod
+    def _ask(self, index: int, rng: np.random.Generator) -> list[Question]:
+        """Ask every kind of question about the sample at an index."""
+
+    def questions(
+        self, kinds: Sequence[str] | None = None, n_per_kind: int | None = None, seed: int = 0
+    ) -> list[Question]:
+        """Draw multiple-choice questions about these samples, the same number of each kind.
+
+        Parameters
+        ----------
+        kinds : sequence of str, optional
+            Some of the class's `kinds`; all by default.
+        n_per_kind : int, optional
+            Questions of a kind, drawn without replacement; ``None`` means all there are.
+        seed : int
+            Seed of the draw, of wrong options and of their order. What is asked about a sample does not depend on how
+            many samples there are.
+
+        Returns
+        -------
+        list of Question
+            By kind, in a kind by sample.
+
+        Raises
+        ------
+        ParameterError
+            If a kind is unknown, or has fewer questions than asked for.
+        """
+        chosen = self.kinds if kinds is None else (kinds,) if isinstance(kinds, str) else tuple(kinds)
+        unknown = [kind for kind in chosen if kind not in self.kinds]
+        if unknown or not chosen:
+            raise ParameterError("kinds", unknown or chosen, ", ".join(self.kinds))
+        if n_per_kind is not None:
+            check_integer("n_per_kind", n_per_kind, 1)
+        check_integer("seed", seed, 0)
+        by_kind: dict[str, list[Question]] = {kind: [] for kind in self.kinds}
+        for i in range(len(self)):
+            for question in self._ask(i, np.random.default_rng([seed, self.start + i])):
+                by_kind[question.subset].append(question)
+        asked: list[Question] = []
+        for kind in chosen:
+            found = by_kind[kind]
+            if not found or len(found) < (n_per_kind or 0):
+                accepted = f"at most {len(found)} for {kind} with these samples"
+                raise ParameterError("n_per_kind", n_per_kind, accepted)
+            rng = np.random.default_rng([seed, self.kinds.index(kind)])
+            asked += [found[i] for i in np.sort(rng.permutation(len(found))[:n_per_kind])]
+        return asked
+
+
+class GroupDataset(_DrawnSequences):
+    """Draw groups of two to four scenes, each when it is asked for.
+
+    Parameters
+    ----------
+    split : str
+        ``"train"``, ``"validation"`` or ``"test"``; no handwriting or photograph is in two of them.
+    n : int
+        Groups, at least 1.
+    seed : int
+        Stream of groups, other scenes than those of a `SceneDataset` with this seed.
+    start : int
+        Index of the first group; image ids are ``start`` to ``start + n - 1``.
+    n_images : int, optional
+        2, 3 or 4 images in every group; drawn for each by default.
+
+    Raises
+    ------
+    ParameterError
+        For an unknown split or a number out of range.
+    """
+
+    kinds = GROUP_KINDS
+
+    def __init__(self, split: str, n: int, *, seed: int = 0, start: int = 0, n_images: int | None = None):
+        super().__init__(split, n, seed, start)
+        if n_images is not None:
+            check_integer("n_images", n_images, min(N_IMAGES), max(N_IMAGES))
+        self.n_images = n_images
+
+    def _sample(self, index: int) -> SequenceSample:
+        where = (self.seed, self.start + index, self.split, self.n_images)
+        return _drawn_sample("images", generate_group(*where).scenes, partial(_draw_group, *where))
+
+    def _ask(self, index: int, rng: np.random.Generator) -> list[Question]:
+        return group_questions(generate_group(self.seed, self.start + index, self.split, self.n_images), rng)
+
+
+class VideoDataset(_DrawnSequences):
+    """Draw videos of the embedded world, each when it is asked for.
+
+    Parameters
+    ----------
+    split : str
+        ``"train"``, ``"validation"`` or ``"test"``; no handwriting or photograph is in two of them.
+    n : int
+        Videos, at least 1.
+    n_frames : int
+        Frames of every video, at least 4. What happens, and what is asked, does not depend on it.
+    seed : int
+        Stream of videos, other scenes than those of a `SceneDataset` with this seed.
+    start : int
+        Index of the first video; image ids are ``start`` to ``start + n - 1``.
+
+    Raises
+    ------
+    ParameterError
+        For an unknown split or a number out of range.
+    """
+
+    kinds = VIDEO_KINDS
+
+    def __init__(self, split: str, n: int, n_frames: int = N_FRAMES, *, seed: int = 0, start: int = 0):
+        super().__init__(split, n, seed, start)
+        self.n_frames = check_integer("n_frames", n_frames, FEWEST_FRAMES)
+
+    def _sample(self, index: int) -> SequenceSample:
+        where = (self.seed, self.start + index, self.split, self.n_frames)
+        return _drawn_sample("video", generate_video(*where).frames, partial(_draw_video, *where))
+
+    def _ask(self, index: int, rng: np.random.Generator) -> list[Question]:
+        return video_questions(generate_video(self.seed, self.start + index, self.split, FEWEST_FRAMES), rng)
+
+
+def _draw_group(*where: Any) -> tuple[Image.Image, ...]:
+    """Draw the pictures of a group again, so that a sample need not hold them."""
+    return tuple(Image.fromarray(scene.pixels) for scene in generate_group(*where).scenes)
+
+
+def _draw_video(*where: Any) -> tuple[Image.Image, ...]:
+    """Draw the frames of a video again, so that a sample need not hold them."""
+    return tuple(Image.fromarray(scene.pixels) for scene in generate_video(*where).frames)
+
+
+def _drawn_sample(
+    kind: str, scenes: Sequence[Scene], load: Callable[[], tuple[Image.Image, ...]]
+) -> SequenceSample:
+    first = scenes[0]
+    source = "groups" if kind == "images" else "videos"
+    return SequenceSample(
+        image_id=first.index,
+        load=load,
+        kind=kind,
+        sizes=tuple((scene.width, scene.height) for scene in scenes),
+        objects=tuple(
+            tuple(scene_object(item, scene.height, scene.width) for item in scene.objects) for scene in scenes
+        ),
+        source=f"{source}/{first.split}",
+        file_name=f"{first.split}_{first.seed}_{first.index:06d}",
+    )
+
+
+class PhotoFolder(Dataset[Sample]):
     """Read the photos of a folder, sorted by file name; nothing is known of what they show.
 
     Photos are turned upright as their EXIF tag says. Every one that is used is decoded once at the start, so that a
@@ -131,14 +309,7 @@ class PhotoFolder(Dataset):
     def __init__(self, folder: str | os.PathLike, n: int | None = None):
         self.folder = _existing_folder(folder)
         n = _check_limit(n)
-        self.paths = sorted(
-            path
-            for path in self.folder.iterdir()
-            if path.suffix.lower() in PHOTO_SUFFIXES and not path.name.startswith(".") and path.is_file()
-        )[:n]
-        if not self.paths:
-            accepted = f"a folder with photos ({', '.join(PHOTO_SUFFIXES)})"
-            raise ImageError(f"folder: got {str(folder)!r} without any photo; accepted: {accepted}")
+        self.paths = sorted(_photos_in(self.folder))[:n]
         self._sizes = [_upright_size(path) for path in self.paths]
 
     def __len__(self) -> int:
@@ -148,6 +319,107 @@ class PhotoFolder(Dataset):
         path = self.paths[index]
         width, height = self._sizes[index]
         return Sample(index, partial(read_image, path), width, height, source="photos", file_name=path.name)
+
+
+class PhotoGroup(Dataset[SequenceSample]):
+    """Read the photos of a folder as one group: a dataset of a single sample of kind ``"images"``.
+
+    The photos are those of `PhotoFolder`, in the natural order of their names (``2.jpg`` before ``10.jpg``).
+
+    Parameters
+    ----------
+    folder : path
+        The folder.
+    n : int, optional
+        Use the first `n` photos, or all if there are fewer.
+
+    Raises
+    ------
+    ImageError
+        If the folder is missing or holds no photo, or a photo cannot be read.
+    ParameterError
+        If `n` is below 1.
+    """
+
+    def __init__(self, folder: str | os.PathLike, n: int | None = None):
+        self.folder = _existing_folder(folder)
+        n = _check_limit(n)
+        self.paths = sorted(_photos_in(self.folder), key=_natural)[:n]
+        self._sizes = tuple(_upright_size(path) for path in self.paths)
+
+    def __len__(self) -> int:
+        return 1
+
+    def _sample(self, index: int) -> SequenceSample:
+        load = partial(_read_images, self.paths)
+        return SequenceSample(index, load, "images", self._sizes, source="photos", file_name=self.folder.name)
+
+
+class VideoFile(Dataset[SequenceSample]):
+    """Read one video: a dataset of a single sample of kind ``"video"``.
+
+    It is decoded once at the start, so that a damaged file stops the run before it begins. Frames are turned upright
+    as the file says.
+
+    Parameters
+    ----------
+    path : path
+        A file that FFmpeg reads (the package ``av`` is needed), an animated GIF, WebP or PNG, or a folder of frames in
+        the natural order of their names.
+    n_frames : int
+        Frames taken, evenly spaced from the first to the last; all of them if there are fewer.
+
+    Raises
+    ------
+    ImageError
+        If the file is missing, cannot be decoded or has no frame, ``av`` is needed but not installed, or the frames of
+        a folder differ in size.
+    ParameterError
+        If `n_frames` is below 1.
+
+    Notes
+    -----
+    Source: lmms-eval's adapter of LLaVA-OneVision, for which frames of a video are taken.
+    Differs: that one repeats frames where there are too few.
+    """
+
+    def __init__(self, path: str | os.PathLike, n_frames: int = N_FRAMES):
+        self.path = Path(path).expanduser()
+        check_integer("n_frames", n_frames, 1)
+        if self.path.is_dir():
+            paths = sorted(_photos_in(self.path), key=_natural)
+            chosen = [paths[i] for i in _evenly_spaced(len(paths), n_frames)]
+            self._sizes = tuple(_upright_size(frame) for frame in chosen)
+            if len(set(self._sizes)) > 1:
+                sizes = ", ".join(f"{width}x{height}" for width, height in sorted(set(self._sizes)))
+                raise ImageError(f"video: the frames in {self.path.name!r} are of several sizes ({sizes})")
+            self._load = partial(_read_images, chosen)
+            return
+        if not self.path.is_file():
+            raise ImageError(
+                f"video: {str(path)!r} does not exist; accepted: a video file or folder of frames"
+            )
+        is_picture = self.path.suffix.lower() in PHOTO_SUFFIXES
+        if not is_picture and importlib.util.find_spec("av") is None:
+            raise ImageError(f"video: {self.path.name!r} needs the package av: pip install 'rcblib[video]'")
+        decode = _decode_animation if is_picture else _decode_film
+        n_available, size = 0, (0, 0)
+        with _readable(self.path, "video"):
+            for n_available, frame in enumerate(decode(self.path), 1):
+                size = frame().size if n_available == 1 else size
+        if not n_available:
+            raise ImageError(f"video: {self.path.name!r} has no frames")
+        chosen = _evenly_spaced(n_available, n_frames)
+        self._sizes = (size,) * len(chosen)
+        self._load = partial(_read_frames, decode, self.path, chosen)
+
+    def __len__(self) -> int:
+        return 1
+
+    def _sample(self, index: int) -> SequenceSample:
+        return SequenceSample(
+            index, self._load, "video", self._sizes, source="video", file_name=self.path.name
+        )
 
 
 def read_image(path: str | os.PathLike, upright: bool = True) -> Image.Image:
@@ -170,13 +442,74 @@ def read_image(path: str | os.PathLike, upright: bool = True) -> Image.Image:
 
 
 @contextlib.contextmanager
-def _readable(path: str | os.PathLike) -> Iterator[None]:
-    """Turn whatever goes wrong while an image is read into an `ImageError` of one line."""
+def _readable(path: str | os.PathLike, what: str = "image") -> Iterator[None]:
+    """Turn whatever goes wrong while an image or a video is read into an `ImageError` of one line."""
     try:
         yield
-    except Exception as error:  # Pillow's readers raise many kinds on damaged files
+    except Exception as error:  # readers raise many kinds on damaged files
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ImageError(f"image: {Path(path).name!r} cannot be read ({reason})") from None
+        raise ImageError(f"{what}: {Path(path).name!r} cannot be read ({reason})") from None
+
+
+def _photos_in(folder: Path) -> list[Path]:
+    """List the photos of a folder in any order, at least one."""
+    found = [
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in PHOTO_SUFFIXES and not path.name.startswith(".") and path.is_file()
+    ]
+    if not found:
+        accepted = f"a folder with photos ({', '.join(PHOTO_SUFFIXES)})"
+        raise ImageError(f"folder: got {str(folder)!r} without any photo; accepted: {accepted}")
+    return found
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    """Order file names as people do: numbers in them by their value."""
+    parts = re.split(r"(\d+)", path.name)
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts] + [(-1, path.name)]
+
+
+def _evenly_spaced(n_available: int, n: int) -> list[int]:
+    """Return `n` different positions from the first to the last of those available, or all if there are fewer."""
+    return np.linspace(0, n_available - 1, min(n, n_available)).astype(int).tolist()
+
+
+def _read_images(paths: Sequence[Path]) -> tuple[Image.Image, ...]:
+    return tuple(read_image(path) for path in paths)
+
+
+def _read_frames(
+    decode: Callable[[Path], Iterator[Callable[[], Image.Image]]], path: Path, chosen: Sequence[int]
+) -> tuple[Image.Image, ...]:
+    """Decode a video again and keep the chosen frames."""
+    wanted = set(chosen)
+    with _readable(path, "video"):
+        return tuple(frame() for i, frame in enumerate(decode(path)) if i in wanted)
+
+
+def _decode_animation(path: Path) -> Iterator[Callable[[], Image.Image]]:
+    """Decode the frames of a picture that moves; each is given as a function that returns it as RGB."""
+    with Image.open(path) as image:
+        for frame in ImageSequence.Iterator(image):
+            frame.load()
+            yield partial(frame.convert, "RGB")
+
+
+def _decode_film(path: Path) -> Iterator[Callable[[], Image.Image]]:
+    """Decode the frames of a video file; each is given as a function that returns it upright as RGB."""
+    import av
+
+    with av.open(path) as container:
+        for stream in container.streams.video[:1]:
+            stream.thread_type = "AUTO"
+            for frame in container.decode(stream):
+                yield partial(_upright_frame, frame)
+
+
+def _upright_frame(frame: Any) -> Image.Image:
+    """Turn a decoded frame as the file's display matrix says, which is in degrees counterclockwise."""
+    return frame.to_image().rotate(frame.rotation, expand=True) if frame.rotation else frame.to_image()
 
 
 def _upright_size(path: Path) -> tuple[int, int]:
@@ -211,7 +544,7 @@ class _Entry:
     captions: tuple[str, ...]
 
 
-class CocoDataset(Dataset):
+class CocoDataset(Dataset[Sample]):
     """Read images, captions and masks in COCO's format: COCO itself, or the sample that comes with the project.
 
     The folder is laid out as COCO's archives unpack: ``annotations/instances_<split>.json`` and
@@ -467,21 +800,31 @@ def _coco_object(coco: COCO, annotation: dict[str, Any]) -> SceneObject:
 
 
 def open_dataset(
-    name_or_path: str | os.PathLike, split: str | None = None, n: int | None = None, *, seed: int = 0
+    name_or_path: str | os.PathLike,
+    split: str | None = None,
+    n: int | None = None,
+    *,
+    seed: int = 0,
+    n_frames: int = N_FRAMES,
 ) -> Dataset:
     """Open the dataset that a name or a folder stands for.
 
     Parameters
     ----------
     name_or_path : str or path
-        ``"scenes"``; ``"coco:<folder>"``; a folder in COCO's format (it holds ``instances_*.json``,
-        ``captions_*.json`` or the Karpathy file, in itself or in ``annotations/``); or any other folder: photos.
+        ``"scenes"``, ``"groups"`` or ``"videos"`` of the embedded world; ``"coco:<folder>"``; ``"group:<folder>"``, its
+        photos as one group; ``"video:<path>"``, or a path alone that ends in one of `VIDEO_SUFFIXES`; a folder in
+        COCO's format (it holds ``instances_*.json``, ``captions_*.json`` or the Karpathy file, in itself or in
+        ``annotations/``); or any other folder: photos.
     split : str, optional
-        As the dataset names it; ``"validation"`` for scenes if left out. Photos have none, and it is passed over.
+        As the dataset names it; ``"validation"`` for scenes if left out. Photos and video files have none, and it is
+        passed over.
     n : int, optional
-        At most this many images, the first ones; for scenes required.
+        At most this many samples, the first ones, or photos of a group; for scenes required.
     seed : int
         Stream of scenes; other datasets do not use it.
+    n_frames : int
+        Frames of every video; other datasets do not use it.
 
     Returns
     -------
@@ -490,19 +833,29 @@ def open_dataset(
     Raises
     ------
     ImageError
-        If the folder is missing or empty, or an image missing or damaged.
+        If the folder is missing or empty, or an image or a video missing or damaged.
     ParameterError
         If the split is unknown, `n` is out of range or missing, or annotations are damaged.
     """
     name = os.fspath(name_or_path)
     if name == "scenes":
         return SceneDataset(split or "validation", n, seed=seed)
+    if name == "groups":
+        return GroupDataset(split or "validation", n, seed=seed)
+    if name == "videos":
+        return VideoDataset(split or "validation", n, n_frames, seed=seed)
     if name.startswith("coco:"):
         return CocoDataset(name.removeprefix("coco:"), split, n)
-    if not Path(name).expanduser().is_dir():
-        accepted = "'scenes', 'coco:<folder>' or a folder of images"
+    if name.startswith("group:"):
+        return PhotoGroup(name.removeprefix("group:"), n)
+    path = Path(name.removeprefix("video:")).expanduser()
+    if name.startswith("video:") or path.is_file() and path.suffix.lower() in VIDEO_SUFFIXES:
+        return VideoFile(path, n_frames)
+    if not path.is_dir():
+        names = "'scenes', 'groups', 'videos', 'coco:<folder>', 'group:<folder>', 'video:<path>'"
+        accepted = f"{names}, a folder of images or a video file"
         raise ImageError(f"images: got {name!r}, which is no folder; accepted: {accepted}")
-    is_coco = any(_annotation_files(Path(name).expanduser()))
+    is_coco = any(_annotation_files(path))
     return CocoDataset(name, split, n) if is_coco else PhotoFolder(name, n)
 
 

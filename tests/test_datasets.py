@@ -2,6 +2,7 @@ import json
 import pickle
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,8 +16,13 @@ from rcblib.datasets import (
     POPE_SUBSETS,
     SAMPLE_SIZES,
     CocoDataset,
+    GroupDataset,
     PhotoFolder,
+    PhotoGroup,
     SceneDataset,
+    VideoDataset,
+    VideoFile,
+    _upright_frame,
     object_coverage,
     open_dataset,
     questions_for,
@@ -25,10 +31,13 @@ from rcblib.datasets import (
     write_sample,
 )
 from rcblib.geometry import patch_coverage
-from rcblib.records import ImageError, ParameterError, Sample, SceneObject
+from rcblib.records import ImageError, ParameterError, Sample, SceneObject, SequenceSample
+from rcblib.scenes.choices import read_options
 from rcblib.scenes.coco import encode_mask, export_coco
 from rcblib.scenes.generator import SceneConfig, generate_scene
+from rcblib.scenes.groups import GROUP_KINDS, generate_group, group_questions
 from rcblib.scenes.questions import TASKS
+from rcblib.scenes.video import VIDEO_KINDS, generate_video, video_questions
 
 SHIPPED = Path(__file__).resolve().parents[1] / "data" / "scenes"
 
@@ -404,6 +413,257 @@ def test_a_photo_that_vanishes_later_is_an_image_error(tmp_path):
         sample.load()
 
 
+# Several images and videos
+
+
+def arrays(sample):
+    return [np.asarray(image) for image in sample.images]
+
+
+def check_drawn(sample, scenes):
+    """Compare a sample with the scenes that it was made of."""
+    assert sample.n_images == len(scenes) == len(sample.objects)
+    assert sample.sizes == ((96, 96),) * len(scenes)
+    assert (sample.width, sample.height) == (96, 96)
+    for pixels, objects, scene in zip(arrays(sample), sample.objects, scenes, strict=True):
+        assert (pixels == scene.pixels).all()
+        assert [(o.category, o.color) for o in objects] == [(o.category, o.color) for o in scene.objects]
+        for item, drawn in zip(objects, scene.objects, strict=True):
+            assert (coco_mask.decode(dict(item.rle)) == drawn.full_mask(96, 96)).all()
+    packed = pickle.dumps(sample)
+    assert len(packed) < 1000 * (1 + sum(map(len, sample.objects)))
+    assert all((a == b).all() for a, b in zip(arrays(pickle.loads(packed)), arrays(sample), strict=True))
+
+
+def test_groups_are_drawn_on_demand():
+    dataset = GroupDataset("validation", 4, seed=3, start=10)
+    assert [sample.image_id for sample in dataset] == [10, 11, 12, 13]
+    assert [sample.image_id for sample in dataset[1:3]] == [11, 12]
+    sample = dataset[2]
+    assert (sample.kind, sample.source) == ("images", "groups/validation")
+    assert sample.file_name == "validation_3_000012"
+    check_drawn(sample, generate_group(3, 12, "validation").scenes)
+    assert all(sample.n_images == 3 for sample in GroupDataset("test", 5, n_images=3))
+
+
+def test_videos_are_drawn_on_demand():
+    dataset = VideoDataset("test", 3, 5, seed=2, start=7)
+    sample = dataset[-1]
+    assert (sample.image_id, sample.kind, sample.source) == (9, "video", "videos/test")
+    check_drawn(sample, generate_video(2, 9, "test", 5).frames)
+    assert VideoDataset("test", 1)[0].n_images == 16
+
+
+def test_one_image_is_handled_as_several_are():
+    sample = SceneDataset("test", 1)[0]
+    assert (sample.kind, sample.n_images) == ("image", 1)
+    (image,) = sample.images
+    assert image.tobytes() == sample.image.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kind": "photos"}, "kind: got 'photos'; accepted: images, video"),
+        ({"sizes": ()}, r"sizes: got \(\); accepted: the size of one image"),
+        ({"objects": ((),)}, "objects: got 'those of 1 images'; accepted: 2"),
+    ],
+)
+def test_samples_of_several_images_are_consistent(change, message):
+    settings = {"image_id": 0, "load": tuple, "kind": "images", "sizes": ((4, 4), (4, 4))}
+    with pytest.raises(ParameterError, match=message):
+        SequenceSample(**{**settings, **change})
+
+
+@pytest.mark.parametrize(
+    ("dataset", "kinds", "ask"),
+    [
+        (GroupDataset("test", 60, seed=1), GROUP_KINDS, lambda i: (group_questions, generate_group(1, i, "test"))),
+        (VideoDataset("test", 60, seed=1), VIDEO_KINDS, lambda i: (video_questions, generate_video(1, i, "test"))),
+    ],
+    ids=["groups", "videos"],
+)  # fmt: skip
+def test_questions_about_several_images(dataset, kinds, ask):
+    asked = dataset.questions(n_per_kind=20)
+    assert Counter(question.subset for question in asked) == dict.fromkeys(kinds, 20)
+    assert list(dict.fromkeys(question.subset for question in asked)) == list(kinds)
+    for kind in kinds:
+        ids = [question.image_id for question in asked if question.subset == kind]
+        assert ids == sorted(ids)
+    assert dataset.questions(kinds[1], 20) == [q for q in asked if q.subset == kinds[1]]
+    assert dataset.questions(n_per_kind=20, seed=1) != asked
+    everything = dataset.questions()
+    assert set(asked) < set(everything)
+    for index in (0, 59):
+        function, what = ask(index)
+        expected = function(what, np.random.default_rng([0, index]))
+        assert {q for q in everything if q.image_id == index} == set(expected)
+    assert all(question.answer in read_options(question.text) for question in everything)
+
+
+def test_wrong_questions_about_several_images_are_named():
+    dataset = VideoDataset("test", 4)
+    with pytest.raises(ParameterError, match=r"kinds: got \['ordering'\]; accepted: direction, appear"):
+        dataset.questions(["ordering", "count"])
+    with pytest.raises(ParameterError, match="n_per_kind: got 9; accepted: at most 8 for count"):
+        dataset.questions("count", 9)
+    with pytest.raises(ParameterError, match="n_per_kind: got 0"):
+        dataset.questions(n_per_kind=0)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: GroupDataset("dev", 1), "split: got 'dev'"),
+        (lambda: GroupDataset("test", 0), "n: got 0"),
+        (lambda: GroupDataset("test", 1, n_images=5), "n_images: got 5; accepted: an integer from 2 to 4"),
+        (lambda: VideoDataset("test", 1, 3), "n_frames: got 3; accepted: an integer at least 4"),
+        (lambda: VideoDataset("test", 1, start=-1), "start: got -1"),
+    ],
+)
+def test_numbers_of_groups_and_videos_out_of_range(make, message):
+    with pytest.raises(ParameterError, match=f"^{message}"):
+        make()
+
+
+def test_the_photos_of_a_folder_are_one_group_in_natural_order(tmp_path):
+    for number in (10, 9, 1):
+        save_picture(tmp_path / f"view {number}.png", (20 + number, 30), seed=number)
+    (sample,) = PhotoGroup(tmp_path)
+    assert (sample.kind, sample.source, sample.file_name) == ("images", "photos", tmp_path.name)
+    assert sample.sizes == ((21, 30), (29, 30), (30, 30))
+    assert [image.size for image in sample.images] == list(sample.sizes)
+    assert sample.objects is None
+    assert PhotoGroup(tmp_path, 2)[0].n_images == 2
+    cut(tmp_path / "view 10.png")
+    with pytest.raises(ImageError, match=r"^image: 'view 10.png' cannot be read \(.*\)$"):
+        PhotoGroup(tmp_path)
+    with pytest.raises(ImageError, match="does not exist"):
+        PhotoGroup(tmp_path / "nowhere")
+
+
+GREYS = [20 * i for i in range(11)]
+"""Brightness of the frames of test clips, by which they are told apart."""
+
+
+def grey_frames(size=(32, 24)):
+    return [Image.new("RGB", size, (grey,) * 3) for grey in GREYS]
+
+
+def greys_of(sample):
+    return [round(float(pixels.mean()) / 20) * 20 for pixels in arrays(sample)]
+
+
+def film(path, frames):
+    av = pytest.importorskip("av", reason="the package av is not installed")
+    with av.open(path, "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = *frames[0].size, "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_image(frame)))
+        container.mux(stream.encode())
+    return path
+
+
+def animation(path, frames):
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=100, loop=0)
+    return path
+
+
+def frame_folder(path, frames):
+    path.mkdir()
+    for i, frame in enumerate(frames):
+        frame.save(path / f"frame{i}.png")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("clip.mp4", film),
+        ("clip.avi", film),
+        ("clip.gif", animation),
+        ("clip.webp", animation),
+        ("clip.png", animation),
+        ("clip", frame_folder),
+    ],
+)
+def test_a_video_is_read_as_evenly_spaced_frames(tmp_path, name, write):
+    path = write(tmp_path / name, grey_frames())
+    for n_frames, chosen in ((1, [0]), (2, [0, 200]), (4, [0, 60, 120, 200]), (11, GREYS), (16, GREYS)):
+        (sample,) = VideoFile(path, n_frames)
+        assert (sample.kind, sample.source, sample.file_name) == ("video", "video", name)
+        assert sample.sizes == ((32, 24),) * len(chosen)
+        assert greys_of(sample) == chosen
+        assert all(image.mode == "RGB" for image in sample.images)
+    assert sample.objects is None
+    assert open_dataset(f"video:{path}", n_frames=2)[0].n_images == 2
+
+
+@pytest.mark.parametrize("name", ["clip.gif", "clip.webp", "clip.mp4", "clip.txt"])
+@pytest.mark.parametrize("content", [b"", b"no video" * 40])
+def test_a_damaged_video_is_named_before_it_is_used(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_bytes(content)
+    reason = r"(cannot be read \(.*\)|needs the package av: pip install 'rcblib\[video\]')"
+    with pytest.raises(ImageError, match=rf"^video: '{name}' {reason}$"):
+        VideoFile(path)
+
+
+def test_a_video_cut_short_is_an_error_where_frames_are_lost(tmp_path):
+    cut(animation(tmp_path / "clip.webp", grey_frames()))
+    with pytest.raises(ImageError, match="^video: 'clip.webp' cannot be read"):
+        VideoFile(tmp_path / "clip.webp")
+
+
+def test_frames_are_turned_as_the_film_says():
+    """A quarter turn clockwise, as phones held upright write it: the left of what is stored comes out on top."""
+    stored = np.zeros((10, 20, 3), np.uint8)
+    stored[:, :5] = 255
+    frame = SimpleNamespace(rotation=-90, to_image=lambda: Image.fromarray(stored))
+    turned = np.asarray(_upright_frame(frame))
+    assert turned.shape == (20, 10, 3)
+    assert (turned[:5] == 255).all()
+    assert not turned[5:].any()
+    frame.rotation = 0
+    assert (np.asarray(_upright_frame(frame)) == stored).all()
+
+
+def test_a_film_without_frames(tmp_path):
+    av = pytest.importorskip("av", reason="the package av is not installed")
+    with av.open(tmp_path / "sound.wav", "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=8000)
+        sound = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format="s16", layout="mono")
+        sound.sample_rate = 8000
+        container.mux(stream.encode(sound))
+        container.mux(stream.encode())
+    with pytest.raises(ImageError, match="^video: 'sound.wav' has no frames$"):
+        VideoFile(tmp_path / "sound.wav")
+
+
+def test_a_film_without_the_package_that_decodes_it(tmp_path, monkeypatch):
+    (tmp_path / "clip.mp4").write_bytes(b"anything")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(
+        ImageError, match=r"^video: 'clip.mp4' needs the package av: pip install 'rcblib\[video\]'$"
+    ):
+        VideoFile(tmp_path / "clip.mp4")
+
+
+def test_videos_that_are_no_videos(tmp_path):
+    with pytest.raises(ImageError, match="^video: '.*nowhere.mp4' does not exist; accepted: a video file or"):
+        VideoFile(tmp_path / "nowhere.mp4")
+    with pytest.raises(ImageError, match="without any photo"):
+        VideoFile(tmp_path)
+    save_picture(tmp_path / "a.png", (20, 30))
+    assert VideoFile(tmp_path)[0].n_images == 1
+    save_picture(tmp_path / "b.png", (30, 20))
+    with pytest.raises(ImageError, match=r"are of several sizes \(20x30, 30x20\)$"):
+        VideoFile(tmp_path)
+    with pytest.raises(ParameterError, match="n_frames: got 0"):
+        VideoFile(tmp_path, 0)
+
+
 # Names
 
 
@@ -417,11 +677,16 @@ def test_a_name_or_folder_opens_its_dataset(coco, tmp_path):
     photos = open_dataset(str(coco / "val2014"), "validation", 9)
     assert isinstance(photos, PhotoFolder)
     assert len(photos) == 2
+    assert open_dataset("groups", "test", 3, seed=4)[2].file_name == "test_4_000002"
+    assert open_dataset("videos", n=3, n_frames=6)[0].n_images == 6
+    assert open_dataset(f"group:{coco / 'val2014'}")[0].n_images == 2
+    assert isinstance(open_dataset(animation(tmp_path / "clip.gif", grey_frames())), VideoFile)
 
 
 def test_names_that_open_nothing(tmp_path):
     with pytest.raises(
-        ImageError, match="images: got 'nowhere', which is no folder; accepted: 'scenes', 'coco:"
+        ImageError,
+        match="images: got 'nowhere', which is no folder; accepted: 'scenes', 'groups', 'videos', 'coco:",
     ):
         open_dataset("nowhere")
     with pytest.raises(ImageError, match="without any photo"):
