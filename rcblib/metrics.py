@@ -1,4 +1,4 @@
-"""Turn predictions into scores: exact match, yes/no as POPE does, objects in captions, position words."""
+"""Turn predictions into scores: exact match, yes/no as POPE does, letters of options, objects in captions, places."""
 
 from __future__ import annotations
 
@@ -19,6 +19,9 @@ _PUNCTUATION = str.maketrans({mark: " " for mark in string.punctuation if mark !
 _ROWS = {"top": "top", "upper": "top", "bottom": "bottom", "lower": "bottom"}
 _COLUMNS = {"left": "left", "right": "right"}
 _CENTRES = frozenset({"center", "centre", "middle"})
+_LETTERS = tuple("abcdefgh")
+CHOICE_TASKS = ("multi_image", "video")
+"""Tasks whose answers are letters of options."""
 
 
 def normalize_answer(text: str) -> str:
@@ -212,10 +215,93 @@ def position_table(predictions: Sequence[str], answers: Sequence[str]) -> pd.Dat
     return pd.DataFrame(rows, columns=["correct", "row_correct", "column_correct"])
 
 
+def parse_choice(text: str, options: Mapping[str, str] | None = None) -> str | None:
+    """Read which option of a multiple-choice question an answer chooses.
+
+    The first of these that applies: a letter that is all there is or is marked as one, at the start ("b", "B.",
+    "(b) ring"); the text of an option, and nothing else; a letter that stands alone ("the answer is b"), where "a"
+    before a word is the article; the text of the only option that is named ("the ring appears").
+
+    Parameters
+    ----------
+    text : str
+        A generated answer; case does not matter.
+    options : Mapping of str to str, optional
+        Letter to text of each option; without them any letter from a to h counts.
+
+    Returns
+    -------
+    str or None
+        The letter, in lower case; ``None`` where none, or more than one option is named.
+
+    Notes
+    -----
+    Source: the MVBench and MUIRBench tasks of lmms-eval, which read a letter at the start that a period follows; in
+    MVBench else the first letter that stands alone.
+    Differs: option texts are read too, and the article is no letter. MUIRBench takes nothing but a letter, and MVBench
+    leaves empty answers out where here they are wrong.
+    """
+    texts = {letter.lower(): normalize_answer(option) for letter, option in (options or {}).items()}
+    letters = "".join(texts) or "".join(_LETTERS)
+    said = text.lower().strip()
+    marked = re.match(rf"[\W_]*([{letters}])\s*(?:[.):,\]\n]|\W*$)", said)
+    if marked:
+        return marked[1]
+    normal = normalize_answer(said)
+    same = [letter for letter, option in texts.items() if option and option == normal]
+    if len(same) == 1:
+        return same[0]
+    alone = re.search(rf"(?<![\w'])(?!a\s+\w)([{letters}])(?![\w'])", said)
+    if alone:
+        return alone[1]
+    named = [letter for letter, option in texts.items() if option and f" {option} " in f" {normal} "]
+    return named[0] if len(named) == 1 else None
+
+
+def choice_matches(
+    predictions: Sequence[str],
+    answers: Sequence[str],
+    options: Sequence[Mapping[str, str]] | None = None,
+) -> np.ndarray:
+    """Tell which predictions choose the right option.
+
+    Parameters
+    ----------
+    predictions : sequence of str
+        ``n`` generated answers, read by `parse_choice`.
+    answers : sequence of str
+        ``n`` letters, in any case.
+    options : sequence of Mapping, optional
+        ``n`` times letter to text of each option, empty where they are not known.
+
+    Returns
+    -------
+    numpy.ndarray
+        ``(n,)`` booleans.
+
+    Raises
+    ------
+    ParameterError
+        If the lengths differ, there is nothing to score, or an answer is not the letter of an option.
+    """
+    _check_lengths(predictions, answers)
+    known = [{}] * len(answers) if options is None else list(options)
+    if len(known) != len(answers):
+        raise ParameterError("options", f"those of {len(known)}", f"one an answer: {len(answers)}")
+    matches = []
+    for prediction, answer, own in zip(predictions, answers, known, strict=True):
+        letters = [letter.lower() for letter in own] or _LETTERS
+        if answer.lower() not in letters:
+            raise ParameterError("answer", answer, f"the letter of an option: {', '.join(letters)}")
+        matches.append(parse_choice(prediction, own) == answer.lower())
+    return np.array(matches, dtype=bool)
+
+
 def score_predictions(
     frame: pd.DataFrame,
     present: Mapping[Any, Collection[str]] | None = None,
     categories: Collection[str] | None = None,
+    options: Sequence[Mapping[str, str]] | None = None,
 ) -> pd.Series:
     """Score every question by its task's rule, so that tasks can stand in one tidy table.
 
@@ -227,29 +313,47 @@ def score_predictions(
         Image id to the categories in it; captions only.
     categories : collection of str, optional
         Every category that counts; captions only.
+    options : sequence of Mapping, optional
+        For each row letter to text of its options, empty where it has none. A row with options is multiple choice,
+        whatever its task; those of `CHOICE_TASKS` are without, too.
 
     Returns
     -------
     pandas.Series
-        Scores in [0, 1], named ``score``, with the frame's index: 1 or 0 for ``yes_no`` (as POPE reads it),
-        ``position`` and every exact-match task; object F1 for ``caption``.
+        Scores in [0, 1], named ``score``, with the frame's index: 1 or 0 for multiple choice (as `parse_choice` reads
+        it), ``yes_no`` (as POPE reads it), ``position`` and every exact-match task; object F1 for ``caption``.
+
+    Raises
+    ------
+    ParameterError
+        If a column, or what captions need, is missing, or a reference is not of its task's form.
     """
     for column in ("task", "prediction", "answer"):
         if column not in frame.columns:
             raise ParameterError("frame", list(frame.columns), f"columns with {column!r}")
+    known = [{}] * len(frame) if options is None else list(options)
+    if len(known) != len(frame):
+        raise ParameterError("options", f"those of {len(known)}", f"one a row: {len(frame)}")
+    rules = [
+        "choice" if own or task in CHOICE_TASKS else task
+        for task, own in zip(frame["task"], known, strict=True)
+    ]
     scores = pd.Series(np.nan, index=frame.index, name="score")
-    for task in frame["task"].unique():
-        rows = (frame["task"] == task).to_numpy()
+    for rule in dict.fromkeys(rules):
+        rows = np.array([own == rule for own in rules])
         predictions, answers = frame.loc[rows, "prediction"].tolist(), frame.loc[rows, "answer"].tolist()
-        if task == "caption":
+        if rule == "choice":
+            own_options = [own for own, chosen in zip(known, rows, strict=True) if chosen]
+            scores[rows] = choice_matches(predictions, answers, own_options).astype(float)
+        elif rule == "caption":
             if present is None or categories is None:
                 raise ParameterError("present, categories", None, "both, because there are captions to score")
             there = [present[image_id] for image_id in frame.loc[rows, "image_id"]]
             scores[rows] = caption_table(predictions, there, categories)["f1"].to_numpy()
-        elif task == "yes_no":
+        elif rule == "yes_no":
             said, truth = _read_yes_no(predictions, answers)
             scores[rows] = (said == truth).astype(float)
-        elif task == "position":
+        elif rule == "position":
             scores[rows] = position_table(predictions, answers)["correct"].to_numpy(float)
         else:
             scores[rows] = exact_match(predictions, answers).astype(float)

@@ -8,8 +8,10 @@ from rcblib.metrics import (
     caption_objects,
     caption_scores,
     caption_table,
+    choice_matches,
     exact_match,
     normalize_answer,
+    parse_choice,
     parse_position,
     parse_yes_no,
     position_table,
@@ -157,6 +159,91 @@ def test_a_position_answer_without_a_place_is_refused():
         position_table(["top"], ["star"])
 
 
+OPTIONS = {"a": "star", "b": "ring", "c": "a red ring", "d": "none of the images"}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("b", "b"),
+        ("B", "b"),
+        ("b.", "b"),
+        (" b . ", "b"),
+        ("(b)", "b"),
+        ("b. star", "b"),  # the letter counts, not the text behind it
+        ("B) ring", "b"),
+        ("b: ring", "b"),
+        ("**b**", "b"),
+        ("b\nbecause it is round", "b"),
+        ("a", "a"),
+        ("a.", "a"),
+        ("ring", "b"),  # the text of an option
+        ("The ring.", "b"),
+        ("A ring", "b"),  # an article, not the letter
+        ("a red ring", "c"),
+        ("None of the images", "d"),
+        ("The answer is b", "b"),
+        ("Answer: (C)", "c"),
+        ("option a", "a"),
+        ("it is a star", "a"),  # the only option that is named
+        ("the big star appears", "a"),
+        ("a star or a ring", None),
+        ("e", None),  # no such option
+        ("a dog", None),
+        ("starling", None),
+        ("", None),
+        ("?", None),
+    ],
+)
+def test_parse_choice(text, expected):
+    assert parse_choice(text, OPTIONS) == expected
+
+
+def test_letters_are_read_where_options_are_not_known():
+    assert [parse_choice(text) for text in ("E.", "the answer is (c)", "a ring", "i")] == [
+        "e",
+        "c",
+        None,
+        None,
+    ]
+
+
+def test_options_in_other_letters_are_read_too():
+    assert parse_choice("(B) 3", {"A": "two", "B": "three"}) == "b"
+    assert parse_choice("3", {"A": "two", "B": "three"}) == "b"
+
+
+def test_choice_matches_hand_counted():
+    predictions, answers = ["b", "A ring", "c. star", ""], ["b", "B", "a", "a"]
+    assert choice_matches(predictions, answers, [OPTIONS] * 4).tolist() == [True, True, False, False]
+    assert choice_matches(["b", "ring"], ["b", "b"]).tolist() == [True, False]
+
+
+def test_choices_that_cannot_be_scored_are_refused():
+    with pytest.raises(
+        ParameterError, match="answer: got 'ring'; accepted: the letter of an option: a, b, c, d"
+    ):
+        choice_matches(["b"], ["ring"], [OPTIONS])
+    with pytest.raises(ParameterError, match="options: got 'those of 1'; accepted: one an answer: 2"):
+        choice_matches(["b", "b"], ["b", "b"], [OPTIONS])
+
+
+def test_choices_are_scored_by_task_or_where_there_are_options():
+    frame = pd.DataFrame(
+        {
+            "task": ["video", "color", "color", "multi_image"],
+            "prediction": ["(b)", "ring", "b", "a."],
+            "answer": ["b", "b", "ring", "a"],
+        },
+        index=[3, 2, 1, 0],
+    )
+    scores = score_predictions(frame, options=[{}, OPTIONS, {}, OPTIONS])
+    assert scores.to_dict() == {3: 1.0, 2: 1.0, 1: 0.0, 0: 1.0}
+    assert score_predictions(frame).to_dict() == {3: 1.0, 2: 0.0, 1: 0.0, 0: 1.0}
+    with pytest.raises(ParameterError, match="options: got 'those of 1'; accepted: one a row: 4"):
+        score_predictions(frame, options=[{}])
+
+
 def test_score_predictions_uses_each_tasks_rule_and_keeps_the_index():
     frame = pd.DataFrame(
         {
@@ -180,7 +267,7 @@ def test_score_predictions_says_what_captions_need():
         score_predictions(frame.drop(columns="answer"))
 
 
-@pytest.mark.parametrize("score", [exact_match, yes_no_scores, position_table])
+@pytest.mark.parametrize("score", [exact_match, yes_no_scores, position_table, choice_matches])
 def test_unequal_or_empty_inputs_are_refused(score):
     with pytest.raises(ParameterError, match="predictions: got '1 of them'; accepted: one an answer: 2"):
         score(["yes"], ["yes", "no"])
