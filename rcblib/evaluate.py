@@ -20,11 +20,24 @@ from rcblib.metrics import score_predictions
 from rcblib.mllm import Adapter, adapter_for
 from rcblib.probe import load_picture, model_fingerprint, sample_identity
 from rcblib.pruners import Pruner
-from rcblib.records import EncodedImage, ParameterError, Question, Sample
+from rcblib.records import (
+    EncodedImage,
+    ImageError,
+    ParameterError,
+    Question,
+    Sample,
+    SceneObject,
+    SequenceSample,
+)
 from rcblib.runs import cached_table, config_hash
+from rcblib.scenes.choices import read_options
 
 if TYPE_CHECKING:
     import os
+
+    import PIL.Image
+
+AnySample = Sample | SequenceSample
 
 FEATURE_BYTES = 2 * 1024**3
 """Visual tokens kept in memory so that further pruners need not encode the images again."""
@@ -34,7 +47,7 @@ def evaluate(
     model: Any,
     processor: Any,
     questions: Sequence[Question],
-    samples: Mapping[int, Sample] | Iterable[Sample],
+    samples: Mapping[int, AnySample] | Iterable[AnySample],
     pruner: Pruner | None = None,
     batch_size: int = 32,
     max_new_tokens: int = 32,
@@ -50,8 +63,9 @@ def evaluate(
         As `load_model` returns them.
     questions : sequence of Question
         Each about one of the samples.
-    samples : Mapping or iterable of Sample
-        Images, by id or in any order; each is loaded and encoded once.
+    samples : Mapping or iterable of Sample or SequenceSample
+        Images, several images that are asked about together, or videos, by id or in any order; ids are distinct. Each
+        is loaded and encoded once. Several images stand in the prompt one after the other before the question.
     pruner : Pruner, optional
         ``None`` keeps all tokens.
     batch_size : int
@@ -68,21 +82,24 @@ def evaluate(
     pandas.DataFrame
         One row a question, in their order: ``image_id``, ``task``, ``subset``, ``question``, ``answer``,
         ``prediction``, ``score`` (in [0, 1], by `score_predictions`), and the rows that the LLM reads of the image,
-        newlines included: ``n_visual_tokens`` without and ``n_retained`` with pruning.
+        of all images, or of the video, newlines included: ``n_visual_tokens`` without and ``n_retained`` with pruning.
 
     Raises
     ------
     ParameterError
-        Before any work: if there are no questions, one is about an unknown image, a caption's image has no annotated
-        objects, or a number is out of range; and as the pruner's own check. If visual tokens are not finite.
+        Before any work: if there are no questions, one is about an unknown image, two samples share an id, a caption's
+        image has no annotated objects, the family takes no videos, or a number is out of range; and as the pruner's
+        own check. If visual tokens are not finite, or the frames of a video differ in size.
     ImageError
         If an image cannot be read.
 
     Notes
     -----
     A pruner is asked for every question by itself, or once an image where its choice does not depend on the prompt
-    (`Pruner.reads_prompt`). The image's place among the samples, by ascending id, is its `PruningContext.image_index`,
-    so a random choice depends on seed and image, not on order or batch size.
+    (`Pruner.reads_prompt`). The place of an image or video among those of all samples, by ascending id, is its
+    `PruningContext.image_index`, so a random choice depends on seed and image, not on order or batch size.
+
+    A question that lists options, as `rcblib.scenes.choices` writes them, is scored as multiple choice.
     """
     session = _Session(model, processor, questions, samples, batch_size, max_new_tokens, categories)
     return session.answer(pruner, "evaluating" if progress else None)
@@ -92,7 +109,7 @@ def evaluate_grid(
     model: Any,
     processor: Any,
     questions: Sequence[Question],
-    samples: Mapping[int, Sample] | Iterable[Sample],
+    samples: Mapping[int, AnySample] | Iterable[AnySample],
     pruners: Mapping[str, Pruner | None | Sequence[Pruner | None]],
     batch_size: int = 32,
     max_new_tokens: int = 32,
@@ -176,10 +193,16 @@ def _budget_columns(pruner: Pruner | None) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Prompt:
-    """Hold the text of a question in the chat template: token ids with one placeholder for the image."""
+    """Hold the text of a question in the chat template: token ids with one placeholder an image or video."""
 
     ids: tuple[int, ...]
-    place: int
+    places: tuple[int, ...]
+
+    def expanded(self, counts: Sequence[int]) -> torch.Tensor:
+        """Return the ids with some number of each placeholder, as the processor would, ``(n_prompt,)``."""
+        n_each = torch.ones(len(self.ids), dtype=torch.long)
+        n_each[list(self.places)] = torch.tensor(counts)
+        return torch.tensor(self.ids).repeat_interleave(n_each)
 
 
 class _Session:
@@ -190,7 +213,7 @@ class _Session:
         model: Any,
         processor: Any,
         questions: Sequence[Question],
-        samples: Mapping[int, Sample] | Iterable[Sample],
+        samples: Mapping[int, AnySample] | Iterable[AnySample],
         batch_size: int,
         max_new_tokens: int,
         categories: Iterable[str] | None,
@@ -198,19 +221,25 @@ class _Session:
         self.batch_size = check_integer("batch_size", batch_size, 1)
         self.max_new_tokens = check_integer("max_new_tokens", max_new_tokens, 1)
         self.questions = list(questions)
-        given = samples.values() if isinstance(samples, Mapping) else samples
+        given = list(samples.values() if isinstance(samples, Mapping) else samples)
         self.samples = {
             sample.image_id: sample for sample in sorted(given, key=lambda sample: sample.image_id)
         }
-        self.image_index = {image_id: i for i, image_id in enumerate(self.samples)}
-        self._check_questions()
+        if len(self.samples) < len(given):
+            raise ParameterError("samples", "an image id more than once", "distinct image ids")
         self.present = {
-            image_id: {item.category for item in sample.objects}
+            image_id: {item.category for item in _objects(sample)}
             for image_id, sample in self.samples.items()
             if sample.objects is not None
         }
+        self._check_questions()
+        self.image_index, n_before = {}, 0  # number of a sample's first image, or of the video
+        for image_id, sample in self.samples.items():
+            self.image_index[image_id] = n_before
+            n_before += _n_pieces(sample)
         named = set().union(*self.present.values()) if categories is None else set(categories)
         self.categories = sorted(named)
+        self.options = [read_options(question.text) for question in self.questions]
         self._score([{"prediction": ""} for _ in self.questions])  # so that wrong answers end before any work
         self.model, self.adapter = model, adapter_for(model, processor)
         self.tokenizer = processor.tokenizer
@@ -224,7 +253,7 @@ class _Session:
         if unknown:
             raise ParameterError("questions", f"about images {unknown[:5]}", "questions about the samples")
         bare = [
-            q.image_id for q in self.questions if q.task == "caption" and not self.samples[q.image_id].objects
+            q.image_id for q in self.questions if q.task == "caption" and not self.present.get(q.image_id)
         ]
         if bare:
             raise ParameterError(
@@ -232,41 +261,54 @@ class _Session:
             )
 
     def _prompt(self, question: Question) -> _Prompt:
-        ids = self.adapter.prompt_ids(self.adapter.prompt(question.text))
-        places = [i for i, token in enumerate(ids) if token == self.adapter.image_token_id]
-        if len(places) != 1:
+        sample, adapter = self.samples[question.image_id], self.adapter
+        is_video, n = sample.kind == "video", _n_pieces(sample)
+        text = adapter.prompt(question.text, 0 if is_video else n, n if is_video else 0)
+        ids = adapter.prompt_ids(text)
+        placeholders = (adapter.image_token_id, adapter.video_token_id)
+        places = [i for i, token in enumerate(ids) if token in placeholders]
+        if len(places) != n:
             raise ParameterError("question", question.text, "text without image placeholders")
-        return _Prompt(tuple(ids), places[0])
+        return _Prompt(tuple(ids), tuple(places))
 
     def _input(
-        self, index: int, pruner: Pruner | None, chosen: dict[int, list[torch.Tensor]] | None = None
+        self, index: int, pruner: Pruner | None, chosen: dict[int, list[list[torch.Tensor]]] | None = None
     ) -> _Input:
-        """Prune the image of a question, and put what survives where the prompt has its placeholder.
+        """Prune the images of a question, and put what survives where the prompt has their placeholders.
 
-        `chosen` holds what the pruner kept of images so far, for one that does not read the prompt.
+        `chosen` holds what the pruner kept of samples so far, for one that does not read the prompt.
         """
         prompt, image_id = self.prompts[index], self.questions[index].image_id
-        image = self.features.get(image_id, self.model.device)
-        n_tokens = self.adapter.n_placeholders(image)
-        if pruner is not None:
-            image = image.arranged(pruner.layout)
-        n_places = self.adapter.n_placeholders(image)
-        image_token = self.adapter.image_token_id
-        ids = torch.tensor(
-            [*prompt.ids[: prompt.place], *[image_token] * n_places, *prompt.ids[prompt.place + 1 :]]
-        )
+        images = self.features.get(image_id, self.model.device)
+        counts = [self.adapter.n_placeholders(image) for image in images]
         if pruner is None:
-            kept = [torch.arange(view.n_tokens) for view in image.views]
-        elif chosen is not None and image_id in chosen:
-            kept = chosen[image_id]
+            kept = [[torch.arange(view.n_tokens) for view in image.views] for image in images]
         else:
-            kept = pruner.select_image(image, self.image_index[image_id], ids, self.adapter)
+            images = [image.arranged(pruner.layout) for image in images]
+            kept = None if chosen is None else chosen.get(image_id)
+            if kept is None:
+                first, ids = self.image_index[image_id], prompt.expanded(counts)
+                kept = [
+                    pruner.select_image(image, first + i, ids, self.adapter) for i, image in enumerate(images)
+                ]
             if chosen is not None:
                 chosen[image_id] = kept
-        rows, positions = self.adapter.gather(image, kept)
-        survives = ids != image_token
-        survives[prompt.place + positions] = True
-        return _Input(rows, ids[survives], survives.nonzero().flatten(), n_tokens, len(rows))
+
+        rows, ids, positions, start, n_before = [], [], [], 0, 0
+        for place, image, own in zip(prompt.places, images, kept, strict=True):
+            own_rows, own_positions = self.adapter.gather(image, own)
+            rows.append(own_rows)
+            n_text = place - start
+            ids += [
+                torch.tensor(prompt.ids[start:place], dtype=torch.long),
+                torch.full((len(own_rows),), self.adapter.image_token_id),
+            ]
+            positions += [torch.arange(n_before, n_before + n_text), own_positions + n_before + n_text]
+            n_before += n_text + self.adapter.n_placeholders(image)
+            start = place + 1
+        rest = torch.tensor(prompt.ids[start:], dtype=torch.long)
+        ids, positions = torch.cat([*ids, rest]), torch.cat([*positions, torch.arange(len(rest)) + n_before])
+        return _Input(rows, ids, positions, sum(counts), sum(map(len, rows)))
 
     def model_inputs(self, batch: Sequence[_Input], pruner: Pruner | None) -> dict[str, Any]:
         """Pad inputs on the left and name them as `generate` and the model's forward do."""
@@ -285,7 +327,8 @@ class _Session:
             if "position_ids" in inputs:
                 inputs["position_ids"][i, start:] = entry.positions
         inputs = {name: column.to(self.model.device) for name, column in inputs.items()}
-        return inputs | self.adapter.generation_inputs([entry.rows for entry in batch])
+        rows = [own for entry in batch for own in entry.rows]
+        return inputs | self.adapter.generation_inputs(rows)
 
     @torch.no_grad()
     def answer(self, pruner: Pruner | None, title: str | None) -> pd.DataFrame:
@@ -295,7 +338,11 @@ class _Session:
         attention = pruner is not None and pruner.needs_cls_attention
         order = sorted(
             range(len(self.questions)),
-            key=lambda i: (len(self.prompts[i].ids), self.image_index[self.questions[i].image_id]),
+            key=lambda i: (
+                self.samples[self.questions[i].image_id].n_images,  # inputs of like length together
+                len(self.prompts[i].ids),
+                self.image_index[self.questions[i].image_id],
+            ),
         )
         rows: list[dict[str, Any]] = [{} for _ in order]
         kept = None if pruner is None or pruner.reads_prompt else {}
@@ -340,7 +387,8 @@ class _Session:
             {name: getattr(question, field) for field, name in names.items()} for question in self.questions
         ]
         frame = pd.DataFrame([{**question, **row} for question, row in zip(asked, rows, strict=True)])
-        frame.insert(6, "score", score_predictions(frame, self.present, self.categories or None))
+        scores = score_predictions(frame, self.present, self.categories or None, self.options)
+        frame.insert(6, "score", scores)
         return frame
 
     @cached_property
@@ -351,7 +399,7 @@ class _Session:
     @cached_property
     def images_hash(self) -> str:
         """Identify the samples, their pixels and objects."""
-        return config_hash({"samples": [sample_identity(sample) for sample in self.samples.values()]})
+        return config_hash({"samples": [_identity(sample) for sample in self.samples.values()]})
 
     def description(self, pruner: Pruner | None) -> dict[str, Any]:
         """Return everything that answers depend on, in what JSON can hold."""
@@ -368,9 +416,9 @@ class _Session:
 
 @dataclass(frozen=True)
 class _Input:
-    """Hold one question's pruned prompt: visual rows, token ids, and their positions in the full prompt."""
+    """Hold one question's pruned prompt: rows of each image, token ids, and their positions in the full prompt."""
 
-    rows: torch.Tensor
+    rows: list[torch.Tensor]
     ids: torch.Tensor
     positions: torch.Tensor
     n_tokens: int
@@ -378,34 +426,99 @@ class _Input:
 
 
 class _Features:
-    """Encode images when they are first asked for, and keep what fits in memory."""
+    """Encode the images of samples when they are first asked for, and keep what fits in memory."""
 
-    def __init__(self, adapter: Adapter, samples: Mapping[int, Sample]):
+    def __init__(self, adapter: Adapter, samples: Mapping[int, AnySample]):
         self.adapter, self.samples = adapter, samples
-        self.images: dict[int, EncodedImage] = {}
+        self.images: dict[int, list[EncodedImage]] = {}
 
-    def get(self, image_id: int, device: torch.device) -> EncodedImage:
-        """Return an image that the last call of `encode` asked for, its tokens on the device."""
-        return self.images[image_id].to(device)
+    def get(self, image_id: int, device: torch.device) -> list[EncodedImage]:
+        """Return the images of a sample that the last call of `encode` asked for, their tokens on the device."""
+        return [image.to(device) for image in self.images[image_id]]
 
     def encode(self, image_ids: Iterable[int], attention: bool) -> None:
-        """Encode those of some images that are not there yet, all at once."""
+        """Encode the images of those of some samples that are not there yet; single images all at once."""
         wanted = list(dict.fromkeys(image_ids))
         missing = [i for i in wanted if not self._has(i, attention)]
         if not missing:
             return
-        n_bytes = sum(view.tokens.nbytes for image in self.images.values() for view in image.views)
-        if n_bytes > FEATURE_BYTES:
+        if sum(_n_bytes(image) for images in self.images.values() for image in images) > FEATURE_BYTES:
             self.images = {i: self.images[i] for i in wanted if i not in missing}
-        pictures = [load_picture(self.samples[i]) for i in missing]
-        for image_id, image in zip(missing, self.adapter.encode(pictures, attention=attention), strict=True):
-            for view in image.views:
-                check_features("visual tokens", view.tokens, "(n_tokens, d_model)")
-            self.images[image_id] = image.to("cpu")
+        single = [i for i in missing if self.samples[i].kind == "image"]
+        if single:
+            pictures = [load_picture(self.samples[i]) for i in single]
+            for image_id, image in zip(
+                single, self.adapter.encode(pictures, attention=attention), strict=True
+            ):
+                self._keep(image_id, [image])
+        for image_id in missing:
+            if image_id not in single:
+                pictures = _pictures(self.samples[image_id])
+                if self.samples[image_id].kind == "video":
+                    images = [self.adapter.encode_video(pictures, attention=attention)]
+                else:
+                    images = self.adapter.encode(pictures, attention=attention, one_prompt=True)
+                self._keep(image_id, images)
+
+    def _keep(self, image_id: int, images: list[EncodedImage]) -> None:
+        for view in (view for image in images for view in image.views):
+            check_features("visual tokens", view.tokens, "(n_tokens, d_model)")
+        self.images[image_id] = [image.to("cpu") for image in images]
 
     def _has(self, image_id: int, attention: bool) -> bool:
-        image = self.images.get(image_id)
-        return image is not None and (not attention or image.views[0].cls_attention is not None)
+        images = self.images.get(image_id)
+        return images is not None and (not attention or images[0].views[0].cls_attention is not None)
+
+
+def _n_bytes(image: EncodedImage) -> int:
+    """Return the memory that an image's tokens take."""
+    views = {id(view): view for view in (*image.views, *(image.whole or ()))}
+    return sum(view.tokens.nbytes for view in views.values())
+
+
+def _n_pieces(sample: AnySample) -> int:
+    """Count what has a placeholder of its own in a prompt: every image, or the video."""
+    return 1 if sample.kind == "video" else sample.n_images
+
+
+def _objects(sample: AnySample) -> list[SceneObject]:
+    """List the annotated objects of all images of a sample."""
+    if sample.kind == "image":
+        return list(sample.objects)
+    return [item for objects in sample.objects for item in objects]
+
+
+def _pictures(sample: AnySample) -> list[PIL.Image.Image]:
+    """Load all images of a sample, or raise an `ImageError` that names it."""
+    if sample.kind == "image":
+        return [load_picture(sample)]
+    try:
+        return [picture.convert("RGB") for picture in sample.load()]
+    except ImageError:
+        raise
+    except Exception as error:  # whatever a dataset's loader raises
+        name = sample.file_name or f"sample {sample.image_id}"
+        raise ImageError(f"images: {name!r} cannot be read ({type(error).__name__}: {error})") from error
+
+
+def _identity(sample: AnySample) -> dict[str, Any]:
+    """Return what tells a sample from another of the same id."""
+    if sample.kind == "image":
+        return sample_identity(sample)
+    pixels, objects = hashlib.sha256(), hashlib.sha256()
+    for picture in _pictures(sample):
+        pixels.update(f"{picture.size}".encode() + picture.tobytes())
+    for i, own in enumerate(sample.objects or ()):
+        for item in own:
+            objects.update(f"{i} {item.category} {item.color} {item.rle['counts']}".encode())
+    return {
+        "image_id": sample.image_id,
+        "kind": sample.kind,
+        "source": sample.source,
+        "file_name": sample.file_name,
+        "pixels": pixels.hexdigest()[:12],
+        "objects": sample.objects and objects.hexdigest()[:12],
+    }
 
 
 class _Progress:
@@ -443,7 +556,7 @@ def latency_and_memory(
     model: Any,
     processor: Any,
     questions: Sequence[Question],
-    samples: Mapping[int, Sample] | Iterable[Sample],
+    samples: Mapping[int, AnySample] | Iterable[AnySample],
     pruners: Mapping[str, Pruner | None | Sequence[Pruner | None]],
     *,
     n_repeats: int = 5,
@@ -511,19 +624,18 @@ def _measure(session: _Session, index: int, pruner: Pruner | None) -> dict[str, 
     """Answer one question step by step on the clock; floats are what differs from run to run."""
     model, question = session.model, session.questions[index]
     on_cuda = model.device.type == "cuda"
-    picture = load_picture(session.samples[question.image_id])
-    pixels = session.adapter.processor.image_processor([picture], return_tensors="pt")
+    pixels = _preprocessed(session.adapter, session.samples[question.image_id])
     if on_cuda:
         torch.cuda.reset_peak_memory_stats(model.device)
     clock = _Clock(model.device)
 
-    (image,) = session.adapter.encode_pixels(
+    images = session.adapter.encode_pixels(
         pixels,
         cls_similarity=pruner is not None and pruner.needs_cls_similarity,
         cls_attention=pruner is not None and pruner.needs_cls_attention,
     )
     encode_seconds = clock.lap()
-    session.features.images[question.image_id] = image
+    session.features.images[question.image_id] = images
     entry = session._input(index, pruner)
     inputs = session.model_inputs([entry], pruner)
     select_seconds = clock.lap()
@@ -560,6 +672,15 @@ def _measure(session: _Session, index: int, pruner: Pruner | None) -> dict[str, 
         else weights + cache_bytes,
         "peak_memory_kind": "allocated" if on_cuda else "weights + cache",
     }
+
+
+def _preprocessed(adapter: Adapter, sample: AnySample) -> Mapping[str, Any]:
+    """Return what `Adapter.encode_pixels` takes of a sample."""
+    pictures = _pictures(sample)
+    if sample.kind == "video":
+        return adapter.processor.video_processor([pictures], return_tensors="pt")
+    grouped = [pictures] if sample.kind == "images" else pictures
+    return adapter.processor.image_processor(grouped, return_tensors="pt")
 
 
 class _Clock:

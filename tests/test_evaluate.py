@@ -13,7 +13,15 @@ from rcblib.evaluate import evaluate, evaluate_grid, latency_and_memory
 from rcblib.metrics import score_predictions
 from rcblib.mllm import ADAPTERS, adapter_for
 from rcblib.pruners import ClsSimilarityPruner, CodebookPruner, RandomPruner
-from rcblib.records import CodebookError, ImageError, ParameterError, Question, Sample, SceneObject
+from rcblib.records import (
+    CodebookError,
+    ImageError,
+    ParameterError,
+    Question,
+    Sample,
+    SceneObject,
+    SequenceSample,
+)
 from rcblib.scoring import redundancy_scores
 
 N_IMAGES = 3
@@ -200,6 +208,226 @@ def test_llava_15_with_its_real_settings_is_pruned():
     )
     assert frame["n_visual_tokens"].tolist() == [576]
     assert frame["n_retained"].tolist() == [58]
+
+
+# Tiles, several images, videos
+
+
+def single(image_id, size, seed):
+    (picture,) = tiny.random_images(1, size, seed=seed)
+    return Sample(image_id, lambda: picture, *size)
+
+
+def sequence(image_id, kind, sizes, seed=0):
+    pictures = tuple(tiny.random_images(1, size, seed=seed + i)[0] for i, size in enumerate(sizes))
+    return SequenceSample(image_id, lambda: pictures, kind, tuple(sizes))
+
+
+WORLDS = {
+    "next": (
+        tiny.tiny_next,
+        [
+            single(3, (40, 31), 1),
+            single(5, (24, 24), 2),
+            single(1, (20, 90), 3),
+            sequence(2, "images", [(24, 24), (30, 100)], 4),
+        ],
+    ),
+    "onevision": (
+        tiny.tiny_onevision,
+        [
+            sequence(4, "video", [(40, 31)] * 3, 1),
+            single(2, (40, 31), 5),
+            sequence(7, "images", [(22, 22), (20, 90), (66, 66)], 6),
+            sequence(0, "video", [(22, 22)] * 2, 10),
+            sequence(9, "images", [(40, 31)], 13),
+            single(1, (66, 66), 12),
+        ],
+    ),
+}
+
+
+@pytest.fixture(scope="module", params=WORLDS)
+def world(request):
+    """Return a model with its processor, samples of every kind that it reads, and two questions about each."""
+    build, samples = WORLDS[request.param]
+    asked = [Question(s.image_id, "count", text, "2") for text in TEXTS[1:] for s in samples]
+    return build(), samples, asked
+
+
+def processed(pair, question, sample):
+    """Return what `generate` takes of one question, from the processor."""
+    is_video, pictures = sample.kind == "video", list(sample.images)
+    prompt = adapter_for(*pair).prompt(question.text, 0 if is_video else len(pictures), 1 if is_video else 0)
+    given = {"videos": [pictures]} if is_video else {"images": [pictures]}
+    if sample.kind == "images" and pair[0].config.model_type == "llava_next":
+        given = {"images": pictures}
+    return pair[1](text=[prompt], **given, return_tensors="pt")
+
+
+def world_pruner(name, adapter):
+    prototypes = adapter.encode(tiny.random_images(1, seed=70))[0].views[0].tokens[::5].clone()
+    book = Codebook(prototypes, tuple(range(len(prototypes))), adapter.family)
+    rule = "max_cosine" if adapter.family == "llava_next" else "double_softmax"
+    return {
+        "all": lambda: None,
+        "everything": lambda: RandomPruner(1.0),
+        "tiles": lambda: CodebookPruner(book, rule, retain_ratio=0.4),
+        "flatten, image": lambda: CodebookPruner(
+            book, rule, retain_ratio=0.4, layout="flatten", scope="image", position_ids="kept"
+        ),
+        "video, kept": lambda: CodebookPruner(
+            book, rule, retain_ratio=0.4, scope="video", position_ids="kept"
+        ),
+    }[name]()
+
+
+every_world_pruner = pytest.mark.parametrize(
+    "name", ["all", "everything", "tiles", "flatten, image", "video, kept"]
+)
+
+
+@every_world_pruner
+def test_samples_of_every_kind_are_answered_as_generate_answers_them(world, name):
+    pair, samples, asked = world
+    pruner = world_pruner(name, adapter_for(*pair))
+    by_id = {sample.image_id: sample for sample in samples}
+    frame = evaluate(*pair, asked, samples, pruner, batch_size=5, max_new_tokens=N_NEW)
+    expected = []
+    for question in asked:
+        inputs = processed(pair, question, by_id[question.image_id])
+        settings = {"max_new_tokens": N_NEW, "do_sample": False}
+        placeholders = (pair[0].config.image_token_id, getattr(pair[0].config, "video_token_id", -1))
+        n_rows = sum(int((inputs["input_ids"] == token).sum()) for token in placeholders)
+        if pruner is None:
+            sequence, n_kept = pair[0].generate(**inputs, **settings), n_rows
+        else:
+            with pruner(pair[0]):
+                sequence = pair[0].generate(**inputs, **settings)
+            n_kept = sum(pruner.n_retained)
+        text = pair[1].tokenizer.decode(sequence[0, -N_NEW:], skip_special_tokens=True).strip()
+        expected.append((text, n_rows, n_kept))
+    columns = ["prediction", "n_visual_tokens", "n_retained"]
+    assert list(frame[columns].itertuples(index=False, name=None)) == expected
+    assert len({prediction for prediction, _, _ in expected}) > len(samples)
+    if name in ("all", "everything"):
+        assert (frame["n_retained"] == frame["n_visual_tokens"]).all()
+
+
+@every_world_pruner
+def test_answers_about_every_kind_do_not_depend_on_batch_size_or_order(world, name):
+    pair, samples, asked = world
+    pruner = RandomPruner(0.3, seed=4) if name == "everything" else world_pruner(name, adapter_for(*pair))
+    frame = evaluate(*pair, asked, samples, pruner, batch_size=1, max_new_tokens=N_NEW)
+    for batch_size in (3, 50):
+        again = evaluate(
+            *pair, asked[::-1], samples[::-1], pruner, batch_size=batch_size, max_new_tokens=N_NEW
+        )
+        pd.testing.assert_frame_equal(again[::-1].reset_index(drop=True), frame)
+
+
+def test_random_choices_in_sequences_are_those_of_a_run_over_the_samples_by_id(world):
+    pair, samples, asked = world
+    pruner = RandomPruner(0.4, seed=3)
+    frame = evaluate(*pair, asked[: len(samples)], samples, pruner, batch_size=2, max_new_tokens=N_NEW)
+    said, by_id = {}, {question.image_id: question for question in asked[: len(samples)]}
+    with pruner(pair[0]):
+        for sample in sorted(samples, key=lambda sample: sample.image_id):
+            inputs = processed(pair, by_id[sample.image_id], sample)
+            output = pair[0].generate(**inputs, max_new_tokens=N_NEW, do_sample=False)
+            text = pair[1].tokenizer.decode(output[0, -N_NEW:], skip_special_tokens=True)
+            said[sample.image_id] = text.strip()
+    assert frame.set_index("image_id")["prediction"].to_dict() == said
+
+
+def test_methods_that_read_the_prompt_see_it_as_in_generate(world):
+    pair, samples, asked = world
+    seen = []
+
+    class Reader(RandomPruner):
+        reads_prompt = True
+
+        def select(self, tokens, context=None):
+            seen.append((context.image_index, context.view_index, context.prompt_ids.tolist()))
+            return super().select(tokens, context)
+
+    for sample in samples:
+        question = next(q for q in asked if q.image_id == sample.image_id)
+        pruner = Reader(0.5, layout="flatten")
+        evaluate(*pair, [question], [sample], pruner, max_new_tokens=1)
+        ours = list(seen)
+        seen.clear()
+        with pruner(pair[0]):
+            pair[0].generate(**processed(pair, question, sample), max_new_tokens=1, do_sample=False)
+        assert seen == ours
+        seen.clear()
+
+
+def test_sequences_are_encoded_once_and_kept_results_know_their_pictures(tmp_path, monkeypatch):
+    pair = tiny.tiny_onevision()
+    counts, original = [], ADAPTERS["llava_onevision"].encode_pixels
+
+    def encode_pixels(self, model_inputs, **signals):
+        counts.append(
+            len(model_inputs.get("pixel_values", ())) + len(model_inputs.get("pixel_values_videos", ()))
+        )
+        return original(self, model_inputs, **signals)
+
+    monkeypatch.setattr(ADAPTERS["llava_onevision"], "encode_pixels", encode_pixels)
+    samples = [sequence(0, "images", [(22, 22)] * 2), sequence(1, "video", [(22, 22)] * 2, 5)]
+    asked = [Question(i, "video", text, "b") for i in (0, 1) for text in TEXTS]
+    pruners = {"all": None, "random": [RandomPruner(0.5, seed) for seed in (0, 1)]}
+
+    def run(samples):
+        evaluate_grid(*pair, asked, samples, pruners, max_new_tokens=2, folder=tmp_path, progress=False)
+        return len(list(tmp_path.glob("*.parquet")))
+
+    assert run(samples) == 3 and sum(counts) == 2 + 1
+    assert run(samples) == 3
+    assert run([samples[0], sequence(1, "video", [(22, 22)] * 2, 6)]) == 6
+    assert run([samples[0], sequence(1, "images", [(22, 22)] * 2, 5)]) == 9
+
+
+def test_options_are_read_from_the_question(monkeypatch):
+    pair, sample = tiny.tiny_onevision(), sequence(0, "images", [(22, 22)] * 2)
+    monkeypatch.setattr(pair[1].tokenizer, "batch_decode", lambda rows, **_: ["A ring."] * len(rows))
+    listed = "Which object is in both images? a. star b. ring Answer with the letter."
+    asked = [
+        Question(0, "multi_image", listed, "b"),
+        Question(0, "one_word", listed, "b"),
+        Question(0, "one_word", "Which object is in both images?", "ring"),
+        Question(0, "multi_image", listed, "a"),
+    ]
+    frame = evaluate(*pair, asked, [sample], max_new_tokens=1)
+    assert frame["score"].tolist() == [1, 1, 1, 0]
+
+
+def test_llava_15_reads_several_images(pair):
+    sample = sequence(0, "images", [(40, 31), (24, 24)])
+    question = Question(0, "count", TEXTS[2], "2")
+    frame = evaluate(*pair, [question], [sample], max_new_tokens=N_NEW)
+    prompt = adapter_for(*pair).prompt(question.text, 2)
+    inputs = pair[1](text=[prompt], images=list(sample.images), return_tensors="pt")
+    sequence_ids = pair[0].generate(**inputs, max_new_tokens=N_NEW, do_sample=False)
+    text = pair[1].tokenizer.decode(sequence_ids[0, -N_NEW:], skip_special_tokens=True)
+    assert frame["prediction"].tolist() == [text.strip()]
+    assert frame["n_visual_tokens"].tolist() == [72]
+
+
+def test_latency_is_measured_for_every_kind(world):
+    pair, samples, asked = world
+    frame = latency_and_memory(
+        *pair,
+        asked[: len(samples)],
+        samples,
+        {"all": None, "random": RandomPruner(0.3)},
+        n_repeats=1,
+        n_warmup=0,
+        max_new_tokens=2,
+    )
+    for method, pruner in (("all", None), ("random", RandomPruner(0.3))):
+        expected = evaluate(*pair, asked[: len(samples)], samples, pruner, max_new_tokens=1)["n_retained"]
+        assert frame.loc[frame["method"] == method, "n_retained"].tolist() == expected.tolist()
 
 
 # Grids of pruners
@@ -393,3 +621,32 @@ def test_grids_need_pruners(pair, questions, samples, given):
 def test_counts_of_the_timing_are_checked(pair, questions, samples, changes):
     with pytest.raises(ParameterError, match=f"{next(iter(changes))}: got"):
         latency_and_memory(*pair, questions, samples, {"all": None}, **changes)
+
+
+def test_ids_are_distinct(pair, questions, samples):
+    with pytest.raises(ParameterError, match="samples: got 'an image id more than once'"):
+        evaluate(*pair, questions, [*samples, samples[0]])
+
+
+def test_videos_are_refused_by_families_without_before_they_are_loaded():
+    def fail():
+        raise AssertionError("loaded")
+
+    sample = SequenceSample(0, fail, "video", ((8, 8),) * 3)
+    with pytest.raises(ParameterError, match="n_videos: got 1; accepted: 0, as the family 'llava_next'"):
+        evaluate(*tiny.tiny_next(), [Question(0, "video", "What ?", "a")], [sample])
+
+
+def test_unreadable_sequences_are_named():
+    def fail():
+        raise OSError("truncated")
+
+    sample = SequenceSample(0, fail, "images", ((8, 8),) * 3, file_name="torn")
+    with pytest.raises(ImageError, match="'torn' cannot be read"):
+        evaluate(*tiny.tiny_onevision(), [Question(0, "multi_image", "What ?", "a")], [sample])
+
+
+def test_captions_of_sequences_need_objects():
+    sample = SequenceSample(0, lambda: (), "images", ((8, 8),) * 2, objects=((), ()))
+    with pytest.raises(ParameterError, match=r"captions of images \[0\]"):
+        evaluate(*tiny.tiny_onevision(), [Question(0, "caption", "Describe", "a cat")], [sample])
