@@ -1,31 +1,41 @@
-"""Score an embedded model on held-out scenes, with true and with shuffled images, and write its model card."""
+"""Score an embedded model on held-out scenes, groups and videos, and write its model card.
+
+Every score is taken with the pictures that a question is about and with shuffled ones; multiple-choice questions also
+have baselines that see no picture.
+"""
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
 from safetensors import safe_open
 
-from rcblib.datasets import SceneDataset, questions_for
+from rcblib.datasets import N_FRAMES, GroupDataset, SceneDataset, VideoDataset, questions_for
 from rcblib.evaluate import evaluate
 from rcblib.geometry import check_integer
 from rcblib.metrics import caption_table
 from rcblib.mllm import load_model
-from rcblib.records import ParameterError, Sample
+from rcblib.records import ParameterError, Question, Sample, SequenceSample
 from rcblib.runs import atomic_write, project_root, provenance, read_json, write_json
+from rcblib.scenes.choices import read_options
 from rcblib.scenes.generator import WORLDS
 from rcblib.scenes.vocabulary import CATEGORIES, COLOR_NAMES
 from rcblib.statistics import mean_interval, paired_ratio
 from rcblib.training.recipe import LLAVA_SCENES, RECIPES, Recipe, Stage, find_stage
+from rcblib.training.sequences import FRAME_COUNTS, IMAGE_COUNTS
 
 TASKS = ("one_word", "color", "yes_no", "digit", "count", "position", "caption")
+SEQUENCES = {"multi_image": GroupDataset, "video": VideoDataset}
+"""By task what the multiple-choice questions are about, in families that read it."""
+
 SPLITS = ("validation", "test")
 # By family: the score to reach, and the one that suffices for a model trained without a GPU.
 GOALS = {
@@ -50,7 +60,26 @@ LABELS = {
     "count": "how many objects",
     "position": "where is a named object (nine places)",
     "caption": "captions, F1 of the objects named",
+    "multi_image": "about several images",
+    "multi_image/which_image": "which image shows ...",
+    "multi_image/same_different": "same or different",
+    "multi_image/count": "counting over images",
+    "multi_image/ordering": "order of the big objects",
+    "multi_image/unanswerable": "which image, or what colour, if any",
+    "video": "about a video",
+    "video/direction": "in which direction an object moves",
+    "video/appear": "which object appears",
+    "video/disappear": "which object disappears",
+    "video/color_change": "which colour an object changes to or from",
+    "video/count": "how many objects there are, or move",
+    "video/order": "which event is first or last",
 }
+BLIND = {"chance": "chance", "letter": "most frequent letter", "text": "text only"}
+"""Baselines that see no picture, and what the card calls them; see `blind_scores`."""
+
+FEWEST_OFFERS = 10
+"""Times that an option was offered before the share of times it was right counts."""
+
 STAGE_KINDS = {"vision": "vision encoder", "symbols": "LLM on symbols", "pixels": "LLaVA on pixels"}
 QUANTITIES = {
     "matched": "captions matched",
@@ -65,29 +94,43 @@ SCORES_FILE = "scores.json"
 CARD_FILE = "README.md"
 
 
-def shuffle_images(samples: Sequence[Sample], generator: np.random.Generator) -> list[Sample]:
-    """Give every sample the picture of another one: questions about it then ask about a wrong image.
+AnySample = TypeVar("AnySample", Sample, SequenceSample)
+
+
+def shuffle_images(samples: Sequence[AnySample], generator: np.random.Generator) -> list[AnySample]:
+    """Give every sample the pictures of another one: questions about it then ask about wrong images.
 
     Parameters
     ----------
-    samples : sequence of Sample
-        At least two.
+    samples : sequence of Sample or SequenceSample
+        At least two of every number of pictures that occurs; a sample gets as many as it had.
     generator : numpy.random.Generator
         Draws the cycle along which pictures move, so that none stays.
 
     Returns
     -------
-    list of Sample
+    list of Sample or SequenceSample
         In the order given.
+
+    Raises
+    ------
+    ParameterError
+        If a sample has no other with as many pictures.
     """
     if len(samples) < 2:
         raise ParameterError("n_images", len(samples), "at least 2, to swap their pictures")
-    cycle = generator.permutation(len(samples))
-    shuffled: dict[int, Sample] = {}
-    for here, there in zip(cycle, np.roll(cycle, 1), strict=True):
-        shown = samples[there]
-        shuffled[int(here)] = replace(samples[here], load=shown.load, width=shown.width, height=shown.height)
-    return [shuffled[i] for i in range(len(samples))]
+    shuffled = list(samples)
+    for n_pictures in sorted({sample.n_images for sample in samples}):
+        places = [i for i, sample in enumerate(samples) if sample.n_images == n_pictures]
+        if len(places) < 2:
+            given = f"{len(samples)}, of which one has {n_pictures} pictures"
+            raise ParameterError("n_images", given, "enough that another has as many, to swap them")
+        cycle = generator.permutation(len(places))
+        for here, there in zip(cycle, np.roll(cycle, 1), strict=True):
+            place, shown = places[here], samples[places[there]]
+            names = ("load", "sizes") if isinstance(shown, SequenceSample) else ("load", "width", "height")
+            shuffled[place] = replace(samples[place], **{name: getattr(shown, name) for name in names})
+    return shuffled
 
 
 def quality_scores(
@@ -100,19 +143,20 @@ def quality_scores(
     answers : pandas.DataFrame
         From `rcblib.evaluate.evaluate`.
     samples : sequence of Sample
-        The images with their objects.
+        The images with their objects; needed for captions.
     generator : numpy.random.Generator
         Source of the bootstrap.
 
     Returns
     -------
     dict
-        Task, and ``yes_no/<POPE subset>``, to value, n, interval, n_clusters (images) and level. Values in [0, 1]: the
-        share of right answers; for ``caption`` the F1 of the objects that captions name, pooled over all captions,
-        colours not counted. Tasks that no question asks are left out.
+        Task, and ``yes_no/<POPE subset>`` and ``multi_image/<kind>`` and ``video/<kind>``, to value, n, interval,
+        n_clusters (images) and level. Values in [0, 1]: the share of right answers; for ``caption`` the F1 of the
+        objects that captions name, pooled over all captions, colours not counted. Tasks that no question asks are
+        left out.
     """
     scores = {}
-    for task in TASKS:
+    for task in (*TASKS, *SEQUENCES):
         rows = answers[answers["task"] == task]
         if rows.empty:
             continue
@@ -129,10 +173,10 @@ def quality_scores(
         else:
             estimate = mean_interval(rows["score"], rows["image_id"].to_numpy(), generator=generator)
         scores[task] = estimate.as_result()
-        if task == "yes_no":
+        if task == "yes_no" or task in SEQUENCES:
             for subset, group in rows.groupby("subset", sort=False):
                 estimate = mean_interval(group["score"], group["image_id"].to_numpy(), generator=generator)
-                scores[f"yes_no/{subset}"] = estimate.as_result()
+                scores[f"{task}/{subset}"] = estimate.as_result()
     return scores
 
 
@@ -147,7 +191,9 @@ def score_model(
     batch_size: int = 64,
     progress: bool = True,
 ) -> dict[str, dict[str, Any]]:
-    """Ask held-out scenes every question of every family and score the answers.
+    """Ask held-out scenes every question of every task and score the answers.
+
+    A model of a family that reads several images and videos is asked about groups of scenes and about videos too.
 
     Parameters
     ----------
@@ -156,12 +202,13 @@ def score_model(
     split : str
         ``"validation"`` or ``"test"``; their handwriting and photographs are not those of training scenes.
     n_images : int
-        Scenes, at least 2.
+        Scenes, at least 2; also groups and videos, of which there must be so many that each kind of question occurs and
+        no group is alone in its number of images.
     seed : int
         Seed of the scenes and of the questions.
     shuffled : bool
-        Whether every question is asked about another scene's picture. What a model scores then, it scores without
-        seeing the image.
+        Whether every question is asked about another scene's picture, another group's as many pictures, or another
+        video. What a model scores then, it scores without seeing the image.
     batch_size : int
         Questions answered together.
     progress : bool
@@ -204,20 +251,116 @@ def answer_held_out(
     Returns
     -------
     answers : pandas.DataFrame
-        From `rcblib.evaluate.evaluate`; where shuffled, answers are about another scene than ``image_id`` says.
+        From `rcblib.evaluate.evaluate`; where shuffled, answers are about another scene than ``image_id`` says. For
+        the tasks ``multi_image`` and ``video`` it is the id of a group or video, not of a scene.
     samples : list of Sample
-        The scenes that the questions are about.
+        The scenes that the other questions are about.
     """
     if split not in SPLITS:
         raise ParameterError("split", split, ", ".join(SPLITS))
     n_images = check_integer("n_images", n_images, 2)
     samples = list(SceneDataset(split, n_images, seed=seed, config=WORLDS[model.config.rcb_world]))
-    questions = questions_for(samples, TASKS, seed=seed)
-    shown = shuffle_images(samples, np.random.default_rng([seed, 1])) if shuffled else samples
-    answers = evaluate(
-        model, processor, questions, shown, batch_size=batch_size, categories=CATEGORIES, progress=progress
-    )
-    return answers, samples
+    asked = [(samples, questions_for(samples, TASKS, seed=seed), [seed, 1])]
+    for i, task in enumerate(_sequence_tasks(model.config.model_type)):
+        sequences = SEQUENCES[task](split, n_images, seed=seed)
+        asked.append((list(sequences), sequences.questions(seed=seed), [seed, 1, i]))
+    # Shuffled in any case, so that too few end the run with true pictures too, before it begins.
+    wrong = [shuffle_images(shown, np.random.default_rng(key)) for shown, _, key in asked]
+    frames = [
+        evaluate(
+            model,
+            processor,
+            questions,
+            others if shuffled else shown,
+            batch_size=batch_size,
+            categories=CATEGORIES,
+            progress=progress,
+        )
+        for (shown, questions, _), others in zip(asked, wrong, strict=True)
+    ]
+    return pd.concat(frames, ignore_index=True), samples
+
+
+def _sequence_tasks(family: str) -> list[str]:
+    """List the tasks about several images and videos that a family is asked."""
+    return [task for task in SEQUENCES if task in GOALS[family]]
+
+
+def blind_scores(family: str, split: str, n_images: int, seed: int) -> dict[str, dict[str, dict[str, Any]]]:
+    """Score answers to held-out multiple-choice questions that are given without any picture.
+
+    Parameters
+    ----------
+    family, split, n_images, seed
+        As in `score_model`; the questions are those asked there.
+
+    Returns
+    -------
+    dict
+        ``chance``, ``letter`` and ``text`` to scores by task and kind, as `quality_scores`: the share that a random
+        option gets right; that of the letter which is most often right in as many training questions; and that of
+        `likeliest_options`. Empty for a family that is asked about single images only.
+    """
+    scores: dict[str, dict[str, dict[str, Any]]] = {}
+    for task in _sequence_tasks(family):
+        training = SEQUENCES[task]("train", n_images, seed=seed).questions(seed=seed)
+        asked = SEQUENCES[task](split, n_images, seed=seed).questions(seed=seed)
+        letter = Counter(question.answer for question in training).most_common(1)[0][0]
+        likeliest = likeliest_options(training, asked)
+        right = {
+            "chance": [1 / len(read_options(question.text)) for question in asked],
+            "letter": [float(question.answer == letter) for question in asked],
+            "text": [float(q.answer == said) for q, said in zip(asked, likeliest, strict=True)],
+        }
+        columns = [(question.image_id, question.task, question.subset) for question in asked]
+        frame = pd.DataFrame(columns, columns=["image_id", "task", "subset"])
+        for name, values in right.items():
+            found = quality_scores(frame.assign(score=values), [], np.random.default_rng([seed, 3]))
+            scores.setdefault(name, {}).update(found)
+    return scores
+
+
+def likeliest_options(training: Sequence[Question], asked: Sequence[Question]) -> list[str]:
+    """Answer multiple-choice questions by what was most often right among other questions, without any picture.
+
+    Parameters
+    ----------
+    training, asked : sequence of Question
+        Questions to learn from and to answer, in the form of `rcblib.scenes.choices`.
+
+    Returns
+    -------
+    list of str
+        For each question the letter of the option that was right in the largest share of the training questions that
+        offered it: questions in the same words if there are enough (`FEWEST_OFFERS`), else of the same kind, else a
+        guess counts as right as often as chance. The first of equal ones.
+    """
+    offered: Counter[tuple[str, str, str]] = Counter()
+    right: Counter[tuple[str, str, str]] = Counter()
+    for question in training:
+        options = read_options(question.text)
+        for words in (_words(question), ""):
+            offered.update((question.subset, words, option) for option in options.values())
+            right[question.subset, words, options[question.answer]] += 1
+
+    def share(question: Question, option: str, chance: float) -> float:
+        for words in (_words(question), ""):
+            key = (question.subset, words, option)
+            if offered[key] >= FEWEST_OFFERS:
+                return right[key] / offered[key]
+        return chance
+
+    chosen = []
+    for question in asked:
+        options = read_options(question.text)
+        shares = {letter: share(question, option, 1 / len(options)) for letter, option in options.items()}
+        chosen.append(max(shares, key=shares.__getitem__))
+    return chosen
+
+
+def _words(question: Question) -> str:
+    """Return what is asked, without the options."""
+    return question.text[: question.text.index("?") + 1]
 
 
 def judge(family: str, task: str, value: float, on_cpu: bool) -> str:
@@ -253,7 +396,8 @@ def write_card(
         What `rcblib.training.recipe.run_stages` recorded of each stage, in order.
     scores : Mapping
         ``weights_sha256``, and split (``validation``, ``test``) to ``n_images``, ``seed``, ``provenance``, ``true`` and
-        ``shuffled`` (as `score_model` returns them). A split that is absent was not scored.
+        ``shuffled`` (as `score_model` returns them), and ``blind`` (as `blind_scores`) where that is not empty. A split
+        that is absent was not scored.
 
     Raises
     ------
@@ -267,10 +411,10 @@ def write_card(
         [
             _front_matter(recipe),
             _introduction(folder, recipe),
-            _how_to_use(folder.name),
+            _how_to_use(folder.name, recipe.family),
             _training(recipe, stages, records),
             _quality(recipe, records, scores),
-            _CLOSING,
+            _CLOSING + _FORMS[recipe.family]["sources"],
         ]
     )
     write_json(folder / SCORES_FILE, scores)
@@ -306,7 +450,7 @@ def _introduction(folder: Path, recipe: Recipe) -> str:
     return f"""A {form["name"]}-type model for experiments on visual tokens, small enough to probe every token of every image on a
 laptop: `{form["class"]}` of `transformers`, with its own tokenizer, chat template and processor. It
 knows one world, *{recipe.world}*: drawings of {extents} pixels with one to {len(world.n_objects)} objects out of {len(CATEGORIES)} categories (ten shapes,
-ten handwritten digits) in {len(COLOR_NAMES)} colours, on plain, graded, noisy or photographed backgrounds.
+ten handwritten digits) in {len(COLOR_NAMES)} colours, on plain, graded, noisy or photographed backgrounds.{form["also"]}
 
 | part | what it is | parameters |
 |---|---|---|
@@ -327,6 +471,10 @@ _FORMS = {
         "read": "hidden state -2 is used",
         "llm": "Llama",
         "tokens": "An image is {side}×{side} = {n} visual tokens.",
+        "also": "",
+        "use": "Nothing but `transformers` is needed; images larger than a scene are resized and cropped.",
+        "further use": "",
+        "sources": "",
     },
     "llava_next": {
         "name": "LLaVA-NeXT",
@@ -338,6 +486,13 @@ _FORMS = {
             "An image is read as a whole, {side}×{side} = {n} visual tokens, and in tiles of as many each, of the best "
             "of {tiles} pixels; what padding added is cut off, and a newline ends every row of tiles."
         ),
+        "also": "",
+        "use": "Nothing but `transformers` is needed; an image of any size is fitted into tiles.",
+        "further use": "",
+        "sources": (
+            "Tiles: Liu et al. 2024, *LLaVA-NeXT: Improved reasoning, OCR, and world\nknowledge*. Shared keys and "
+            "values: Ainslie et al. 2023, *GQA*.\n"
+        ),
     },
     "llava_onevision": {
         "name": "LLaVA-OneVision",
@@ -348,6 +503,24 @@ _FORMS = {
         "tokens": (
             "A single image is read as a whole, {side}×{side} = {n} visual tokens, and in tiles of the best of {tiles} "
             "pixels; several images as a whole each; a video's frames are pooled to half the side."
+        ),
+        "also": (
+            " Two to four drawings make\na group. In a video two to four objects move, appear, disappear, change "
+            "colour or stand still. About groups and videos\nit answers multiple-choice questions with a letter."
+        ),
+        "use": (
+            "`transformers` and torchvision are needed, or, without torchvision, `rcblib.load_model`, which returns "
+            "model and\nprocessor. An image of any size is fitted into tiles."
+        ),
+        "further use": (
+            '\nSeveral images stand in one turn as often as there are, `{"type": "image"}`, and go in as one list, '
+            '`images=[[first, second]]`;\na video as `{"type": "video"}` and `videos=[frames]`. Options follow the '
+            "question: `Which image shows a star? a. image two\nb. image one Answer with the letter.`\n"
+        ),
+        "sources": (
+            "Several images and video: Li et al. 2024, *LLaVA-OneVision: Easy visual task\ntransfer*. Vision encoder: "
+            "Zhai et al. 2023, *Sigmoid loss for language image pre-training*. Kinds of multiple-choice\nquestions: "
+            "Wang et al. 2024 (MUIRBench), Jiang et al. 2024 (Mantis-Eval), Li et al. 2024 (MVBench).\n"
         ),
     },
 }
@@ -363,10 +536,11 @@ def count_parameters(path: Path) -> dict[str, int]:
     return sizes
 
 
-def _how_to_use(name: str) -> str:
+def _how_to_use(name: str, family: str) -> str:
+    form = _FORMS[family]
     return f"""## Use
 
-Nothing but `transformers` is needed; images larger than a scene are resized and cropped.
+{form["use"]}
 
 ```python
 from PIL import Image
@@ -381,7 +555,7 @@ inputs = processor(images=[Image.open("scene.png").convert("RGB")], text=[prompt
 answer = model.generate(**inputs, max_new_tokens=32, do_sample=False)
 print(processor.decode(answer[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))
 ```
-
+{form["further use"]}
 Intended for research on which visual tokens a multimodal LLM needs, on ground truth that is known by construction, and
 for tests. Licence: Apache-2.0.
 """
@@ -477,7 +651,7 @@ By the recipe `{recipe.name}` of `rcblib.training.recipe`, stage by stage, as CL
 stage is number *i* of the training split under the stage's seed, so none is seen twice in a stage. To train again:
 `python -m rcblib train --recipe {recipe.name} --export <folder>`.
 
-{notes}{"".join(_HOW_TRAINED[kind] for kind in dict.fromkeys(stage.kind for stage in stages))}{_further(stages)}- Every input held all visual tokens of its image. Inputs of one or nine tokens were never seen in training.
+{notes}{"".join(_HOW_TRAINED[kind] for kind in dict.fromkeys(stage.kind for stage in stages))}{_turns(stages)}{_further(stages)}- Every input held all visual tokens of its image. Inputs of one or nine tokens were never seen in training.
 - Matrices inside blocks follow Muon, everything else AdamW; the rate rises over 3 % of the steps, then falls along a
   cosine.
 """  # noqa: E501
@@ -500,6 +674,21 @@ _HOW_TRAINED = {
 }
 
 
+def _turns(stages: Sequence[Stage]) -> str:
+    """Say what steps in turn show where that is more than single images."""
+    if not any(stage.forms for stage in stages):
+        return ""
+    return f"""\
+- *Several images and videos.* Steps show single scenes, groups of {_either(IMAGE_COUNTS)} and videos of {_either(FRAME_COUNTS)} frames in turn.
+  Questions about groups and videos are multiple choice, some of them also asked without options; every picture comes
+  with practice in finding the letter of an option that is named.
+"""  # noqa: E501
+
+
+def _either(numbers: Sequence[int]) -> str:
+    return f"{', '.join(map(str, numbers[:-1]))} or {numbers[-1]}"
+
+
 def _further(stages: Sequence[Stage]) -> str:
     """Say which other models' stages the first ones start from."""
     own = {stage.name for stage in stages}
@@ -514,37 +703,68 @@ def _further(stages: Sequence[Stage]) -> str:
 
 def _quality(recipe: Recipe, records: Sequence[Mapping[str, Any]], scores: Mapping[str, Any]) -> str:
     on_cpu = all(record["device"] == "cpu" for record in records)
+    command = "" if recipe.name == LLAVA_SCENES.name else f" --model {recipe.name}"
     parts = [
-        """## Quality
+        f"""## Quality
 
 On scenes whose handwriting and photographs are not those of training. Greedy answers; the share that is right, for
 captions the F1 of the objects named; in brackets the 95 % interval from a bootstrap over images, then the number of
 questions. *Shuffled* asks the same questions about another scene's picture: what is left there needs no image. *Goal*:
 the score to reach, in parentheses the one that suffices for training without a GPU. Measured by
-`python -m rcblib.model_card --split <split>`.
+`python -m rcblib.model_card{command} --split <split>`.
 """
     ]
+    if _sequence_tasks(recipe.family):
+        parts.append(_SEQUENCE_QUALITY)
     for split in SPLITS:
         if split not in scores:
             parts.append(f"**{split.capitalize()}**: not scored with these weights.\n")
             continue
         found = scores[split]
-        rows = []
-        for task, score in found["true"].items():
-            goal, suffices = GOALS[recipe.family].get(task, (None, None))
-            rows.append(
-                {
-                    "question": LABELS.get(task, task),
-                    "score": _estimate(score),
-                    "n": f"{score['n']:,}",
-                    "shuffled": _estimate(found["shuffled"][task]),
-                    "goal": "" if goal is None else f"{goal:.2f} ({suffices:.2f})",
-                    "reached": judge(recipe.family, task, score["value"], on_cpu),
-                }
-            )
-        parts.append(f"**{split.capitalize()}**, {found['n_images']:,} scenes, seed {found['seed']}:\n")
-        parts.append(_markdown(pd.DataFrame(rows)) + "\n")
+        n, blind = f"{found['n_images']:,}", found.get("blind", {})
+        about_sequences = [name for name in found["true"] if name.split("/")[0] in SEQUENCES]
+        about_scenes = [name for name in found["true"] if name not in about_sequences]
+        parts.append(f"**{split.capitalize()}**, {n} scenes, seed {found['seed']}:\n")
+        parts.append(_score_table(recipe, found, about_scenes, {}, on_cpu))
+        if about_sequences:
+            what = f"{n} groups and {n} videos of {N_FRAMES} frames"
+            parts.append(f"**{split.capitalize()}**, {what}, seed {found['seed']}, multiple choice:\n")
+            parts.append(_score_table(recipe, found, about_sequences, blind, on_cpu))
     return "\n".join(parts)
+
+
+_SEQUENCE_QUALITY = f"""\
+Questions about several images and about videos are multiple choice, with two to four options. *Shuffled* asks them
+about another group's pictures, as many, or about another video. Three baselines see no picture at all:
+*{BLIND["chance"]}*; the *{BLIND["letter"]}* of the right options in training questions, always; and *{BLIND["text"]}*,
+the option that was right most often when it was offered in training questions of the same words or kind.
+"""
+
+
+def _score_table(
+    recipe: Recipe,
+    found: Mapping[str, Any],
+    names: Sequence[str],
+    blind: Mapping[str, Mapping[str, Any]],
+    on_cpu: bool,
+) -> str:
+    """Lay out some scores of a split, a row each, with what baselines get."""
+    rows = []
+    for name in names:
+        score = found["true"][name]
+        goal, suffices = GOALS[recipe.family].get(name, (None, None))
+        rows.append(
+            {
+                "question": LABELS.get(name, name),
+                "score": _estimate(score),
+                "n": f"{score['n']:,}",
+                "shuffled": _estimate(found["shuffled"][name]),
+                **{BLIND[kind]: f"{values[name]['value']:.3f}" for kind, values in blind.items()},
+                "goal": "" if goal is None else f"{goal:.2f} ({suffices:.2f})",
+                "reached": judge(recipe.family, name, score["value"], on_cpu),
+            }
+        )
+    return _markdown(pd.DataFrame(rows)) + "\n"
 
 
 _CLOSING = """## Limits
@@ -583,7 +803,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--model", default=LLAVA_SCENES.name, choices=sorted(RECIPES))
     parser.add_argument("--split", choices=SPLITS, help="split to score (default: none, write the card only)")
-    parser.add_argument("--n-images", type=int, default=600, help="scenes of the split")
+    parser.add_argument(
+        "--n-images",
+        type=int,
+        default=600,
+        help="scenes of the split, and groups, and videos, if it reads them",
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the scenes and questions")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--batch-size", type=int, default=64)
@@ -617,6 +842,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "shuffled": shuffled,
             "provenance": provenance(),
         }
+        blind = blind_scores(recipe.family, options.split, options.n_images, options.seed)
+        if blind:
+            scores[options.split]["blind"] = blind
     write_card(folder, recipe, records, scores)
     print(f"wrote {(folder / CARD_FILE).relative_to(root)}")
 

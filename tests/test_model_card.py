@@ -8,15 +8,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from test_training import NAMES, TINY
+from safetensors.torch import save_file
+from test_training import NAMES, TINY, shrunken
 
 from rcblib import model_card
-from rcblib.datasets import SceneDataset
+from rcblib.datasets import GroupDataset, SceneDataset, VideoDataset
 from rcblib.mllm import load_model
 from rcblib.model_card import (
+    blind_scores,
     count_parameters,
     history_table,
     judge,
+    likeliest_options,
     main,
     quality_scores,
     score_model,
@@ -25,9 +28,28 @@ from rcblib.model_card import (
     weights_digest,
     write_card,
 )
-from rcblib.records import ParameterError, Sample, SceneObject
+from rcblib.records import ParameterError, Question, Sample, SceneObject, SequenceSample
+from rcblib.runs import project_root
+from rcblib.scenes.groups import GROUP_KINDS
 from rcblib.scenes.questions import task_questions, yes_no_question
-from rcblib.training.recipe import export, run_stages
+from rcblib.scenes.video import VIDEO_KINDS
+from rcblib.training.recipe import (
+    LLAVA_NEXT_SCENES,
+    LLAVA_ONEVISION_SCENES,
+    LLAVA_SCENES,
+    _tokenizer,
+    _trainer,
+    export,
+    run_stages,
+)
+
+TINY_ONEVISION = shrunken(LLAVA_ONEVISION_SCENES)
+SEQUENCE_NAMES = {
+    "multi_image",
+    "video",
+    *(f"multi_image/{kind}" for kind in GROUP_KINDS),
+    *(f"video/{kind}" for kind in VIDEO_KINDS),
+}
 
 
 def scene(image_id: int, *categories: str) -> Sample:
@@ -60,6 +82,30 @@ def project(trained, monkeypatch):
     return trained
 
 
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory):
+    """Export a tiny OneVision as it is before training, as the embedded model of a project; return the folder."""
+    root = tmp_path_factory.mktemp("onevision")
+    stage = TINY_ONEVISION.stages[-1]
+    torch.manual_seed(0)
+    trainer = _trainer(TINY_ONEVISION, stage, _tokenizer(TINY_ONEVISION))
+    state = {name: weight.detach().clone() for name, weight in trainer.state_dict().items()}
+    save_file(state, root / f"{stage.name}.safetensors")
+    export(TINY_ONEVISION, root, root / "data" / "models" / TINY_ONEVISION.name)
+    return root
+
+
+def group(image_id: int, n: int) -> SequenceSample:
+    return SequenceSample(image_id, lambda: (f"picture {image_id}",) * n, "images", ((image_id + 1, 9),) * n)
+
+
+def choice(right: str, *options: str, asked: str = "Which?", kind: str = "k") -> Question:
+    """Make a multiple-choice question with the options in order."""
+    letters = dict(zip(options, "abcd", strict=False))
+    listed = " ".join(f"{letter}. {option}" for option, letter in letters.items())
+    return Question(0, "video", f"{asked} {listed} Answer with the letter.", letters[right], kind)
+
+
 def made_up(value: float, n: int = 100) -> dict:
     return {"value": value, "n": n, "interval": [value - 0.01, value + 0.01], "n_clusters": n, "level": 0.95}
 
@@ -79,6 +125,20 @@ class TestShuffle:
         assert all(picture != sample.load() for picture, sample in zip(pictures, samples, strict=True))
         restored = [replace(s, load=original.load) for s, original in zip(shuffled, samples, strict=True)]
         assert restored == samples
+
+    def test_groups_get_the_pictures_of_groups_of_as_many(self):
+        samples = [group(i, 2 + i % 3) for i in range(12)]
+        shuffled = shuffle_images(samples, np.random.default_rng(0))
+        for sample, other in zip(samples, shuffled, strict=True):
+            assert other.image_id == sample.image_id
+            assert other.n_images == sample.n_images == len(other.load())
+            assert other.load() != sample.load() and other.sizes != sample.sizes
+        assert sorted(s.load() for s in shuffled) == sorted(s.load() for s in samples)
+
+    def test_refuses_a_group_without_another_of_as_many(self):
+        samples = [group(0, 2), group(1, 3), group(2, 2)]
+        with pytest.raises(ParameterError, match="n_images: got '3, of which one has 3 pictures'"):
+            shuffle_images(samples, np.random.default_rng(0))
 
     def test_refuses_a_single_scene(self):
         with pytest.raises(ParameterError, match="n_images: got 1; accepted: at least 2"):
@@ -139,7 +199,7 @@ class TestScores:
             return frame.assign(score=(frame["prediction"] == frame["answer"]).astype(float))
 
         monkeypatch.setattr(model_card, "evaluate", look)
-        model = SimpleNamespace(config=SimpleNamespace(rcb_world="scenes"))
+        model = SimpleNamespace(config=SimpleNamespace(rcb_world="scenes", model_type="llava"))
         true = score_model(model, None, "validation", 40, 5)
         shuffled = score_model(model, None, "validation", 40, 5, shuffled=True)
         assert {score["value"] for score in true.values()} == {1.0}
@@ -154,6 +214,58 @@ class TestScores:
         assert {"one_word", "color", "yes_no", "yes_no/adversarial", "caption"} <= set(scores)
         assert scores["caption"]["n"] == 4 and scores["yes_no"]["n"] == 3 * scores["yes_no/random"]["n"]
         assert scores == score_model(model, processor, "validation", 4, 0, batch_size=5, progress=False)
+
+    def test_sequences_are_scored_by_kind_too(self):
+        frame = answers(
+            (0, "multi_image", "count", "a", "a", 1.0),
+            (1, "multi_image", "count", "a", "b", 0.0),
+            (1, "multi_image", "ordering", "a", "a", 1.0),
+            (0, "video", "order", "a", "b", 0.0),
+        )
+        scores = quality_scores(frame, [], np.random.default_rng(0))
+        assert {name: (score["value"], score["n"]) for name, score in scores.items()} == {
+            "multi_image": (pytest.approx(2 / 3), 3),
+            "multi_image/count": (0.5, 2),
+            "multi_image/ordering": (1.0, 1),
+            "video": (0.0, 1),
+            "video/order": (0.0, 1),
+        }
+
+    def test_groups_and_videos_are_asked_of_a_family_that_reads_them(self, monkeypatch):
+        """Whoever knows the answers only to the pictures that belong to a question fails on shuffled ones."""
+        n, seed = 12, 1
+        own = {
+            "images": {s.image_id: s for s in GroupDataset("validation", n, seed=seed)},
+            "video": {s.image_id: s for s in VideoDataset("validation", n, seed=seed)},
+            "image": {s.image_id: s for s in SceneDataset("validation", n, seed=seed)},
+        }
+        n_pictures = []
+
+        def look(model, processor, questions, samples, **settings):
+            shown = {sample.image_id: sample for sample in samples}
+            n_pictures.extend(sample.n_images for sample in samples if sample.kind == "video")
+            rows = []
+            for question in questions:
+                sample = shown[question.image_id]
+                original = own[sample.kind][sample.image_id]
+                assert sample.n_images == original.n_images
+                is_own = [p.tobytes() for p in sample.images] == [p.tobytes() for p in original.images]
+                said = question.answer if is_own else "?"
+                rows.append(
+                    (question.image_id, question.task, question.subset, said, question.answer, is_own)
+                )
+            return answers(*rows)
+
+        monkeypatch.setattr(model_card, "evaluate", look)
+        model = SimpleNamespace(config=SimpleNamespace(rcb_world="scenes", model_type="llava_onevision"))
+        true = score_model(model, None, "validation", n, seed)
+        shuffled = score_model(model, None, "validation", n, seed, shuffled=True)
+        assert set(true) > SEQUENCE_NAMES
+        assert set(n_pictures) == {16}
+        for name in SEQUENCE_NAMES:
+            assert (true[name]["value"], shuffled[name]["value"]) == (1, 0)
+            assert true[name]["n"] == shuffled[name]["n"]
+        assert true["multi_image"]["n"] == sum(true[f"multi_image/{kind}"]["n"] for kind in GROUP_KINDS)
 
     def test_refuses_before_any_work(self):
         with pytest.raises(ParameterError, match="split: got 'train'; accepted: validation, test"):
@@ -177,6 +289,45 @@ class TestScores:
     )
     def test_goals(self, task, value, on_cpu, reached):
         assert judge("llava", task, value, on_cpu) == reached
+
+
+class TestBlind:
+    def test_the_option_that_was_right_most_often_when_offered_is_chosen(self):
+        training = [choice("ring", "star", "ring"), choice("ring", "ring", "star")] * 5
+        training += [choice("moon", "star", "moon")] * 3
+        asked = [
+            choice("star", "star", "ring"),
+            choice("star", "moon", "star"),  # moon: always right, but offered too rarely to tell: chance
+            choice("star", "ring", "moon", "star"),
+            choice("star", "8", "9", "star"),
+        ]
+        assert likeliest_options(training, asked) == ["b", "a", "a", "a"]
+
+    def test_questions_of_the_same_words_count_first(self):
+        training = [choice("ring", "star", "ring", asked="Which comes?")] * 10
+        training += [choice("star", "star", "ring", asked="Which goes?")] * 20
+        asked = [
+            choice("star", "star", "ring", asked=words) for words in ("Which comes?", "Which goes?", "Which?")
+        ]
+        assert likeliest_options(training, asked) == ["b", "a", "a"]
+        other_kind = [choice("star", "star", "ring", asked="Which comes?", kind="other")]
+        assert likeliest_options(training, other_kind) == ["a"]
+
+    def test_no_baseline_is_far_from_chance(self):
+        scores = blind_scores("llava_onevision", "validation", 80, 0)
+        assert list(scores) == ["chance", "letter", "text"]
+        for found in scores.values():
+            assert set(found) == SEQUENCE_NAMES
+        assert scores["chance"]["multi_image/same_different"]["value"] == 0.5
+        assert scores["chance"]["video/direction"]["value"] == 0.25
+        for task in ("multi_image", "video"):
+            low = scores["chance"][task]["value"] - 0.08
+            assert low < scores["letter"][task]["value"] < low + 0.16
+            assert low < scores["text"][task]["value"] < low + 0.16
+
+    @pytest.mark.parametrize("family", ["llava", "llava_next"])
+    def test_families_of_single_images_have_none(self, family):
+        assert blind_scores(family, "validation", 4, 0) == {}
 
 
 def answer_by_looking(question, sample: Sample) -> str:
@@ -208,6 +359,44 @@ class TestCard:
         assert rows["| which digit is written"].endswith("| 0.85 (0.80) | no |")
         assert "**Test**: not scored with these weights." in text
         assert json.loads((tmp_path / "scores.json").read_text()) == scores
+
+    def test_groups_and_videos_have_a_table_of_their_own(self, untrained, tmp_path):
+        folder = untrained / "data" / "models" / TINY_ONEVISION.name
+        (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+        values = {"one_word": 0.83, "multi_image": 0.7, "multi_image/count": 0.6, "video": 0.85}
+        found = made_up_scores(**values)
+        blind = {
+            name: {task: made_up(0.3) for task in values if task != "one_word"} for name in ("chance", "text")
+        }
+        write_card(tmp_path, TINY_ONEVISION, [], {"weights_sha256": "0", "test": found | {"blind": blind}})
+        text = (tmp_path / "README.md").read_text()
+        scenes, sequences = text.split(
+            "**Test**, 7 groups and 7 videos of 16 frames, seed 3, multiple choice:"
+        )
+        assert "about a video" not in scenes.split("**Test**, 7 scenes, seed 3:")[1]
+        rows = {line.split(" | ")[0]: line for line in sequences.splitlines()}
+        assert rows["| question"].split(" | ")[3:6] == ["shuffled", "chance", "text only"]
+        assert rows["| about several images"].endswith(
+            "| 0.100 [0.090, 0.110] | 0.300 | 0.300 | 0.80 (0.65) | yes, for a CPU |"
+        )
+        assert rows["| about a video"].endswith("| 0.80 (0.60) | yes |")
+        assert rows["| counting over images"].endswith("| 0.300 | 0.300 |  |  |")
+        assert "`python -m rcblib.model_card --model llava-onevision-scenes --split <split>`" in text
+        assert "videos=[frames]" in text and "Three baselines see no picture at all" in text
+
+    @pytest.mark.parametrize("recipe", [LLAVA_SCENES, LLAVA_NEXT_SCENES, LLAVA_ONEVISION_SCENES])
+    def test_cards_in_the_project_are_what_would_be_written(self, recipe, tmp_path):
+        root = project_root()
+        folder = root / "data" / "models" / recipe.name
+        if not (folder / "scores.json").is_file():
+            pytest.skip(f"{recipe.name} is not in this project")
+        (tmp_path / recipe.name).mkdir()
+        copied = tmp_path / recipe.name / "model.safetensors"
+        copied.write_bytes((folder / "model.safetensors").read_bytes())
+        paths = [root / "data" / "training" / f"{stage.name}.json" for stage in recipe.stages]
+        records = [json.loads(path.read_text()) for path in paths if path.is_file()]
+        write_card(copied.parent, recipe, records, json.loads((folder / "scores.json").read_text()))
+        assert (copied.parent / "README.md").read_text() == (folder / "README.md").read_text()
 
     def test_table_of_stages_comes_from_the_records(self, trained):
         records = [json.loads((trained / "data" / "training" / f"{n}.json").read_text()) for n in NAMES]
@@ -266,6 +455,16 @@ class TestCommand:
         assert "**Test**, 3 scenes, seed 0:" in (folder / "README.md").read_text()
         with pytest.raises(ParameterError, match="split: got 'test'; accepted: a split not scored yet"):
             main(["--split", "test", "--n-images", "3"])
+
+    def test_scores_groups_and_videos_of_a_model_that_reads_them(self, untrained, monkeypatch):
+        monkeypatch.setenv("RCB_ROOT", str(untrained))
+        monkeypatch.setattr(model_card, "RECIPES", {TINY_ONEVISION.name: TINY_ONEVISION})
+        main(["--model", TINY_ONEVISION.name, "--split", "validation", "--n-images", "12", "--device", "cpu"])
+        folder = untrained / "data" / "models" / TINY_ONEVISION.name
+        found = json.loads((folder / "scores.json").read_text())["validation"]
+        assert set(found["true"]) == set(found["shuffled"]) > SEQUENCE_NAMES
+        assert set(found["blind"]) == {"chance", "letter", "text"}
+        assert "12 groups and 12 videos of 16 frames" in (folder / "README.md").read_text()
 
     def test_scores_of_other_weights_are_dropped(self, project, tmp_path, monkeypatch):
         root = tmp_path / "other"
