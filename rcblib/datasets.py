@@ -24,7 +24,7 @@ from PIL import Image, ImageOps, ImageSequence
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from rcblib.geometry import check_integer
+from rcblib.geometry import check_integer, patch_overlaps
 from rcblib.records import ImageError, ParameterError, Question, Sample, SceneObject, SequenceSample
 from rcblib.runs import read_json
 from rcblib.scenes.coco import export_coco, scene_object, scene_sample
@@ -1036,7 +1036,8 @@ def object_coverage(
         Grid size in tokens.
     box : tuple of float, optional
         ``(left, top, right, bottom)`` in pixels of the image: the region that the grid covers. By default
-        `visible_box` of the image, its central square; for a square image that is all of it.
+        `visible_box` of the image, its central square; for a square image that is all of it. It may reach beyond the
+        image, as a grid does that covers padding, where no object is.
 
     Returns
     -------
@@ -1046,7 +1047,7 @@ def object_coverage(
     Raises
     ------
     ParameterError
-        If the sample has no annotation, the grid is empty, or the box is empty or leaves the image.
+        If the sample has no annotation, the grid is empty, or the box is empty or misses the image.
     """
     check_integer("height", height, 1)
     check_integer("width", width, 1)
@@ -1055,11 +1056,12 @@ def object_coverage(
             "sample", f"image {sample.image_id} without annotation", "a sample with annotated objects"
         )
     left, top, right, bottom = visible_box(sample.width, sample.height) if box is None else box
-    if not (0 <= left < right <= sample.width and 0 <= top < bottom <= sample.height):
-        accepted = f"a region inside (0, 0, {sample.width}, {sample.height})"
+    is_part = left < right and left < sample.width and right > 0
+    if not (is_part and top < bottom and top < sample.height and bottom > 0):
+        accepted = f"a region, part of it inside (0, 0, {sample.width}, {sample.height})"
         raise ParameterError("box", box, accepted)
-    rows = _overlaps(sample.height, top, bottom, height)
-    columns = _overlaps(sample.width, left, right, width)
+    rows = patch_overlaps(sample.height, height, top, bottom)
+    columns = patch_overlaps(sample.width, width, left, right)
 
     masks: dict[str, list[dict[str, Any]]] = {}
     for item in sample.objects:
@@ -1077,14 +1079,6 @@ def object_coverage(
     best = by_category.argmax(0)
     category = tuple(names[i] if by_category[i, j] > 0 else None for j, i in enumerate(best))
     return Coverage(torch.from_numpy(together).float(), category)
-
-
-def _overlaps(n_pixels: int, start: float, stop: float, n_patches: int) -> np.ndarray:
-    """Return ``(n_patches, n_pixels)``: what share of each patch of the line from start to stop each pixel is."""
-    edges = np.linspace(start, stop, n_patches + 1)
-    pixels = np.arange(n_pixels)
-    shared = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
-    return shared.clip(0) * (n_patches / (stop - start))
 
 
 def write_sample(folder: str | os.PathLike) -> None:

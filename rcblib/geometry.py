@@ -279,23 +279,28 @@ def patch_overlaps(
     n_patches : int
         Patches of equal length that divide the line from `start` to `stop`.
     start, stop : float
-        Ends of the divided part, in pixels, inside the line; by default all of it.
+        Ends of the divided part, in pixels; by default all of the line. The part may reach beyond the line, where
+        there are no pixels.
 
     Returns
     -------
     numpy.ndarray
-        ``(n_patches, n_pixels)`` in [0, 1]; rows sum to 1.
+        ``(n_patches, n_pixels)`` in [0, 1]; rows sum to the share of the patch that lies on the line, 1 inside it.
 
     Raises
     ------
     ParameterError
-        If a count is below 1, or the part is empty or leaves the line.
+        If a count is below 1, or the part is empty or misses the line.
     """
     check_integer("n_pixels", n_pixels, 1)
     check_integer("n_patches", n_patches, 1)
     stop = n_pixels if stop is None else stop
-    if not 0 <= start < stop <= n_pixels:
-        raise ParameterError("start, stop", (start, stop), f"0 <= start < stop <= n_pixels, {n_pixels}")
+    if not (start < stop and start < n_pixels and stop > 0 and np.isfinite(stop - start)):
+        raise ParameterError(
+            "start, stop",
+            (start, stop),
+            f"start < stop, a part of the line from 0 to {n_pixels} between them",
+        )
     edges = np.linspace(start, stop, n_patches + 1)
     pixels = np.arange(n_pixels)
     shared = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)

@@ -860,8 +860,16 @@ def test_no_objects_and_no_annotation_are_two_things():
         object_coverage(Sample(3, lambda: None, 8, 8), 2, 2)
 
 
-@pytest.mark.parametrize("box", [(0, 0, 9, 8), (-1, 0, 8, 8), (4, 0, 4, 8), (0, 5, 8, 3)])
-def test_boxes_outside_the_image_are_errors(box):
+def test_patches_that_reach_beyond_the_image_are_covered_by_their_share_of_it():
+    """A region of 12 x 8 pixels, its left third and a quarter of its height outside, in six patches of 4 x 4."""
+    sample = sample_of((8, 8), [("cat", 0, 0, 8, 8)])
+    found = object_coverage(sample, 2, 3, (-4, -2, 8, 6))
+    np.testing.assert_allclose(found.share.reshape(2, 3), [[0, 0.5, 0.5], [0, 1, 1]])
+    assert found.category == (None, "cat", "cat", None, "cat", "cat")
+
+
+@pytest.mark.parametrize("box", [(8, 0, 9, 8), (-1, 0, 0, 8), (0, -9, 8, 0), (4, 0, 4, 8), (0, 5, 8, 3)])
+def test_boxes_that_miss_the_image_are_errors(box):
     with pytest.raises(ParameterError, match="box: got"):
         object_coverage(sample_of((8, 8), []), 2, 2, box)
 

@@ -195,8 +195,17 @@ def test_patch_overlaps_of_a_line_and_of_a_part_of_it():
     np.testing.assert_allclose(patch_overlaps(97, 12).sum(1), 1)
 
 
-@pytest.mark.parametrize(("start", "stop"), [(-1, 2), (2, 2), (3, 1), (0, 5), (float("nan"), 3)])
-def test_patch_overlaps_refuses_a_part_outside_the_line(start, stop):
+def test_patches_beyond_the_line_have_fewer_pixels_or_none():
+    expected = [[0, 0, 0], [0.5, 0, 0], [0, 0.5, 0.5], [0, 0, 0]]
+    np.testing.assert_allclose(patch_overlaps(3, 4, -3.0, 5.0)[[0, 1, 2, 3]], expected)
+    np.testing.assert_allclose(patch_overlaps(3, 2, 2.0, 6.0), [[0, 0, 0.5], [0, 0, 0]])
+
+
+@pytest.mark.parametrize(
+    ("start", "stop"),
+    [(-1, 0), (4, 6), (2, 2), (3, 1), (float("nan"), 3), (0, float("nan")), (0, float("inf"))],
+)
+def test_patch_overlaps_refuses_a_part_that_misses_the_line(start, stop):
     with pytest.raises(ParameterError, match="start, stop"):
         patch_overlaps(4, 2, start, stop)
 
