@@ -172,9 +172,8 @@ def imported_packages(folder):
 
 
 def test_the_library_imports_declared_packages_only():
-    declared = set(requirements(PROJECT["dependencies"])) | set(
-        requirements(PROJECT["optional-dependencies"]["notebooks"])
-    )
+    extras = PROJECT["optional-dependencies"]
+    declared = set(requirements([*PROJECT["dependencies"], *extras["notebooks"], *extras["video"]]))
     distributions = packages_distributions()
     for package, path in imported_packages("rcblib").items():
         if package == "rcblib" or package in sys.stdlib_module_names:
