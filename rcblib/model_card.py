@@ -27,7 +27,7 @@ from rcblib.records import ParameterError, Question, Sample, SequenceSample
 from rcblib.runs import atomic_write, project_root, provenance, read_json, write_json
 from rcblib.scenes.choices import read_options
 from rcblib.scenes.generator import WORLDS
-from rcblib.scenes.vocabulary import CATEGORIES, COLOR_NAMES
+from rcblib.scenes.vocabulary import CATEGORIES, COLOR_NAMES, COUNT_WORDS
 from rcblib.statistics import mean_interval, paired_ratio
 from rcblib.training.recipe import LLAVA_SCENES, RECIPES, Recipe, Stage, find_stage
 from rcblib.training.sequences import FRAME_COUNTS, IMAGE_COUNTS
@@ -449,7 +449,7 @@ def _introduction(folder: Path, recipe: Recipe) -> str:
         heads += f" that share {text['num_key_value_heads']} of keys and values"
     return f"""A {form["name"]}-type model for experiments on visual tokens, small enough to probe every token of every image on a
 laptop: `{form["class"]}` of `transformers`, with its own tokenizer, chat template and processor. It
-knows one world, *{recipe.world}*: drawings of {extents} pixels with one to {len(world.n_objects)} objects out of {len(CATEGORIES)} categories (ten shapes,
+knows one world, *{recipe.world}*: drawings of {extents} pixels with one to {COUNT_WORDS[len(world.n_objects) - 1]} objects out of {len(CATEGORIES)} categories (ten shapes,
 ten handwritten digits) in {len(COLOR_NAMES)} colours, on plain, graded, noisy or photographed backgrounds.{form["also"]}
 
 | part | what it is | parameters |
