@@ -13,7 +13,7 @@ import pandas as pd
 
 from rcblib.claims import interval_side
 from rcblib.geometry import check_grid, window
-from rcblib.records import ParameterError, Sample
+from rcblib.records import ParameterError, Sample, SceneObject, SequenceSample
 from rcblib.statistics import Estimate, kendall, mean_interval, roc_auc, spearman
 
 _PLACE = ["image_id", "view"]
@@ -61,15 +61,16 @@ def available(frame: pd.DataFrame, signals: Iterable[str]) -> list[str]:
     return [name for name in signals if name in frame.columns and frame[name].nunique(dropna=True) > 1]
 
 
-def recognised(frame: pd.DataFrame, samples: Iterable[Sample]) -> pd.Series:
+def recognised(frame: pd.DataFrame, samples: Iterable[Sample | SequenceSample]) -> pd.Series:
     """Tell which tokens are recognised alone: the top-1 word names the object beneath, or its colour.
 
     Parameters
     ----------
     frame : pandas.DataFrame
-        Probe table with ``image_id``, ``top1_word`` and ``object_category``.
-    samples : iterable of Sample
-        The images of the table; colours are those of their objects of the category beneath.
+        Probe table with ``image_id``, ``top1_word`` and ``object_category``; of several photos or videos, with
+        ``picture`` too.
+    samples : iterable of Sample or SequenceSample
+        The inputs of the table; colours are those of the objects of the category beneath in the same photo or frame.
 
     Returns
     -------
@@ -79,7 +80,8 @@ def recognised(frame: pd.DataFrame, samples: Iterable[Sample]) -> pd.Series:
     Raises
     ------
     ParameterError
-        If an image of the table is not among the samples, or has no annotated objects.
+        If an image of the table is not among the samples, or has no annotated objects, or rows of several photos do
+        not say which one they are of.
 
     Notes
     -----
@@ -91,19 +93,34 @@ def recognised(frame: pd.DataFrame, samples: Iterable[Sample]) -> pd.Series:
     for image_id in frame["image_id"].unique():
         if image_id not in by_id or by_id[image_id].objects is None:
             raise ParameterError("samples", f"no objects of image {image_id}", "every image with its objects")
-    objects = [item for sample in by_id.values() for item in sample.objects or ()]
-    names = {item.category.lower() for item in objects}
-    known: dict[tuple[int, str], set[str]] = {}
+    known: dict[tuple[int, int, str], set[str]] = {}
+    names = set()
     for image_id, sample in by_id.items():
-        for item in sample.objects or ():
-            words = {*item.category.lower().split(), *([item.color.lower()] if item.color else [])}
-            known.setdefault((image_id, item.category), set()).update(words)
-    said = zip(frame["image_id"], frame["top1_word"], frame["object_category"], strict=True)
+        for picture, objects in enumerate(_objects_by_picture(sample)):
+            for item in objects:
+                words = {*item.category.lower().split(), *([item.color.lower()] if item.color else [])}
+                known.setdefault((image_id, picture, item.category), set()).update(words)
+                names.add(item.category.lower())
+    pictures = frame["picture"].fillna(0) if "picture" in frame else pd.Series(0, index=frame.index)
+    several = [i for i in frame["image_id"].unique() if by_id[i].n_images > 1]
+    if several and "picture" not in frame:
+        raise ParameterError(
+            "frame", f"rows of image {several[0]} without a picture", "a table with the column picture"
+        )
+    said = zip(frame["image_id"], pictures, frame["top1_word"], frame["object_category"], strict=True)
     found = [
-        isinstance(category, str) and _names(str(word).lower(), known.get((image_id, category), set()), names)
-        for image_id, word, category in said
+        isinstance(category, str)
+        and _names(str(word).lower(), known.get((image_id, picture, category), set()), names)
+        for image_id, picture, word, category in said
     ]
     return pd.Series(found, index=frame.index, dtype=bool)
+
+
+def _objects_by_picture(sample: Sample | SequenceSample) -> Sequence[Sequence[SceneObject]]:
+    """Return the annotated objects of each picture; none where there is no annotation."""
+    if sample.objects is None:
+        return ()
+    return (sample.objects,) if isinstance(sample, Sample) else sample.objects
 
 
 def _names(word: str, accepted: set[str], categories: set[str]) -> bool:
@@ -307,7 +324,7 @@ def side(estimate: Estimate, reference: float) -> str:
     return interval_side(estimate.low, estimate.high, reference)
 
 
-def window_mean(frame: pd.DataFrame, column: str, grid: tuple[int, int]) -> pd.Series:
+def window_mean(frame: pd.DataFrame, column: str, grid: tuple[int, int] | None = None) -> pd.Series:
     """Average a column over the window of nine grid cells around every position.
 
     Parameters
@@ -316,8 +333,9 @@ def window_mean(frame: pd.DataFrame, column: str, grid: tuple[int, int]) -> pd.S
         Probe table with all positions of every view.
     column : str
         Numeric column.
-    grid : tuple of int
-        ``(height, width)`` of a view in tokens.
+    grid : tuple of int, optional
+        ``(height, width)`` of every view in tokens. By default each view's own, from its ``row`` and ``column``: tiles
+        at the edge of a photo may be smaller than others.
 
     Returns
     -------
@@ -329,11 +347,15 @@ def window_mean(frame: pd.DataFrame, column: str, grid: tuple[int, int]) -> pd.S
     ParameterError
         If a view lacks positions.
     """
-    n_tokens = grid[0] * grid[1]
-    check_grid(grid, n_tokens, smallest=3)
-    windows = np.array([window(position, *grid) for position in range(n_tokens)])
     means = pd.Series(np.nan, index=frame.index)
+    windows: dict[tuple[int, int], np.ndarray] = {}
     for (image_id, view), rows in frame.groupby(_PLACE, sort=False):
+        height, width = grid or (int(rows["row"].max()) + 1, int(rows["column"].max()) + 1)
+        n_tokens = height * width
+        if (height, width) not in windows:
+            check_grid((height, width), n_tokens, smallest=3)
+            cells = [window(position, height, width) for position in range(n_tokens)]
+            windows[height, width] = np.array(cells)
         if sorted(rows["position"]) != list(range(n_tokens)):
             raise ParameterError(
                 "frame",
@@ -341,7 +363,7 @@ def window_mean(frame: pd.DataFrame, column: str, grid: tuple[int, int]) -> pd.S
                 f"all {n_tokens} positions",
             )
         ordered = rows.sort_values("position")
-        means[ordered.index] = ordered[column].to_numpy(float)[windows].mean(axis=1)
+        means[ordered.index] = ordered[column].to_numpy(float)[windows[height, width]].mean(axis=1)
     return means
 
 

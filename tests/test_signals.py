@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from rcblib.geometry import window
-from rcblib.records import ParameterError, Sample, SceneObject
+from rcblib.records import ParameterError, Sample, SceneObject, SequenceSample
 from rcblib.signals import (
     area_table,
     as_estimates,
@@ -91,6 +91,18 @@ def test_the_colour_of_another_object_or_image_does_not_count():
     samples = [sample(1, thing("star", "red"), thing("ring", "blue")), sample(2, thing("star", "green"))]
     frame = said((1, "blue", "star"), (1, "green", "star"), (2, "green", "star"), (2, "ring", "star"))
     assert recognised(frame, samples).tolist() == [False, False, True, False]
+
+
+def test_in_a_group_only_objects_of_the_same_picture_count():
+    group = SequenceSample(
+        1, lambda: (), "images", ((8, 8), (8, 8)), ((thing("star", "red"),), (thing("star", "blue"),))
+    )
+    frame = said((1, "red", "star"), (1, "red", "star"), (1, "star", "star")).assign(picture=[0, 1, 1])
+    assert recognised(frame, [group]).tolist() == [True, False, True]
+    mixed = pd.concat([frame, said((2, "green", "ring"))], ignore_index=True)
+    assert recognised(mixed, [group, sample(2, thing("ring", "green"))]).tolist() == [True, False, True, True]
+    with pytest.raises(ParameterError, match="rows of image 1 without a picture"):
+        recognised(frame.drop(columns="picture"), [group])
 
 
 @pytest.mark.parametrize("samples", [[], [sample(2, thing("star"))], [sample(1, known=False)]])
@@ -244,6 +256,18 @@ def test_window_means_are_those_of_the_shifted_windows():
         values = rows.set_index("position")["signal"]
         for index, position in rows["position"].items():
             assert means[index] == pytest.approx(values[window(position, 4, 5)].mean())
+
+
+def test_windows_follow_the_grid_of_each_view():
+    parts = [table(n_images=1, grid=grid, seed=grid[1]) for grid in ((4, 5), (3, 4))]
+    for view, (part, width) in enumerate(zip(parts, (5, 4), strict=True)):
+        part["view"], part["row"], part["column"] = view, part["position"] // width, part["position"] % width
+    means = window_mean(pd.concat(parts, ignore_index=True), "signal")
+    np.testing.assert_allclose(means[:20], window_mean(parts[0], "signal", (4, 5)))
+    np.testing.assert_allclose(means[20:], window_mean(parts[1], "signal", (3, 4)))
+    thin = parts[0][parts[0]["row"] < 2]
+    with pytest.raises(ParameterError, match="grid height: got 2"):
+        window_mean(thin, "signal")
 
 
 def test_window_means_need_every_position():
