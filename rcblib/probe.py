@@ -1,8 +1,10 @@
 """Probe visual tokens: feed perturbed inputs, read first-token distributions, and record every signal a position has.
 
 Three levels of visual input give three distributions of the first answer token. ``single``: one token alone.
-``region``: the nine tokens of its window alone. ``global``: all tokens of the image. At the last two, part of
-the input is also replaced (leave-one-out), and the divergence says how much that part mattered.
+``region``: the nine tokens of its window alone. ``global``: all that the LLM reads of the input, newlines included. At
+the last two, part of the input is also replaced (leave-one-out), and the divergence says how much that part mattered.
+An input is one photo, several photos of one prompt, or a video; a window lies inside one grid of it: a photo, a tile
+of one, or a frame.
 """
 
 from __future__ import annotations
@@ -26,18 +28,28 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from rcblib.datasets import object_coverage, read_image, visible_box
+from rcblib.datasets import Coverage, object_coverage, read_image, visible_box
 from rcblib.divergence import combined_influence, divergence, entropy, top1_probability
 from rcblib.geometry import (
     check_features,
+    check_integer,
     check_positions,
     evenly_spaced,
     paper_ranks,
     window,
 )
 from rcblib.mllm import Adapter, adapter_for
-from rcblib.perturb import global_inputs, region_inputs, single_token_inputs
-from rcblib.records import ONE_WORD_QUESTION, EncodedImage, ImageError, ParameterError, Sample, VisualView
+from rcblib.mllm.base import VisualTokens
+from rcblib.perturb import WINDOW_SIZE, global_inputs, region_inputs, single_token_inputs
+from rcblib.records import (
+    ONE_WORD_QUESTION,
+    EncodedImage,
+    ImageError,
+    ParameterError,
+    Sample,
+    SequenceSample,
+    VisualView,
+)
 from rcblib.runs import (
     atomic_path,
     bounded,
@@ -51,10 +63,15 @@ from rcblib.runs import (
     write_table,
 )
 
-NAMED_POSITIONS = ("all", "paper_ranks", "grid")
+NAMED_POSITIONS = ("all", "paper_ranks", "paper_positions", "grid")
+NAMED_VIEWS = ("all", "base")
 ARTICLES = frozenset({"a", "an", "the"})
 
 _DESCRIPTION_FILE = "probe.json"
+_WORLD_SOURCES = frozenset({"scenes", "groups", "videos"})  # of samples of the embedded world
+
+Photo = PIL.Image.Image | str | os.PathLike
+AnySample = Sample | SequenceSample
 
 
 @dataclass(frozen=True)
@@ -64,11 +81,16 @@ class ProbeConfig:
     Attributes
     ----------
     question : str
-        What is asked about the image.
+        What is asked about the input.
     positions : str or tuple of int
-        ``"all"``; ``"paper_ranks"``, the paper's ranks of [CLS] similarity, which without a [CLS] are taken as
-        grid positions, as the release does; ``"grid"``, `n_side` x `n_side` evenly spaced positions; or positions
-        by number. Of an image with several views, the same choice is made in each.
+        ``"all"``; ``"paper_ranks"``, the paper's ranks of [CLS] similarity; ``"paper_positions"``, the same numbers
+        as grid positions, which the release takes where the encoder has no [CLS] (see `codebook_positions`);
+        ``"grid"``, `n_side` x `n_side` evenly spaced positions; or positions by number. Of an input with several
+        views, the same choice is made in each.
+    views : str or tuple of int
+        Which grids are probed: ``"all"``; ``"base"``, every photo reduced to one grid, without its tiles; or views by
+        number, counted through all photos of the input (of a video, its frames). What is not probed stays part of
+        the input at the global level.
     n_side : int
         Positions along each side for ``"grid"``.
     n_head_candidates : int
@@ -90,6 +112,7 @@ class ProbeConfig:
 
     question: str = ONE_WORD_QUESTION
     positions: str | tuple[int, ...] = "all"
+    views: str | tuple[int, ...] = "all"
     n_side: int = bounded(8, minimum=1)
     n_head_candidates: int = bounded(50, minimum=1)
     n_candidates: int = bounded(10, minimum=1)
@@ -99,19 +122,21 @@ class ProbeConfig:
     batch_size: int = bounded(32, minimum=1)
 
     def __post_init__(self):
-        if hasattr(self.positions, "tolist"):
-            object.__setattr__(self, "positions", self.positions.tolist())
+        for name in ("positions", "views"):
+            if hasattr(getattr(self, name), "tolist"):
+                object.__setattr__(self, name, getattr(self, name).tolist())
         check_fields(self)
         if not self.question.strip():
             raise ParameterError("question", self.question, "text")
-        accepted = f"{', '.join(NAMED_POSITIONS)}, or distinct positions by number, 0 or above, at least one"
-        if isinstance(self.positions, str):
-            fits = self.positions in NAMED_POSITIONS
-        else:
-            fits = bool(self.positions) and min(self.positions) >= 0
-            fits = fits and len(set(self.positions)) == len(self.positions)
-        if not fits:
-            raise ParameterError("positions", self.positions, accepted)
+        for name, known in (("positions", NAMED_POSITIONS), ("views", NAMED_VIEWS)):
+            value = getattr(self, name)
+            if isinstance(value, str):
+                fits = value in known
+            else:
+                fits = bool(value) and min(value) >= 0 and len(set(value)) == len(value)
+            if not fits:
+                accepted = f"{', '.join(known)}, or distinct {name} by number, 0 or above, at least one"
+                raise ParameterError(name, value, accepted)
 
     def choose(self, view: VisualView) -> list[int]:
         """List the positions of a view that are probed, ascending.
@@ -119,16 +144,37 @@ class ProbeConfig:
         Raises
         ------
         ParameterError
-            If a position lies outside the grid, or ``"grid"`` asks for more than a side has.
+            If a position lies outside the grid, ``"grid"`` asks for more than a side has, or ``"paper_ranks"`` for
+            a [CLS] that is not there.
         """
         if self.positions == "all":
             return list(range(view.n_tokens))
         if self.positions == "grid":
             return evenly_spaced(*view.grid, self.n_side)
+        if self.positions == "paper_positions":
+            return paper_ranks(view.n_tokens)
         if self.positions == "paper_ranks":
-            ranks = paper_ranks(view.n_tokens)
-            return ranks if view.cls_similarity is None else sorted(_by_similarity(view)[ranks].tolist())
+            self.check_cls(view.cls_similarity is not None)
+            return sorted(_by_similarity(view)[paper_ranks(view.n_tokens)].tolist())
         return sorted(check_positions("positions", self.positions, view.n_tokens))
+
+    def check_cls(self, has_cls: bool) -> None:
+        """Raise a `ParameterError` where positions are to be ranked by a [CLS] that the encoder does not have."""
+        if self.positions == "paper_ranks" and not has_cls:
+            accepted = "all, grid or paper_positions, as this vision encoder has no [CLS] to rank by"
+            raise ParameterError("positions", self.positions, accepted)
+
+
+def codebook_positions(adapter: Adapter) -> str:
+    """Name the positions that the authors probe for a codebook of a model.
+
+    Returns
+    -------
+    str
+        ``"paper_ranks"``; without a [CLS] ``"paper_positions"``, the same numbers as positions on the grid. A run's
+        record states which one it was.
+    """
+    return "paper_ranks" if adapter.has_cls else "paper_positions"
 
 
 def _by_similarity(view: VisualView) -> torch.Tensor:
@@ -139,27 +185,28 @@ def _by_similarity(view: VisualView) -> torch.Tensor:
 def probe(
     model: Any,
     processor: Any,
-    image: PIL.Image.Image | str | os.PathLike,
+    image: Photo | Sequence[Photo] | AnySample,
     question: str = ONE_WORD_QUESTION,
     positions: str | Sequence[int] = "all",
     *,
-    sample: Sample | None = None,
+    sample: AnySample | None = None,
+    views: str | Sequence[int] = "all",
     batch_size: int = 32,
     attention: bool = True,
     **settings: Any,
 ) -> pd.DataFrame:
-    """Measure every signal of one image's visual tokens.
+    """Measure every signal of the visual tokens of a photo, of several photos in one prompt, or of a video.
 
     Parameters
     ----------
     model, processor : transformers.PreTrainedModel, transformers.ProcessorMixin
         As `load_model` returns them.
-    image : PIL.Image.Image or path-like
-        A photo, or its file.
-    question, positions, batch_size, attention
+    image : PIL.Image.Image, path-like, a list of these, Sample or SequenceSample
+        A photo, or its file; several photos that are asked about together; or a sample, which may be a video.
+    question, positions, views, batch_size, attention
         As in `ProbeConfig`, as are further `settings` by name.
-    sample : Sample, optional
-        What is known of the image; gives `image_id` and, where it has masks, what lies under each token.
+    sample : Sample or SequenceSample, optional
+        What is known of photos given otherwise; gives `image_id` and, where it has masks, what lies under each token.
 
     Returns
     -------
@@ -167,47 +214,55 @@ def probe(
         One row a probed position, by view and position.
 
         - ``image_id`` (the sample's, else 0), ``view``, ``position``, ``row``, ``column``; ``token``, the row among
-          the visual tokens of all views.
+          the visual tokens of all views. A view is counted through the whole input.
+        - ``picture`` (number of the photo or frame) where the input is several photos or a video; there, and where a
+          photo has tiles, ``kind`` of the view: ``"image"``, ``"tile"`` or ``"frame"``.
         - ``top1_word``, ``top1_id``, ``top1_probability``, ``entropy`` (nats, over the full vocabulary): the token
-          alone; the same with ``region_`` and ``global_`` in front: its window alone, the whole image.
+          alone; the same with ``region_`` and ``global_`` in front: its window alone, the whole input.
         - ``region_divergence``, ``global_divergence`` (nats, released form; higher = matters more), both also with
           ``_textbook``; ``influence``, the weighted sum of the released ones.
         - ``single_article``, ``region_article``, ``region_ablated_article``, ``global_article``,
           ``global_ablated_article``: whether the run began with an article, so that the next token was read.
-        - ``cls_similarity``, ``cls_rank`` (1 = most similar), ``cls_attention``: NaN where the encoder has no [CLS].
-        - ``object_coverage`` (share of the patch under any mask) and ``object_category`` (the one that covers most of
-          it, ``None`` where none does): NaN and ``None`` without masks and in tiles.
+        - ``cls_similarity``, ``cls_rank`` in its view (1 = most similar), ``cls_attention`` (NaN without
+          `attention`): absent where the encoder has no [CLS].
+        - ``object_coverage`` (share of the patch under any mask of its photo) and ``object_category`` (the one that
+          covers most of it, ``None`` where none does): NaN and ``None`` without masks.
         - ``attention_last_layer_<i>``, ``attention_question_layer_<i>``: attention of the last prompt token and
-          mean over the text after the image, mean over heads; absent without `attention`.
+          mean over the text after the input, mean over heads; absent without `attention`.
 
     Raises
     ------
     ImageError
-        If the image cannot be read.
+        If an image cannot be read.
+    UnsupportedModelError
+        If a video is given to a family that takes none.
     ParameterError
-        If a setting is out of range, a position lies outside the grid, visual tokens or logits are not finite, or
-        the sample is of another size than the image.
+        If a setting is out of range, a position lies outside a grid, no grid is large enough for a window, visual
+        tokens or logits are not finite, or the sample is of other pictures.
+
+    Warns
+    -----
+    UserWarning
+        Of views that are too small for a window of 3 x 3 tokens, or for ``"grid"``; they are left out.
 
     Notes
     -----
-    Source: token-centric and context-centric analysis. An image of several views (tiles, frames) is probed view by
-    view: single tokens and windows go in without the other views, at the global level the others stay intact.
+    Source: token-centric and context-centric analysis. Single tokens and windows go in without anything else, in a
+    prompt with one picture; at the global level everything but one window stays intact, packed as the model reads it.
     An article ("a", "an", "the") as first token is appended to the answer once and the next token's distribution
     is read, for every run by itself.
     Differs: the release skips "A" only, and encodes the image anew for every position.
     """
-    if isinstance(positions, Sequence) and not isinstance(positions, str):
-        positions = tuple(positions)
+    chosen = {name: _as_tuple(value) for name, value in (("positions", positions), ("views", views))}
     config = _config(
-        {"question": question, "positions": positions, "batch_size": batch_size, "attention": attention}
-        | settings
+        {"question": question, "batch_size": batch_size, "attention": attention} | chosen | settings
     )
-    picture = _opened(image)
-    if sample is not None and picture.size != (sample.width, sample.height):
-        raise ParameterError(
-            "sample", (sample.width, sample.height), f"one of the image's size, {picture.size}"
-        )
-    return _probe_image(adapter_for(model, processor), picture, sample, config)[0]
+    pictures, kind, sample = _opened(image, sample)
+    return _probe_input(adapter_for(model, processor), pictures, kind, sample, config)[0]
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
 
 
 def _config(settings: Mapping[str, Any]) -> ProbeConfig:
@@ -218,7 +273,32 @@ def _config(settings: Mapping[str, Any]) -> ProbeConfig:
     return ProbeConfig(**settings)
 
 
-def _opened(image: PIL.Image.Image | str | os.PathLike) -> PIL.Image.Image:
+def _opened(
+    image: Photo | Sequence[Photo] | AnySample, sample: AnySample | None
+) -> tuple[list[PIL.Image.Image], str, AnySample | None]:
+    """Return the pictures of an input as RGB, its kind as in `SequenceSample.kind`, and what is known of it."""
+    if isinstance(image, AnySample):
+        if sample is not None and sample is not image:
+            raise ParameterError("sample", sample.image_id, "none, or the image itself, where it is a sample")
+        image, sample = load_pictures(image), image
+    elif isinstance(image, list | tuple):
+        if not image:
+            raise ImageError("image: got an empty list; accepted: at least one image")
+        image = [_photo(each) for each in image]
+    else:
+        image = _photo(image)
+    pictures = image if isinstance(image, list) else [image]
+    kind = sample.kind if sample is not None else "images" if isinstance(image, list) else "image"
+    if sample is not None:
+        sizes = [(known.width, known.height) for known in _by_picture(sample)]
+        if [picture.size for picture in pictures] != sizes:
+            found = ", ".join(f"{width} x {height}" for width, height in sizes)
+            accepted = ", ".join(f"{picture.width} x {picture.height}" for picture in pictures)
+            raise ParameterError("sample", f"pictures of {found}", f"those of the image, {accepted}")
+    return pictures, kind, sample
+
+
+def _photo(image: Photo) -> PIL.Image.Image:
     """Return an image as RGB, from its file where it is one."""
     if isinstance(image, PIL.Image.Image):
         return image.convert("RGB")
@@ -228,10 +308,12 @@ def _opened(image: PIL.Image.Image | str | os.PathLike) -> PIL.Image.Image:
 
 
 class _Reader:
-    """Read the distributions after one prompt, past an article where the answer begins with one."""
+    """Read the distributions after a prompt, past an article where the answer begins with one."""
 
-    def __init__(self, adapter: Adapter, prompt: str, batch_size: int):
-        self.adapter, self.prompt, self.batch_size = adapter, prompt, batch_size
+    def __init__(self, adapter: Adapter, question: str, kind: str, n_pictures: int, batch_size: int):
+        self.adapter, self.batch_size = adapter, batch_size
+        self.prompt = _prompt(adapter, question, kind, n_pictures)
+        self.prompt_alone = _prompt(adapter, question, kind, 1)
         self.words: dict[int, str] = {}
 
     def word(self, token_id: int) -> str:
@@ -240,14 +322,18 @@ class _Reader:
             self.words[token_id] = self.adapter.processor.tokenizer.decode([token_id]).strip()
         return self.words[token_id]
 
-    def read(self, visual: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return logits ``(n, n_vocab)`` and whether an article was passed ``(n,)``."""
-        logits = self.adapter.first_token_logits(self.prompt, visual, batch_size=self.batch_size)
+    def read(self, visual: Sequence[VisualTokens], alone: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return logits ``(n, n_vocab)`` and whether an article was passed ``(n,)``.
+
+        With `alone` the rows are the only ones of a prompt with one picture, else those of each picture of the prompt.
+        """
+        prompt = self.prompt_alone if alone else self.prompt
+        logits = self.adapter.first_token_logits(prompt, visual, batch_size=self.batch_size)
         first = logits.argmax(-1).tolist()
         begun = [i for i, token_id in enumerate(first) if self.word(token_id).lower() in ARTICLES]
         if begun:
             logits[begun] = self.adapter.first_token_logits(
-                self.prompt,
+                prompt,
                 [visual[i] for i in begun],
                 batch_size=self.batch_size,
                 answer_prefix=[[first[i]] for i in begun],
@@ -271,43 +357,137 @@ class _Reader:
         }
 
 
-def _probe_image(
-    adapter: Adapter, picture: PIL.Image.Image, sample: Sample | None, config: ProbeConfig
+def _prompt(adapter: Adapter, question: str, kind: str, n_pictures: int) -> str:
+    """Write the question about an input; a video is one placeholder, however many frames it has."""
+    if kind == "video":
+        return adapter.prompt(question, n_images=0, n_videos=1)
+    return adapter.prompt(question, n_images=n_pictures)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Say where a view stands in an input.
+
+    Attributes
+    ----------
+    number : int
+        Number among all views.
+    picture : int
+        Number of its photo or frame.
+    image, inside : int
+        Number of its `EncodedImage`, and its own among the views of that.
+    n_before : int
+        Tokens of the views before it.
+    view : VisualView
+        The view.
+    """
+
+    number: int
+    picture: int
+    image: int
+    inside: int
+    n_before: int
+    view: VisualView
+
+
+def _places(images: Sequence[EncodedImage]) -> list[_Place]:
+    """List all views of an input in order."""
+    places, n_before = [], 0
+    for i, image in enumerate(images):
+        for k, view in enumerate(image.views):
+            places.append(_Place(len(places), k if image.is_video else i, i, k, n_before, view))
+            n_before += view.n_tokens
+    return places
+
+
+def _wanted(places: list[_Place], config: ProbeConfig, name: str) -> list[_Place]:
+    """Choose the views that are probed; warn of those that are too small."""
+    if config.views == "base":
+        wanted = [place for place in places if place.view.kind == "image"]
+        if not wanted:
+            raise ParameterError("views", "base", "all, or frames by number, as a video has no reduced photo")
+    elif config.views == "all":
+        wanted = places
+    else:
+        wanted = [places[i] for i in sorted(check_positions("views", config.views, len(places)))]
+    smallest = max(WINDOW_SIZE, config.n_side) if config.positions == "grid" else WINDOW_SIZE
+    small = [place for place in wanted if min(place.view.grid) < smallest]
+    if not small:
+        return wanted
+    sides = ", ".join(dict.fromkeys("{} x {}".format(*place.view.grid) for place in small))
+    needed = f"at least {smallest} x {smallest} tokens"
+    if len(small) == len(wanted):
+        raise ParameterError("image", f"{name}, grids of {sides} tokens", f"a grid of {needed}")
+    warnings.warn(
+        f"{name}: {len(small)} of {len(wanted)} views are not probed, with grids of {sides} tokens instead of {needed}",
+        stacklevel=4,
+    )
+    return [place for place in wanted if place not in small]
+
+
+def _probe_input(
+    adapter: Adapter,
+    pictures: list[PIL.Image.Image],
+    kind: str,
+    sample: AnySample | None,
+    config: ProbeConfig,
 ) -> tuple[pd.DataFrame, torch.Tensor]:
-    """Return the table of one image and its visual tokens, ``(n_tokens of all views, d_model)``."""
-    (image,) = adapter.encode([picture], attention=config.attention and adapter.has_cls)
-    tokens = torch.cat([view.tokens for view in image.views])
+    """Return the table of one input and its visual tokens, ``(n_tokens of all views, d_model)``."""
+    config.check_cls(adapter.has_cls)
+    images = _encoded(adapter, pictures, kind, config.attention and adapter.has_cls)
+    places = _places(images)
+    tokens = torch.cat([place.view.tokens for place in places])
     check_features("visual tokens", tokens, "(n_tokens, d_model)")
-    chosen = [config.choose(view) for view in image.views]
+    wanted = _wanted(places, config, f"image {sample.image_id if sample else 0}")
+    chosen = [config.choose(place.view) for place in wanted]
 
-    reader = _Reader(adapter, adapter.prompt(config.question), config.batch_size)
-    rows, _ = _assembled(adapter, image)
+    reader = _Reader(adapter, config.question, kind, len(pictures), config.batch_size)
+    rows = [adapter.assemble(image) for image in images]
     whole = reader.read([rows])
-    attention = adapter.text_to_image_attention(reader.prompt, rows) if config.attention else None
+    attention = _attention_by_token(reader, images, rows) if config.attention else None
 
-    frames, n_before = [], 0
-    for i, positions in enumerate(chosen):
-        columns = {"image_id": sample.image_id if sample else 0, "view": i}
-        columns |= _place(image.views[i], positions, n_before)
-        columns |= _output_signals(reader, image, i, positions, whole, config)
-        columns |= _encoder_signals(image.views[i], positions)
-        columns |= _objects(adapter, sample, image.views[i], positions)
+    known = _by_picture(sample) if sample else [None] * len(pictures)
+    frames = []
+    for place, positions in zip(wanted, chosen, strict=True):
+        columns: dict[str, Any] = {"image_id": sample.image_id if sample else 0, "view": place.number}
+        if kind != "image":
+            columns["picture"] = place.picture
+        if kind != "image" or len(places) > 1:
+            columns["kind"] = place.view.kind
+        columns |= _cells(place, positions)
+        columns |= _output_signals(reader, images, rows, place, positions, whole, config)
+        columns |= _encoder_signals(place.view, positions)
+        columns |= _objects(adapter, known[place.picture], place.view, positions)
         if attention is not None:
-            columns |= _text_attention(attention, [n_before + position for position in positions])
+            columns |= _text_attention(attention, [place.n_before + position for position in positions])
         frames.append(pd.DataFrame(columns))
-        n_before += image.views[i].n_tokens
     return pd.concat(frames, ignore_index=True), tokens
 
 
-def _assembled(adapter: Adapter, image: EncodedImage) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return all of an image's tokens as the LLM reads them, and their places among its placeholders."""
-    return adapter.gather(image, [torch.arange(view.n_tokens) for view in image.views])
+def _encoded(
+    adapter: Adapter, pictures: list[PIL.Image.Image], kind: str, attention: bool
+) -> list[EncodedImage]:
+    """Encode the pictures of an input: one entry a placeholder of its prompt."""
+    if kind == "video":
+        return [adapter.encode_video(pictures, attention=attention)]
+    return adapter.encode(pictures, attention=attention, one_prompt=len(pictures) > 1)
 
 
-def _place(view: VisualView, positions: list[int], n_before: int) -> dict[str, Any]:
-    width = view.grid[1]
+def _attention_by_token(
+    reader: _Reader, images: list[EncodedImage], rows: list[torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Return text-to-image attention ``(n_layers, n_tokens of all views)``, newlines left out."""
+    starts = np.cumsum([0, *map(len, rows)]).tolist()
+    pairs = zip(images, starts[:-1], strict=True)
+    read_at = torch.cat([reader.adapter.token_rows(image) + start for image, start in pairs])
+    attention = reader.adapter.text_to_image_attention(reader.prompt, rows)
+    return {name: by_row[:, read_at] for name, by_row in attention.items()}
+
+
+def _cells(place: _Place, positions: list[int]) -> dict[str, Any]:
+    width = place.view.grid[1]
     return {
-        "token": [n_before + position for position in positions],
+        "token": [place.n_before + position for position in positions],
         "position": positions,
         "row": [position // width for position in positions],
         "column": [position % width for position in positions],
@@ -316,14 +496,15 @@ def _place(view: VisualView, positions: list[int], n_before: int) -> dict[str, A
 
 def _output_signals(
     reader: _Reader,
-    image: EncodedImage,
-    view_index: int,
+    images: list[EncodedImage],
+    rows: list[torch.Tensor],
+    place: _Place,
     positions: list[int],
     whole: tuple[torch.Tensor, torch.Tensor],
     config: ProbeConfig,
 ) -> dict[str, Any]:
     """Return what the first answer token says about the positions of one view."""
-    view = image.views[view_index]
+    view = place.view
     replacement = reader.adapter.replacement_embedding()
     # Targets at a border share their window, and so the runs that depend on the window alone.
     windows = [tuple(window(position, *view.grid)) for position in positions]
@@ -331,13 +512,13 @@ def _output_signals(
     own = torch.tensor([number[cells] for cells in windows])  # (n_positions,) each position's window
     first = [windows.index(cells) for cells in number]  # a position for each window
 
-    single = reader.read(single_token_inputs(view.tokens, positions))
+    single = reader.read(single_token_inputs(view.tokens, positions), alone=True)
     intact, ablated = region_inputs(view.tokens, view.grid, positions, replacement)
-    region, region_article = (runs[own] for runs in reader.read(intact[first]))
-    region_ablated = reader.read(ablated)
+    region, region_article = (runs[own] for runs in reader.read(intact[first], alone=True))
+    region_ablated = reader.read(ablated, alone=True)
     global_ablated, global_article = (
         runs[own]
-        for runs in _read_global(reader, image, view_index, [positions[i] for i in first], replacement)
+        for runs in _read_global(reader, images, rows, place, [positions[i] for i in first], replacement)
     )
     n = len(positions)
     columns = reader.summary("single", *single, config)
@@ -360,58 +541,106 @@ def _output_signals(
 
 
 def _read_global(
-    reader: _Reader, image: EncodedImage, view_index: int, targets: list[int], replacement: torch.Tensor
+    reader: _Reader,
+    images: list[EncodedImage],
+    rows: list[torch.Tensor],
+    place: _Place,
+    targets: list[int],
+    replacement: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Read the image with each target's window replaced, a batch at a time: each input is a copy of the image."""
-    view = image.views[view_index]
+    """Read the input with each target's window replaced, a batch at a time: each has a copy of the target's image."""
+    image, view = images[place.image], place.view
     logits, articles = [], []
     for start in range(0, len(targets), reader.batch_size):
         batch = global_inputs(view.tokens, view.grid, targets[start : start + reader.batch_size], replacement)
         inputs = []
         for tokens in batch:
-            views = list(image.views)
-            views[view_index] = dataclasses.replace(view, tokens=tokens)
-            inputs.append(_assembled(reader.adapter, dataclasses.replace(image, views=tuple(views)))[0])
+            views = [tokens if k == place.inside else None for k in range(len(image.views))]
+            replaced = reader.adapter.assemble(image, views)
+            inputs.append([*rows[: place.image], replaced, *rows[place.image + 1 :]])
         for store, result in zip((logits, articles), reader.read(inputs), strict=True):
             store.append(result)
     return torch.cat(logits), torch.cat(articles)
 
 
 def _encoder_signals(view: VisualView, positions: list[int]) -> dict[str, Any]:
-    """Return what the vision encoder says about the positions of a view."""
-    columns: dict[str, Any] = {
-        "cls_similarity": float("nan"),
-        "cls_rank": float("nan"),
-        "cls_attention": float("nan"),
+    """Return what the vision encoder says about the positions of a view; nothing where it has no [CLS]."""
+    if view.cls_similarity is None:
+        return {}
+    rank = torch.empty(view.n_tokens, dtype=torch.long)
+    rank[_by_similarity(view)] = torch.arange(1, view.n_tokens + 1)
+    attention = view.cls_attention
+    return {
+        "cls_similarity": view.cls_similarity[positions].numpy(),
+        "cls_rank": rank[positions].numpy(),
+        "cls_attention": float("nan") if attention is None else attention[positions].numpy(),
     }
-    if view.cls_similarity is not None:
-        rank = torch.empty(view.n_tokens, dtype=torch.long)
-        rank[_by_similarity(view)] = torch.arange(1, view.n_tokens + 1)
-        columns |= {
-            "cls_similarity": view.cls_similarity[positions].numpy(),
-            "cls_rank": rank[positions].numpy(),
-        }
-    if view.cls_attention is not None:
-        columns["cls_attention"] = view.cls_attention[positions].numpy()
-    return columns
 
 
 def _objects(
     adapter: Adapter, sample: Sample | None, view: VisualView, positions: list[int]
 ) -> dict[str, Any]:
     """Return how much of each position objects cover, and the category that covers most."""
-    if sample is None or sample.objects is None or view.kind != "image":
+    coverage = None if sample is None else view_coverage(adapter.processor, sample, view)
+    if coverage is None:
         return {"object_coverage": float("nan"), "object_category": None}
-    processor = adapter.processor.image_processor
-    if getattr(processor, "do_center_crop", False):
-        box = visible_box(sample.width, sample.height, processor.crop_size["height"])
-    else:
-        box = (0.0, 0.0, float(sample.width), float(sample.height))
-    coverage = object_coverage(sample, *view.grid, box)
     return {
         "object_coverage": coverage.share[positions].numpy(),
         "object_category": [coverage.category[position] for position in positions],
     }
+
+
+def view_coverage(processor: Any, sample: AnySample, view: VisualView, picture: int = 0) -> Coverage | None:
+    """Compute what share of every token's patch objects cover, for one view of a photo or video.
+
+    Parameters
+    ----------
+    processor : transformers.ProcessorMixin
+        As `load_model` returns it; it says what is cropped where the view does not say what it covers.
+    sample : Sample or SequenceSample
+        The photo that the view was encoded from, or the photos or video that it is part of.
+    view : VisualView
+        From the adapter.
+    picture : int
+        Number of the view's photo or frame in a `SequenceSample`.
+
+    Returns
+    -------
+    Coverage or None
+        As `object_coverage`; what a patch shows of padding counts as uncovered. ``None`` where the sample has no
+        annotation, or nothing says where a tile lies.
+
+    Raises
+    ------
+    ParameterError
+        If the sample has no such picture.
+    """
+    pictures = _by_picture(sample)
+    known = pictures[check_integer("picture", picture, 0, len(pictures) - 1)]
+    if known.objects is None:
+        return None
+    width, height = float(known.width), float(known.height)
+    if view.region is not None:
+        left, top, right, bottom = view.region
+        box = (left * width, top * height, right * width, bottom * height)
+    elif view.kind != "image":
+        return None
+    elif getattr(processor.image_processor, "do_center_crop", False):
+        box = visible_box(known.width, known.height, processor.image_processor.crop_size["height"])
+    else:
+        box = (0.0, 0.0, width, height)
+    return object_coverage(known, *view.grid, box)
+
+
+def _by_picture(sample: AnySample) -> list[Sample]:
+    """Return what is known of each picture of a sample."""
+    if isinstance(sample, Sample):
+        return [sample]
+    objects = sample.objects or [None] * sample.n_images
+    return [
+        Sample(sample.image_id, lambda i=i: sample.load()[i], *size, objects=own, source=sample.source)
+        for i, (size, own) in enumerate(zip(sample.sizes, objects, strict=True))
+    ]
 
 
 def _text_attention(attention: Mapping[str, torch.Tensor], rows: list[int]) -> dict[str, Any]:
@@ -422,23 +651,23 @@ def _text_attention(attention: Mapping[str, torch.Tensor], rows: list[int]) -> d
     }
 
 
-def world_note(model: Any, samples: Iterable[Sample]) -> str:
+def world_note(model: Any, samples: Iterable[AnySample]) -> str:
     """Say that samples lie outside the world that an embedded model was trained on.
 
     Parameters
     ----------
     model : transformers.PreTrainedModel
         Embedded models name their world in ``config.rcb_world``.
-    samples : iterable of Sample
+    samples : iterable of Sample or SequenceSample
         What it is to look at.
 
     Returns
     -------
     str
-        One sentence; empty where the model is of no such world or every sample is from it.
+        One sentence; empty where the model is of no such world or every sample is from it: scenes, groups or videos.
     """
     world = getattr(model.config, "rcb_world", None)
-    sources = sorted({sample.source for sample in samples if sample.source.split("/")[0] != world})
+    sources = sorted({s.source for s in samples if s.source.split("/")[0] not in _WORLD_SOURCES})
     if world is None or not sources:
         return ""
     return (
@@ -488,8 +717,8 @@ def _model_name(model: Any) -> str:
 class StoredTokens(Mapping):
     """Read the visual tokens of probed images from their files, one image at a time.
 
-    Behaves as a dictionary from image id to ``(n_tokens, d_model)``, in the dtype that the model gave them; of an image
-    with several views, the views one after the other.
+    Behaves as a dictionary from image id to ``(n_tokens, d_model)``, in the dtype that the model gave them; of an input
+    with several views, all of them one after the other, also those that were not probed.
     """
 
     def __init__(self, folder: Path, image_ids: Sequence[int]):
@@ -539,23 +768,24 @@ class ProbeResults:
 def probe_dataset(
     model: Any,
     processor: Any,
-    samples: Iterable[Sample],
+    samples: Iterable[AnySample],
     config: ProbeConfig,
     folder: str | os.PathLike,
     progress: bool = True,
 ) -> ProbeResults:
-    """Probe images one after the other into a folder, and go on where an earlier run of the same config stopped.
+    """Probe samples one after the other into a folder, and go on where an earlier run of the same config stopped.
 
-    A finished image is two files named by its id: its visual tokens (safetensors), then its table (Parquet, with
-    config, model, sample and versions in its metadata). Both are written atomically, so a run that is killed loses
-    no finished image and leaves none half written. Later runs may bring other samples and batch sizes.
+    A finished sample, be it a photo, several photos or a video, is two files named by its id: its visual tokens
+    (safetensors), then its table (Parquet, with config, model, sample and versions in its metadata). Both are written
+    atomically, so a run that is killed loses no finished sample and leaves none half written. Later runs may bring
+    other samples and batch sizes.
 
     Parameters
     ----------
     model, processor : transformers.PreTrainedModel, transformers.ProcessorMixin
         As `load_model` returns them.
-    samples : iterable of Sample
-        Images; their ids are distinct.
+    samples : iterable of Sample or SequenceSample
+        Photos, groups of photos that are asked about together, or videos; their ids are distinct.
     config : ProbeConfig
         What is probed and how.
     folder : path-like
@@ -574,11 +804,16 @@ def probe_dataset(
         Before any image is probed: if there is no sample, or one cannot be read.
     ParameterError
         If ids repeat, the folder was made with another config or model, an image of an id is another than the
-        folder's, or as `probe`.
+        folder's, or as `probe`. What does not depend on the images, such as videos for a family that takes none, is
+        found before any is probed.
     """
     samples = list(samples)
     _check_samples(samples)
     adapter = adapter_for(model, processor)
+    config.check_cls(adapter.has_cls)
+    prompts = {
+        each: _prompt(adapter, config.question, *each) for each in {(s.kind, s.n_images) for s in samples}
+    }
     description = _describe(adapter, config)
     folder = Path(folder)
     _check_folder(folder, description)
@@ -592,10 +827,11 @@ def probe_dataset(
         )
     versions, start = provenance(), time.perf_counter()
     for k, sample in enumerate(unfinished, 1):
-        table, tokens = _probe_image(adapter, load_picture(sample), sample, config)
+        table, tokens = _probe_input(adapter, load_pictures(sample), sample.kind, sample, config)
         with atomic_path(_tokens_file(folder, sample.image_id)) as path:
             save_file({"tokens": tokens.cpu().contiguous()}, path)
-        metadata = description | {"sample": identities[sample.image_id], "provenance": versions}
+        own = {"prompt": prompts[sample.kind, sample.n_images], "sample": identities[sample.image_id]}
+        metadata = description | own | {"provenance": versions}
         write_table(_table_file(folder, sample.image_id), table, metadata)
         if progress:
             rate = k / (time.perf_counter() - start)
@@ -610,7 +846,7 @@ def probe_dataset(
 def shared_probe(
     model: Any,
     processor: Any,
-    samples: Iterable[Sample],
+    samples: Iterable[AnySample],
     config: ProbeConfig,
     results_folder: str | os.PathLike,
     images: str,
@@ -645,26 +881,51 @@ def shared_probe(
     return probe_dataset(model, processor, samples, config, folder, progress)
 
 
-def view_pictures(processor: Any, image: PIL.Image.Image) -> list[np.ndarray]:
-    """Show an image as the vision encoder gets it: resized, cropped, cut into tiles, but not normalised.
+def view_pictures(
+    processor: Any, image: PIL.Image.Image, views: Sequence[VisualView] | None = None
+) -> list[np.ndarray]:
+    """Show what each view of a photo covers, so that a signal laid over it covers the pixels its tokens come from.
 
     Parameters
     ----------
     processor : transformers.ProcessorMixin
         As `load_model` returns it.
     image : PIL.Image.Image
-        Any size and mode.
+        Any size and mode; of a video, one frame.
+    views : sequence of VisualView, optional
+        Views of this photo, all or some. What their `region` says is cut from the photo, black beyond its edges.
 
     Returns
     -------
     list of numpy.ndarray
-        ``(height, width, 3)`` values in [0, 1] for each view, in the order of the views that the model encodes. A
-        signal that is laid over one of them covers the pixels that its tokens come from.
+        ``(height, width, 3)`` values in [0, 1] for each view. Without `views`, or where they have no region: what the
+        vision encoder gets, resized, cropped, cut into tiles, but not normalised. A tile is then shown whole, also
+        where the LLM reads only a part of it.
+
+    Raises
+    ------
+    ParameterError
+        If views without a region are not as many as the pictures that the encoder gets.
     """
-    batch = processor.image_processor([image.convert("RGB")], do_normalize=False, return_tensors="pt")
+    image = image.convert("RGB")
+    if views and all(view.region is not None for view in views):
+        return [_cut(image, view.region) for view in views]
+    batch = processor.image_processor([image], do_normalize=False, return_tensors="pt")
     pixels = torch.as_tensor(batch["pixel_values"][0])
     tiles = pixels if pixels.ndim == 4 else pixels[None]  # (n_views, 3, height, width)
+    if views is not None and len(views) != len(tiles):
+        raise ParameterError("views", f"{len(views)} views", f"{len(tiles)}, or views with regions")
     return [tile.permute(1, 2, 0).clamp(0, 1).numpy() for tile in tiles]
+
+
+def _cut(image: PIL.Image.Image, region: tuple[float, float, float, float]) -> np.ndarray:
+    """Cut a part out of a photo, given as fractions of its sides, at the photo's own resolution."""
+    left, top, right, bottom = (
+        edge * side for edge, side in zip(region, (image.width, image.height) * 2, strict=True)
+    )
+    size = (max(1, round(right - left)), max(1, round(bottom - top)))
+    part = image.transform(size, PIL.Image.Transform.EXTENT, (left, top, right, bottom))
+    return np.asarray(part, dtype=np.float32) / 255
 
 
 def read_probe(folder: str | os.PathLike) -> ProbeResults:
@@ -697,30 +958,40 @@ def _tokens_file(folder: Path, image_id: int) -> Path:
     return folder / f"{image_id:012d}.safetensors"
 
 
-def sample_identity(sample: Sample) -> dict[str, Any]:
+def sample_identity(sample: AnySample) -> dict[str, Any]:
     """Return what tells a sample from another of the same id: its source, file name, pixels and objects.
 
     Raises
     ------
     ImageError
-        If the image cannot be read.
+        If an image cannot be read.
     """
+    is_single = isinstance(sample, Sample)
+    pixels = hashlib.sha256()
+    for picture in load_pictures(sample):
+        pixels.update(b"" if is_single else f"{picture.size}".encode())
+        pixels.update(picture.tobytes())
     objects = None
     if sample.objects is not None:
         objects = hashlib.sha256()
-        for item in sample.objects:
-            counts = item.rle["counts"]
-            objects.update(item.category.encode() + (counts.encode() if isinstance(counts, str) else counts))
+        for i, known in enumerate(_by_picture(sample)):
+            objects.update(b"" if is_single else f"{i}".encode())
+            for item in known.objects:
+                counts = item.rle["counts"]
+                objects.update(
+                    item.category.encode() + (counts.encode() if isinstance(counts, str) else counts)
+                )
     return {
         "image_id": sample.image_id,
+        **({} if is_single else {"kind": sample.kind}),
         "source": sample.source,
         "file_name": sample.file_name,
-        "pixels": hashlib.sha256(load_picture(sample).tobytes()).hexdigest()[:12],
+        "pixels": pixels.hexdigest()[:12],
         "objects": objects and objects.hexdigest()[:12],
     }
 
 
-def _check_samples(samples: list[Sample]) -> None:
+def _check_samples(samples: list[AnySample]) -> None:
     if not samples:
         raise ImageError("samples: got none; accepted: at least one image")
     counts = Counter(sample.image_id for sample in samples)
@@ -731,28 +1002,42 @@ def _check_samples(samples: list[Sample]) -> None:
 
 def load_picture(sample: Sample) -> PIL.Image.Image:
     """Load the image of a sample, or raise an `ImageError` that names it."""
+    return load_pictures(sample)[0]
+
+
+def load_pictures(sample: AnySample) -> list[PIL.Image.Image]:
+    """Load all photos or frames of a sample as RGB, or raise an `ImageError` that names it."""
+    noun = "image" if isinstance(sample, Sample) else "images"
+    name = sample.file_name or f"{noun.removesuffix('s')} {sample.image_id}"
     try:
-        return sample.load().convert("RGB")
+        pictures = [picture.convert("RGB") for picture in sample.images]
     except ImageError:
         raise
     except Exception as error:  # whatever a dataset's loader raises
-        name = sample.file_name or f"image {sample.image_id}"
-        raise ImageError(f"image: {name!r} cannot be read ({type(error).__name__}: {error})") from error
+        raise ImageError(f"{noun}: {name!r} cannot be read ({type(error).__name__}: {error})") from error
+    if len(pictures) != sample.n_images:
+        raise ImageError(f"{noun}: {name!r} has {len(pictures)}; accepted: {sample.n_images}, as it says")
+    return pictures
 
 
 def _describe(adapter: Adapter, config: ProbeConfig) -> dict[str, Any]:
     """Return what results depend on besides the images."""
     settings = to_plain(config)
     del settings["batch_size"]
+    if config.views == "all":  # as results of single grids were described before there was a choice
+        del settings["views"]
+    processors = {
+        name: json.loads(json.dumps(_settings_of(getattr(adapter.processor, name).to_dict()), default=str))
+        for name in ("image_processor", "video_processor")
+        if getattr(adapter.processor, name, None) is not None
+    }
     return {
         "config": settings,
         "model": _model_name(adapter.model),
         "model_fingerprint": model_fingerprint(adapter.model),
         "family": adapter.family,
         "prompt": adapter.prompt(config.question),
-        "image_processor": json.loads(
-            json.dumps(_settings_of(adapter.processor.image_processor.to_dict()), default=str)
-        ),
+        **processors,
     }
 
 
@@ -762,7 +1047,8 @@ def _check_folder(folder: Path, description: dict[str, Any]) -> None:
         found = read_json(folder / _DESCRIPTION_FILE)
         here, wanted = ({**entry, **entry.get("config", {})} for entry in (found, description))
         skipped = {"config", "model"} | ({"prompt"} if here.get("question") != wanted["question"] else set())
-        other = [key for key in wanted if key not in skipped and here.get(key) != wanted[key]]
+        keys = dict.fromkeys([*wanted, *here])
+        other = [key for key in keys if key not in skipped and here.get(key) != wanted.get(key)]
         if other:
             ours, theirs = ({key: values.get(key) for key in other} for values in (wanted, here))
             raise ParameterError(

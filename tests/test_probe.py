@@ -16,7 +16,7 @@ import pytest
 import tiny
 import torch
 from pycocotools.mask import encode
-from transformers import LlavaConfig, LlavaForConditionalGeneration, SiglipVisionConfig
+from transformers import LlavaForConditionalGeneration
 
 from rcblib.divergence import divergence, entropy, top1_probability
 from rcblib.geometry import paper_ranks, window
@@ -116,6 +116,32 @@ def test_every_output_signal_equals_one_plain_run_for_each_input(pair, image, ta
         assert row["influence"] == pytest.approx(influence, abs=1e-12)
 
 
+KNOWN_MEANS = {
+    "image_id": 0, "view": 0, "token": 17.5, "position": 17.5, "row": 2.5, "column": 2.5, "top1_id": 8.361111,
+    "top1_probability": 0.232203, "entropy": 3.125577, "single_article": 0.222222, "region_top1_id": 32.5,
+    "region_top1_probability": 0.224936, "region_entropy": 3.108735, "region_article": 0.555556,
+    "global_top1_id": 35, "global_top1_probability": 0.385561, "global_entropy": 2.634154, "global_article": 1,
+    "region_ablated_article": 0.527778, "global_ablated_article": 0.666667, "region_divergence": 0.006338,
+    "global_divergence": 0.024318, "region_divergence_textbook": 0.041584, "global_divergence_textbook": 0.135685,
+    "influence": 0.395421, "cls_similarity": 0.699903, "cls_rank": 18.5, "cls_attention": 0.027444,
+    "attention_last_layer_0": 0.011955, "attention_last_layer_1": 0.023087,
+    "attention_question_layer_0": 0.017689, "attention_question_layer_1": 0.020769,
+}  # fmt: skip
+"""Means of all columns with numbers, recorded when probing knew photos of one grid only."""
+
+
+def test_tables_of_single_grids_stay_as_they_were(table):
+    """Files of earlier runs are read along with new ones: the same columns in the same order, the same numbers."""
+    others = ["top1_word", "region_top1_word", "global_top1_word", "object_category", "object_coverage"]
+    assert set(table) == {*KNOWN_MEANS, *others}
+    assert list(table)[:8] == [
+        "image_id", "view", "token", "position", "row", "column", "top1_word", "top1_id"
+    ]  # fmt: skip
+    for name, mean in KNOWN_MEANS.items():
+        assert table[name].mean() == pytest.approx(mean, rel=1e-3, abs=1e-5), name
+    assert table["top1_word"].value_counts().to_dict() == {"<s>": 21, "blue": 8, "<pad>": 7}
+
+
 def test_articles_occur_in_this_model_and_not_everywhere(table):
     for column in ("single_article", "region_article", "region_ablated_article", "global_ablated_article"):
         assert 0 < table[column].sum() < len(table), column
@@ -152,7 +178,7 @@ def test_the_image_is_encoded_once_and_windows_are_read_once(pair, image, monkey
 
     def first_token_logits(self, prompt, visual, **kwargs):
         if kwargs.get("answer_prefix") is None:
-            inputs.extend(len(rows) for rows in visual)
+            inputs.extend(sum(map(len, rows)) if isinstance(rows, list) else len(rows) for rows in visual)
         return original_logits(self, prompt, visual, **kwargs)
 
     monkeypatch.setattr(adapter, "encode_pixels", encode_pixels)
@@ -213,17 +239,21 @@ def test_weights_and_candidates_are_settings(pair, image, table):
     assert (other["region_divergence"] - table["region_divergence"]).abs().max() > 1e-4
 
 
-def test_encoders_without_cls_take_ranks_as_positions(image):
-    config = LlavaConfig(
-        vision_config=SiglipVisionConfig(**tiny.TINY_VISION),
-        text_config=tiny.llava_config(tiny.TINY_VISION, tiny.TINY_TEXT, tiny.TINY_IDS, 64).text_config,
-        image_token_index=4,
-        vision_feature_select_strategy="full",
-    )
-    model = LlavaForConditionalGeneration(config).eval()
-    table = probe(model, tiny.tiny_llava()[1], image, QUESTION, positions="paper_ranks")
+def test_encoders_without_cls_have_no_ranks(image):
+    pair = tiny.tiny_llava_without_cls(), tiny.tiny_llava()[1]
+    table = probe(*pair, image, QUESTION, positions="paper_positions")
     assert table["position"].tolist() == paper_ranks(36)
-    assert table[["cls_similarity", "cls_rank", "cls_attention"]].isna().all(axis=None)
+    assert not [name for name in table if name.startswith("cls_")]
+    with pytest.raises(
+        ParameterError, match="positions: got 'paper_ranks'; accepted: all, grid or paper_pos"
+    ):
+        probe(*pair, image, QUESTION, positions="paper_ranks")
+
+
+def test_ranks_as_positions_need_no_cls(pair, image):
+    table = probe(*pair, image, QUESTION, positions="paper_positions", attention=False)
+    assert table["position"].tolist() == paper_ranks(36)
+    assert table["cls_rank"].tolist() != [rank + 1 for rank in paper_ranks(36)]
 
 
 class TwoViews(ADAPTERS["llava"]):
@@ -328,7 +358,7 @@ def test_no_objects_are_coverage_zero(pair):
         ({"positions": [-1]}, "positions: got"),
         ({"positions": [36]}, "positions: got 36"),
         ({"positions": 3}, "positions: got 3"),
-        ({"positions": "grid"}, "got 6"),
+        ({"positions": "grid"}, "grids of 6 x 6 tokens'; accepted: a grid of at least 8 x 8 tokens"),
         ({"batch_size": 0}, "batch_size: got 0"),
         ({"batch_size": 2.5}, "batch_size: got 2.5"),
         ({"n_candidates": 0}, "n_candidates: got 0"),
@@ -423,7 +453,17 @@ def test_files_carry_config_and_versions(finished, pair):
     folder, _ = finished
     _, metadata = read_table(folder / "000000000010.parquet")
     assert metadata["config"]["question"] == QUESTION
-    assert "batch_size" not in metadata["config"]
+    settings = {
+        "question",
+        "positions",
+        "n_side",
+        "n_head_candidates",
+        "n_candidates",
+        "k_region",
+        "k_global",
+    }
+    assert set(metadata["config"]) == settings | {"attention"}  # as before views could be chosen
+    assert set(metadata["sample"]) == {"image_id", "source", "file_name", "pixels", "objects"}
     assert metadata["model_fingerprint"] == model_fingerprint(pair[0])
     assert metadata["sample"]["file_name"] == "0.png"
     assert (
