@@ -353,7 +353,7 @@ def test_attention_leaves_the_model_as_it_was(adapter, monkeypatch):
     adapter.text_to_image_attention(adapter.prompt(QUESTION), tokens)
     assert hook_counts(adapter.model) == before
     assert adapter.model.model.language_model.config._attn_implementation == "sdpa"
-    monkeypatch.setattr(adapter, "_next_token_logits", lambda rows: 1 / 0)
+    monkeypatch.setattr(adapter, "_next_token_logits", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         adapter.text_to_image_attention(adapter.prompt(QUESTION), tokens)
     assert hook_counts(adapter.model) == before

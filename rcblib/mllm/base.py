@@ -278,6 +278,34 @@ class Adapter(ABC):
             image = replace(image, views=tuple(replaced))
         return self.gather(image, [torch.arange(view.n_tokens) for view in image.views])[0]
 
+    def row_positions(self, image: EncodedImage) -> tuple[torch.Tensor, int]:
+        """Say at which positions the LLM reads the rows of an image or video.
+
+        Parameters
+        ----------
+        image : EncodedImage
+            What `encode_pixels` returned, in either layout.
+
+        Returns
+        -------
+        offsets : torch.Tensor
+            ``(n_axes, n_rows)`` int64 on the CPU: for each row of `assemble` its position on every axis that the LLM
+            counts on, from the position at which the image begins. Most count on one axis, row after row.
+        n_positions : int
+            How far behind its beginning the text after it goes on.
+        """
+        return torch.arange(image.n_rows)[None], image.n_rows
+
+    def given_positions(self, rows: torch.Tensor) -> tuple[torch.Tensor, int]:
+        """Say at which positions `first_token_logits` puts rows that take the place of one placeholder.
+
+        Returns
+        -------
+        tuple
+            As `row_positions`.
+        """
+        return torch.arange(len(rows))[None], len(rows)
+
     def generation_inputs(self, rows: Sequence[torch.Tensor]) -> dict[str, Any]:
         """Name the arguments by which `generate` takes rows instead of pixels.
 
@@ -378,7 +406,8 @@ class Adapter(ABC):
             rows = [
                 torch.cat([self._splice(ids, text, inputs[i])[0], self._embed(prefixes[i])]) for i in batch
             ]
-            logits[batch] = self._next_token_logits(rows).float().cpu()
+            positions = [self._positions(ids, inputs[i], len(prefixes[i])) for i in batch]
+            logits[batch] = self._next_token_logits(rows, positions).float().cpu()
         return logits
 
     @torch.no_grad()
@@ -406,7 +435,8 @@ class Adapter(ABC):
             As `first_token_logits`; and if there is no image, or no text after it.
         """
         ids = self.prompt_ids(prompt)
-        rows, is_visual = self._splice(ids, self._embed(ids), self._as_images(ids, visual))
+        images = self._as_images(ids, visual)
+        rows, is_visual = self._splice(ids, self._embed(ids), images)
         places = is_visual.nonzero().flatten().to(rows.device)
         if len(places) == 0 or is_visual[-1]:
             raise ParameterError("prompt", prompt, "a prompt with visual tokens and text after them")
@@ -420,7 +450,7 @@ class Adapter(ABC):
         with _eager_attention(self._language_model()) as layers:
             handles = [layer.self_attn.register_forward_hook(keep_text_rows) for layer in layers]
             try:
-                self._next_token_logits([rows])
+                self._next_token_logits([rows], [self._positions(ids, images)])
             finally:
                 for handle in handles:
                     handle.remove()
@@ -481,18 +511,39 @@ class Adapter(ABC):
         is_visual += [False] * (len(ids) - start)
         return torch.cat(pieces), torch.tensor(is_visual)
 
-    def _next_token_logits(self, rows: list[torch.Tensor]) -> torch.Tensor:
-        """Return ``(n, n_vocab)`` logits after ``(length_i, d_model)`` inputs, padded on the left."""
+    def _positions(self, ids: list[int], images: list[torch.Tensor], n_after: int = 0) -> torch.Tensor:
+        """Return the positions of the rows that `_splice` returns and of `n_after` more, ``(n_axes, n_rows)``."""
+        pieces, start, n_seen = [], 0, 0
+        for place, image in zip(self._places(ids), images, strict=True):
+            offsets, n_positions = self.given_positions(image)
+            n_text = place - start
+            pieces += [torch.arange(n_text).expand(len(offsets), -1) + n_seen, offsets + n_seen + n_text]
+            start, n_seen = place + 1, n_seen + n_text + n_positions
+        n_axes = len(pieces[-1]) if pieces else 1
+        rest = torch.arange(len(ids) - start + n_after) + n_seen
+        return torch.cat([*pieces, rest.expand(n_axes, -1)], dim=1)
+
+    def _next_token_logits(
+        self, rows: list[torch.Tensor], positions: list[torch.Tensor] | None = None
+    ) -> torch.Tensor:
+        """Return ``(n, n_vocab)`` logits after ``(length_i, d_model)`` inputs, padded on the left.
+
+        Their positions are ``(n_axes, length_i)``; one after the other where none are given.
+        """
+        if positions is None:
+            positions = [torch.arange(len(row))[None] for row in rows]
         longest = max(map(len, rows))
         embeds = rows[0].new_zeros(len(rows), longest, rows[0].shape[1])
         mask = torch.zeros(len(rows), longest, dtype=torch.long, device=embeds.device)
+        position_ids = mask.new_zeros(len(positions[0]), *mask.shape)
         for i, row in enumerate(rows):
             embeds[i, longest - len(row) :] = row
             mask[i, longest - len(row) :] = 1
+            position_ids[:, i, longest - len(row) :] = positions[i]
         output = self.model(
             inputs_embeds=embeds,
             attention_mask=mask,
-            position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
+            position_ids=position_ids[0] if len(position_ids) == 1 else position_ids,
             use_cache=False,
             logits_to_keep=1,
         )

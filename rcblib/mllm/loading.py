@@ -20,6 +20,7 @@ from rcblib.mllm.frames import LlavaOnevisionProcessor
 from rcblib.mllm.llava import LlavaAdapter
 from rcblib.mllm.llava_next import LlavaNextAdapter
 from rcblib.mllm.llava_onevision import LlavaOnevisionAdapter
+from rcblib.mllm.qwen2_5_vl import Qwen2_5_VLProcessor, Qwen25VLAdapter
 from rcblib.records import ParameterError, UnsupportedModelError
 from rcblib.runs import project_root
 
@@ -27,6 +28,7 @@ ADAPTERS: dict[str, type[Adapter]] = {
     "llava": LlavaAdapter,
     "llava_next": LlavaNextAdapter,
     "llava_onevision": LlavaOnevisionAdapter,
+    "qwen2_5_vl": Qwen25VLAdapter,
 }
 """Adapter of each supported ``model_type``."""
 
@@ -126,6 +128,8 @@ def _processor(source: str, model_type: str) -> Any:
     """Load a processor whose images are preprocessed with PIL, and whose videos need no torchvision."""
     if model_type == "llava_onevision":
         return LlavaOnevisionProcessor.from_pretrained(source, trust_remote_code=False)
+    if model_type == "qwen2_5_vl":
+        return Qwen2_5_VLProcessor.from_pretrained(source, trust_remote_code=False)
     processor = AutoProcessor.from_pretrained(source, trust_remote_code=False)
     processor.image_processor = AutoImageProcessor.from_pretrained(
         source, backend="pil", trust_remote_code=False

@@ -315,7 +315,7 @@ class Pruner:
             kept = self.select_image(image, len(self.kept), prompt.text(places), adapter)
             arranged = image.arranged(self.layout)
             image_rows, positions = adapter.gather(arranged, kept)
-            prompt.keep(places, positions, adapter.n_placeholders(arranged))
+            prompt.keep(places, positions, *adapter.row_positions(arranged))
             rows.append(image_rows)
             starts = [0, *itertools.accumulate(view.n_tokens for view in arranged.views)]
             self.kept.append(torch.cat([own + start for own, start in zip(kept, starts, strict=False)]))
@@ -434,17 +434,22 @@ class _Prompt:
             ids = self.columns["input_ids"]
             self.columns["input_ids"] = torch.where(ids == token_id, new_id, ids)
 
-    def keep(self, places: torch.Tensor, positions: torch.Tensor, n_rows: int) -> None:
-        """Keep some of an image's rows, by ascending position among `n_rows`, at its flat places."""
+    def keep(
+        self, places: torch.Tensor, positions: torch.Tensor, offsets: torch.Tensor, n_positions: int
+    ) -> None:
+        """Keep some of an image's rows, by ascending number, at its flat places.
+
+        `offsets` and `n_positions` of all its rows are those of `Adapter.row_positions`.
+        """
         places = places.to(self.copies.device)
         copies, extents = self.copies.view(-1), self.extents.view(-1)
         copies[places] = 0
-        if n_rows == len(places):
+        if offsets.shape == (1, len(places)):
             copies[places[positions.to(places.device)]] = 1
             return
         extents[places] = 0
-        copies[places[0]], extents[places[0]] = len(positions), n_rows
-        self.offsets.append((int(places[0]), positions))
+        copies[places[0]], extents[places[0]] = len(positions), n_positions
+        self.offsets.append((int(places[0]), offsets[:, positions]))
 
     def cut(self, with_positions: bool) -> dict[str, torch.Tensor]:
         """Return the columns that are left, ``(n_prompts, n_left of the longest)``, padded on the left."""
@@ -460,10 +465,13 @@ class _Prompt:
             cut[name][filled] = column.flatten()[taken]
         if with_positions:
             positions = (self.extents.cumsum(-1) - self.extents).flatten()[taken]
+            n_axes = len(self.offsets[0][1]) if self.offsets else 1
+            positions = positions.repeat(n_axes, 1)
             for place, offsets in self.offsets:
-                positions[taken == place] += offsets.to(positions)
-            cut["position_ids"] = torch.zeros_like(cut["attention_mask"], dtype=torch.long)
-            cut["position_ids"][filled] = positions
+                positions[:, taken == place] += offsets.to(positions)
+            position_ids = positions.new_zeros(n_axes, *filled.shape)
+            position_ids[:, filled] = positions
+            cut["position_ids"] = position_ids[0] if n_axes == 1 else position_ids
         return cut
 
     def restore(self, output: Any, n_cut: int) -> Any:

@@ -1,0 +1,153 @@
+"""Adapt Qwen2.5-VL: images of any size as one grid each, without [CLS], at positions on three axes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoImageProcessor, AutoTokenizer
+
+from rcblib.mllm.base import Adapter
+from rcblib.records import EncodedImage, ParameterError, UnsupportedModelError, VisualView
+
+
+class Qwen25VLAdapter(Adapter):
+    """Read and feed Qwen2.5-VL-type models, images only.
+
+    The processor resizes an image to whole multiples of 28 px, as near to its size and shape as the limits on the
+    number of pixels allow; the connector merges patches of 14 px by two and two. One grid of tokens an image, larger
+    for larger images, nothing cut off and no newlines.
+
+    The LLM counts positions on three axes: time, height, width. A token of text has the same number on all three; a
+    visual token stands at the image's beginning plus ``(0, row, column)``; the text behind an image goes on
+    ``max(height, width)`` after its beginning. Pruning with ``position_ids="kept"`` leaves every token that survives,
+    and all text, where it was in the full prompt, so that retaining everything is plain `generate`. With
+    ``"renumbered"`` rows and columns are forgotten: what survives is numbered one after the other, the same on all
+    axes, as the model itself numbers a prompt whose grids it is not told. Retaining everything then is not plain
+    `generate`, but the model on a prompt numbered like text.
+
+    Notes
+    -----
+    The word whose embedding replaces a token is id 151643, ``<|endoftext|>``, which Qwen2.5 pads with.
+
+    Differs: the release does not cover this family. Videos are refused; the model would merge frames in pairs.
+    """
+
+    family = "qwen2_5_vl"
+    preset_token_id = 151643
+    pixel_inputs = (
+        "pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw", "second_per_grid_ts",
+    )  # fmt: skip
+    has_cls = False
+
+    @property
+    def video_token_id(self) -> None:
+        """Return ``None``: videos are not supported, although the model has a placeholder for them."""
+        return None
+
+    @torch.no_grad()
+    def encode_pixels(
+        self, model_inputs: Mapping[str, Any], *, cls_similarity: bool = True, cls_attention: bool = False
+    ) -> list[EncodedImage]:
+        """Run the vision encoder and the connector once on all images; see `Adapter.encode_pixels`.
+
+        Raises
+        ------
+        UnsupportedModelError
+            If there is a video.
+        ParameterError
+            If patches and grids do not fit together.
+
+        Notes
+        -----
+        Source: tokens after the merger, in raster order. Without a [CLS] there are no signals.
+        """
+        if model_inputs.get("pixel_values_videos") is not None:
+            raise UnsupportedModelError(f"video: the model's family, {self.family!r}, takes images only")
+        pixels, grids = self._patches(model_inputs)
+        device = next(self.model.model.visual.parameters()).device
+        output = self.model.get_image_features(
+            pixel_values=pixels.to(device), image_grid_thw=grids.to(device), return_dict=True
+        )
+        merge = self.model.config.vision_config.spatial_merge_size
+        images = []
+        for tokens, (_, height, width) in zip(output.pooler_output, grids.tolist(), strict=True):
+            grid = (height // merge, width // merge)
+            images.append(EncodedImage((VisualView(tokens, grid, region=(0.0, 0.0, 1.0, 1.0)),)))
+        return images
+
+    def _patches(self, model_inputs: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return ``(n_patches of all images, n_values)`` pixels and ``(n_images, 3)`` grids, checked."""
+        pixels, grids = (model_inputs.get(name) for name in ("pixel_values", "image_grid_thw"))
+        if not isinstance(pixels, torch.Tensor) or pixels.ndim != 2 or 0 in pixels.shape:
+            given = tuple(pixels.shape) if isinstance(pixels, torch.Tensor) else type(pixels).__name__
+            raise ParameterError(
+                "pixel_values", given, "a tensor (n_patches of all images, values of a patch)"
+            )
+        if grids is None:
+            raise ParameterError("image_grid_thw", None, "time, height and width in patches of every image")
+        grids = torch.as_tensor(grids)
+        merge = self.model.config.vision_config.spatial_merge_size
+        fits = grids.ndim == 2 and grids.shape[1] == 3 and bool((grids > 0).all())
+        fits = fits and bool((grids[:, 0] == 1).all()) and not bool((grids[:, 1:] % merge).any())
+        if not fits or int(grids.prod(-1).sum()) != len(pixels):
+            accepted = (
+                f"(1, height, width) of every image, multiples of {merge}, {len(pixels)} patches in all"
+            )
+            raise ParameterError("image_grid_thw", grids.tolist(), accepted)
+        return pixels, grids
+
+    def row_positions(self, image: EncodedImage) -> tuple[torch.Tensor, int]:
+        """Say where on the three axes the LLM reads the tokens of an image; see `Adapter.row_positions`."""
+        return _grid_positions(image.views[0].grid)
+
+    def assemble(
+        self, image: EncodedImage, views: Sequence[torch.Tensor | None] | None = None
+    ) -> torch.Tensor:
+        """Collect all rows that the LLM reads of an image; see `Adapter.assemble`.
+
+        The result remembers its grid, as attribute ``grid``, for `first_token_logits` and `text_to_image_attention`;
+        what is computed from it does not.
+        """
+        rows = super().assemble(image, views)
+        rows.grid = image.views[0].grid
+        return rows
+
+    def given_positions(self, rows: torch.Tensor) -> tuple[torch.Tensor, int]:
+        """Say where the LLM reads given rows: those of `assemble` on their grid, others one after the other."""
+        grid = getattr(rows, "grid", None)
+        if grid is not None:
+            return _grid_positions(grid)
+        return torch.arange(len(rows)).expand(3, -1), len(rows)
+
+
+def _grid_positions(grid: tuple[int, int]) -> tuple[torch.Tensor, int]:
+    """Return ``(3, height * width)`` offsets in time, height and width, and by how much an image moves text on."""
+    height, width = grid
+    cells = torch.arange(height * width)
+    return torch.stack([torch.zeros_like(cells), cells // width, cells % width]), max(grid)
+
+
+class Qwen2_5_VLProcessor(transformers.Qwen2_5_VLProcessor):
+    """Process text and images for Qwen2.5-VL without torchvision, which its processor needs for videos.
+
+    It bears the name of the class in `transformers`, which a saved folder carries.
+    """
+
+    def __init__(self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None):
+        super().__init__(image_processor, tokenizer, chat_template=chat_template)
+
+    @classmethod
+    def _get_arguments_from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, processor_dict: Any = None, **options: Any
+    ) -> list[Any]:
+        """Read the two parts from a folder or repository, in the order of the constructor."""
+        source = pretrained_model_name_or_path
+        options.pop("subfolder", None)
+        return [
+            AutoImageProcessor.from_pretrained(source, backend="pil", **options),
+            AutoTokenizer.from_pretrained(source, **options),
+        ]

@@ -1,0 +1,515 @@
+"""Check Qwen2.5-VL: dynamic grids, positions on three axes, probing and pruning, on a small random model."""
+
+import itertools
+
+import pytest
+import tiny
+import torch
+from messages import one_line
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from transformers import (
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2VLImageProcessorPil,
+)
+
+from rcblib.mllm import adapter_for, load_model
+from rcblib.mllm.qwen2_5_vl import Qwen2_5_VLProcessor
+from rcblib.probe import probe
+from rcblib.pruners import RandomPruner
+from rcblib.records import ONE_WORD_QUESTION, ParameterError, UnsupportedModelError
+
+TEMPLATE = (
+    "{% for turn in messages %}{% if loop.first and turn['role'] != 'system' %}"
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
+    "<|im_start|>{{ turn['role'] }}\n{% for part in turn['content'] %}{% if part['type'] == 'image' %}"
+    "<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part['text'] }}{% endif %}{% endfor %}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""Conversation form of the checkpoints."""
+
+SPECIAL = (
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>",
+    "<|video_pad|>",
+)  # fmt: skip
+REAL_IDS = dict(zip(SPECIAL, (151643, 151644, 151645, 151652, 151653, 151655, 151656), strict=True))
+TINY_IDS = {word: i for i, word in enumerate(SPECIAL)}
+
+TINY_VISION = dict(
+    depth=2, hidden_size=32, intermediate_size=48, num_heads=4, out_hidden_size=48, fullatt_block_indexes=[1]
+)
+TINY_TEXT = dict(
+    hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=3, num_key_value_heads=1,
+    max_position_embeddings=512, rope_parameters={"rope_type": "default", "mrope_section": [2, 3, 3]},
+)  # fmt: skip
+"""Heads of 16 values: two rotated pairs by time, three by height, three by width."""
+
+REAL_VISION = dict(
+    depth=32, hidden_size=1280, intermediate_size=3420, num_heads=16, out_hidden_size=3584, window_size=112,
+    fullatt_block_indexes=[7, 15, 23, 31], tokens_per_second=2,
+)  # fmt: skip
+REAL_TEXT = dict(
+    vocab_size=152064, hidden_size=3584, intermediate_size=18944, num_hidden_layers=28, num_attention_heads=28,
+    num_key_value_heads=4, max_position_embeddings=128000,
+    rope_parameters={"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
+)  # fmt: skip
+"""LLM of Qwen2.5-VL-7B."""
+
+SIZES = [(100, 60), (40, 130), (90, 90)]  # width and height in pixels
+GRIDS = [(2, 4), (5, 1), (3, 3)]  # tokens of 28 x 28 pixels, at most nine
+PROMPTS = [
+    "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>What does this image show ?<|im_end|>assistant",
+    "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>Is <|vision_start|><|image_pad|><|vision_end|>"
+    "on the left and the red bird on the right ?<|im_end|>assistant",
+    "<|im_start|>user\nHow many cat are in a red apple ?<|im_end|>assistant",
+]
+
+
+def stand_in_tokenizer(ids):
+    words = tiny.WORDS + ["user", "assistant", "system", "helpful", "."]
+    free = (i for i in itertools.count() if i not in ids.values())
+    vocabulary = ids | dict(zip(dict.fromkeys(words), free, strict=False))
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<|endoftext|>"))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"\w+|[^\w\s]"), behavior="removed", invert=True)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>", padding_side="left"
+    )
+    tokenizer.add_special_tokens({"additional_special_tokens": list(ids)})
+    return tokenizer
+
+
+def build(vision, text, ids, max_pixels=28 * 28 * 9):
+    config = Qwen2_5_VLConfig(
+        vision_config=vision,
+        text_config=dict(pad_token_id=ids["<|endoftext|>"], **text),
+        image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
+    )
+    model = tiny.endless(
+        Qwen2_5_VLForConditionalGeneration(config), {"bos": ids["<|im_start|>"], "pad": ids["<|endoftext|>"]}
+    )
+    processor = Qwen2_5_VLProcessor(
+        Qwen2VLImageProcessorPil(min_pixels=28 * 28 * 4, max_pixels=max_pixels),
+        stand_in_tokenizer(ids),
+        chat_template=TEMPLATE,
+    )
+    return model, processor
+
+
+@pytest.fixture(scope="module")
+def adapter():
+    return adapter_for(*build(TINY_VISION, TINY_TEXT | {"vocab_size": 80}, TINY_IDS))
+
+
+@pytest.fixture(scope="module")
+def images():
+    return [tiny.random_images(1, size, seed=i)[0] for i, size in enumerate(SIZES)]
+
+
+@pytest.fixture(scope="module")
+def batch(adapter, images):
+    return dict(adapter.processor(text=PROMPTS, images=images, return_tensors="pt", padding=True))
+
+
+@pytest.fixture(scope="module")
+def exact():
+    """The tiny model in double precision, so that what is equal is equal to many digits."""
+    model, processor = build(TINY_VISION, TINY_TEXT | {"vocab_size": 80}, TINY_IDS)
+    return adapter_for(model.double(), processor)
+
+
+def generate(adapter, inputs, pruner=None, **settings):
+    settings = {"max_new_tokens": 6, "do_sample": False} | settings
+    if pruner is None:
+        return adapter.model.generate(**inputs, **settings)
+    with pruner(adapter.model):
+        return adapter.model.generate(**inputs, **settings)
+
+
+def positions_by_hand(adapter, inputs):
+    """Return the positions that the model itself gives the whole prompts, ``(3, n_prompts, n_tokens)``."""
+    return adapter.model.model.get_rope_index(
+        inputs["input_ids"],
+        inputs["mm_token_type_ids"],
+        image_grid_thw=inputs["image_grid_thw"],
+        attention_mask=inputs["attention_mask"],
+    )[0]
+
+
+def answer_by_hand(adapter, ids, positions, tokens, kept, n_new=6):
+    """Decode greedily one prompt, without cache, mask or `generate`.
+
+    `positions` ``(3, n)`` are those of its `ids` in full, or ``None`` to number what is left; `tokens` and `kept` are
+    those of its images.
+    """
+    model = adapter.model
+    survives = torch.ones(len(ids), dtype=torch.bool)
+    places = (ids == adapter.image_token_id).nonzero().flatten()
+    start = 0
+    for own, chosen in zip(tokens, kept, strict=True):
+        survives[places[start : start + len(own)]] = False
+        survives[places[start + chosen]] = True
+        start += len(own)
+    embeds = model.get_input_embeddings()(ids)
+    if start:
+        embeds = embeds.index_copy(0, places, torch.cat(list(tokens)))
+    rows = embeds[survives]
+    columns = torch.arange(len(rows)).expand(3, -1) if positions is None else positions[:, survives]
+    answer = []
+    for _ in range(n_new):
+        with torch.no_grad():
+            hidden = model.model.language_model(
+                inputs_embeds=rows[None],
+                position_ids=columns[:, None],
+                attention_mask=torch.ones(1, len(rows), dtype=torch.long),
+                use_cache=False,
+            ).last_hidden_state
+            answer.append(int(model.lm_head(hidden[0, -1]).argmax()))
+        rows = torch.cat([rows, model.get_input_embeddings().weight[answer[-1:]]]).detach()
+        columns = torch.cat([columns, columns[:, -1:] + 1], dim=1)
+    return answer
+
+
+def answers_by_hand(adapter, inputs, kept, position_ids):
+    with torch.no_grad():
+        features = adapter.model.get_image_features(
+            inputs["pixel_values"], inputs["image_grid_thw"]
+        ).pooler_output
+    positions, features, kept = positions_by_hand(adapter, inputs), iter(features), iter(kept)
+    answers = []
+    for i, n_images in enumerate((1, 2, 0)):
+        mask = inputs["attention_mask"][i].bool()
+        answers.append(
+            answer_by_hand(
+                adapter,
+                inputs["input_ids"][i][mask],
+                positions[:, i][:, mask] if position_ids == "kept" else None,
+                list(itertools.islice(features, n_images)),
+                list(itertools.islice(kept, n_images)),
+            )
+        )
+    return torch.tensor(answers)
+
+
+# Encoding
+
+
+def test_tokens_are_those_of_the_model_and_the_encoder_runs_once(adapter, images):
+    inputs = adapter.processor.image_processor(images, return_tensors="pt")
+    calls = []
+    handle = adapter.model.model.visual.register_forward_hook(lambda *_: calls.append(1))
+    encoded = adapter.encode(images)
+    handle.remove()
+    assert len(calls) == 1
+    with torch.no_grad():
+        expected = adapter.model.get_image_features(**inputs).pooler_output
+    assert [image.views[0].grid for image in encoded] == GRIDS
+    for image, own in zip(encoded, expected, strict=True):
+        (view,) = image.views
+        assert torch.equal(view.tokens, own)
+        assert view.tokens.shape == (view.grid[0] * view.grid[1], adapter.d_model)
+        assert not view.tokens.requires_grad
+        assert view.cls_similarity is None
+        assert view.cls_attention is None
+        assert torch.equal(adapter.assemble(image), own)
+
+
+def test_a_token_stands_where_its_pixels_are(adapter):
+    """Changing pixels under one token changes its own patches, and no grid order but raster fits."""
+    (picture,) = tiny.random_images(1, (28 * 3, 28 * 2))
+    inputs = adapter.processor.image_processor([picture], return_tensors="pt")
+    changed = picture.copy()
+    changed.paste((255, 0, 0), (28 * 2, 28, 28 * 3, 28 * 2))  # row 1, column 2
+    other = adapter.processor.image_processor([changed], return_tensors="pt")
+    differs = (inputs["pixel_values"] != other["pixel_values"]).any(-1).view(-1, 4).any(-1)
+    assert adapter.encode_pixels(inputs)[0].views[0].grid == (2, 3)
+    assert differs.tolist() == [False] * 5 + [True]
+
+
+def test_positions_are_those_of_the_model(adapter, images, batch):
+    """Offsets of every image, put where the prompts have it, give the model's own position ids."""
+    expected = positions_by_hand(adapter, batch)
+    encoded = iter(adapter.encode(images))
+    for i, prompt in enumerate(PROMPTS):
+        own = list(itertools.islice(encoded, prompt.count("<|image_pad|>")))
+        rows = [adapter.assemble(image) for image in own]
+        found = adapter._positions(adapter.prompt_ids(prompt), rows)
+        assert torch.equal(found.expand(3, -1), expected[:, i][:, batch["attention_mask"][i].bool()])
+
+
+# First token
+
+
+@pytest.mark.parametrize("n_images", [1, 3])
+def test_all_tokens_give_the_logits_of_pixels(exact, images, n_images):
+    images = images[:n_images]
+    prompt = exact.prompt("What does this image show ?", n_images)
+    assert prompt.count("<|vision_start|><|image_pad|><|vision_end|>") == n_images
+    inputs = exact.processor(text=prompt, images=images, return_tensors="pt")
+    with torch.no_grad():
+        expected = exact.model(**inputs).logits[0, -1]
+    found = exact.first_token_logits(prompt, [[exact.assemble(image) for image in exact.encode(images)]])
+    torch.testing.assert_close(found[0], expected.float(), rtol=0, atol=1e-5)
+
+
+def test_an_answer_goes_on_behind_the_image(exact, images):
+    (image,) = exact.encode(images[:1])
+    prompt, prefix = exact.prompt("What is this ?"), [9, 11, 13]
+    inputs = exact.processor(text=prompt, images=images[:1], return_tensors="pt")
+    extended = torch.cat([inputs["input_ids"], torch.tensor([prefix])], dim=1)
+    types = torch.cat([inputs["mm_token_type_ids"], torch.zeros(1, 3, dtype=torch.long)], dim=1)
+    with torch.no_grad():
+        expected = exact.model(
+            input_ids=extended,
+            attention_mask=torch.ones_like(extended),
+            pixel_values=inputs["pixel_values"],
+            image_grid_thw=inputs["image_grid_thw"],
+            mm_token_type_ids=types,
+        ).logits[0, -1]
+    found = exact.first_token_logits(prompt, [exact.assemble(image)], answer_prefix=[prefix])
+    torch.testing.assert_close(found[0], expected.float(), rtol=0, atol=1e-5)
+
+
+def test_other_rows_are_numbered_one_after_the_other(exact, images):
+    """A grid matters; single tokens have none, and the batch they are read in makes no difference."""
+    (image,) = exact.encode(images[:1])
+    prompt, rows = exact.prompt("What is this ?"), exact.assemble(image)
+    inputs = [rows, rows.clone(), rows[:1], rows[2:5], rows[:0]]
+    together = exact.first_token_logits(prompt, inputs)
+    alone = exact.first_token_logits(prompt, inputs, batch_size=1)
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
+    assert (together[0] - together[1]).abs().max() > 1e-3
+    ids = exact.prompt_ids(prompt)
+    spliced = exact._splice(ids, exact._embed(ids), [rows[2:5]])[0]
+    with torch.no_grad():
+        expected = exact.model.lm_head(
+            exact.model.model.language_model(inputs_embeds=spliced[None]).last_hidden_state[0, -1]
+        )
+    torch.testing.assert_close(together[3], expected.float(), rtol=0, atol=1e-5)
+
+
+def test_text_to_image_attention_is_that_of_eager_maps(images):
+    adapter = adapter_for(*build(TINY_VISION, TINY_TEXT | {"vocab_size": 80}, TINY_IDS))
+    prompt = adapter.prompt("What does this image show ?", 2)
+    rows = [adapter.assemble(image) for image in adapter.encode(images[:2])]
+    found = adapter.text_to_image_attention(prompt, rows)
+    inputs = adapter.processor(text=prompt, images=images[:2], return_tensors="pt")
+    adapter.model.set_attn_implementation("eager")
+    with torch.no_grad():
+        maps = adapter.model(**inputs, output_attentions=True).attentions
+    is_image = inputs["input_ids"][0] == adapter.image_token_id
+    after = int(is_image.nonzero()[-1]) + 1
+    expected = torch.stack([one[0].mean(0)[after:][:, is_image] for one in maps])
+    torch.testing.assert_close(found["last"], expected[:, -1], rtol=0, atol=1e-5)
+    torch.testing.assert_close(found["question"], expected.mean(1), rtol=0, atol=1e-5)
+
+
+# Pruning
+
+
+@pytest.mark.parametrize("settings", [{}, {"num_beams": 3}, {"max_new_tokens": 1}], ids=str)
+def test_retaining_everything_equals_the_unpruned_model(adapter, batch, settings):
+    pruner = RandomPruner(retain_ratio=1.0, seed=0, position_ids="kept")
+    expected = generate(adapter, batch, **settings)
+    assert torch.equal(generate(adapter, batch, pruner, **settings), expected)
+    assert pruner.n_retained == pruner.n_tokens == [8, 5, 9]
+    assert torch.equal(generate(adapter, batch, **settings), expected)
+
+
+def test_answers_depend_on_every_image_and_on_its_grid(adapter, batch, images):
+    """What is compared elsewhere would not be equal by chance."""
+    expected = generate(adapter, batch)
+    for i in range(len(images)):
+        others = [*images]
+        others[i] = tiny.random_images(1, SIZES[i], seed=50)[0]
+        inputs = adapter.processor(text=PROMPTS, images=others, return_tensors="pt", padding=True)
+        prompt = 0 if i == 0 else 1
+        assert not torch.equal(generate(adapter, inputs)[prompt], expected[prompt])
+    renumbered = RandomPruner(retain_ratio=1.0, seed=0)
+    assert not torch.equal(generate(adapter, batch, renumbered)[:2], expected[:2])
+    assert torch.equal(generate(adapter, batch, renumbered)[2], expected[2])
+
+
+@pytest.mark.parametrize("retain_ratio", [1.0, 0.5, 0.2])
+@pytest.mark.parametrize("position_ids", ["kept", "renumbered"])
+def test_pruned_generation_equals_prompts_made_by_hand(adapter, batch, retain_ratio, position_ids):
+    pruner = RandomPruner(retain_ratio=retain_ratio, seed=3, position_ids=position_ids)
+    found = generate(adapter, batch, pruner)
+    n_prompt = batch["input_ids"].shape[1]
+    assert torch.equal(found[:, :n_prompt], batch["input_ids"])
+    assert torch.equal(found[:, n_prompt:], answers_by_hand(adapter, batch, pruner.kept, position_ids))
+    assert pruner.n_retained == [round(n * retain_ratio) for n in pruner.n_tokens]
+
+
+@pytest.mark.parametrize("position_ids", ["kept", "renumbered"])
+def test_the_llm_gets_the_positions_that_the_policy_says(adapter, images, position_ids):
+    """Two by four tokens after four of text, of which the second, fourth and seventh stay."""
+    inputs = dict(adapter.processor(text=PROMPTS[:1], images=images[:1], return_tensors="pt"))
+    n_text = inputs["input_ids"].shape[1] - 8
+    before = int((inputs["input_ids"][0] == adapter.image_token_id).nonzero()[0])
+
+    class Chosen(RandomPruner):
+        def select(self, tokens, context=None):
+            return torch.tensor([1, 3, 6])
+
+    seen = []
+    handle = adapter.model.model.language_model.register_forward_pre_hook(
+        lambda _module, _arguments, named: seen.append(named["position_ids"][-3:, 0].tolist()),
+        with_kwargs=True,
+    )
+    generate(adapter, inputs, Chosen(retain_ratio=0.5, seed=0, position_ids=position_ids), max_new_tokens=3)
+    handle.remove()
+    if position_ids == "renumbered":
+        whole = list(range(n_text + 3))
+        assert seen[0] == [whole] * 3
+        last = n_text + 2
+    else:
+        text = [*range(before)], [*range(before + 4, n_text + 4)]
+        assert seen[0] == [
+            text[0] + [before + offset for offset in offsets] + text[1]
+            for offsets in ([0, 0, 0], [0, 0, 1], [1, 3, 2])
+        ]
+        last = n_text + 3
+    assert seen[1:] == [[[last + 1]] * 3, [[last + 2]] * 3]
+
+
+def test_pruning_leaves_nothing_behind(adapter, batch, images):
+    single = dict(adapter.processor(text=PROMPTS[:1], images=images[:1], return_tensors="pt"))
+    expected = generate(adapter, single)
+    for position_ids in ("kept", "renumbered"):
+        generate(adapter, batch, RandomPruner(retain_ratio=0.4, seed=1, position_ids=position_ids))
+        assert torch.equal(generate(adapter, single), expected)
+        with torch.no_grad():
+            logits = adapter.model(**single).logits[0, -1]
+        assert int(logits.argmax()) == int(expected[0, single["input_ids"].shape[1]])
+
+
+def test_half_precision_retains_everything_too(images):
+    model, processor = build(TINY_VISION, TINY_TEXT | {"vocab_size": 80}, TINY_IDS)
+    adapter = adapter_for(model.to(torch.bfloat16), processor)
+    inputs = dict(processor(text=PROMPTS, images=images, return_tensors="pt", padding=True))
+    pruner = RandomPruner(retain_ratio=1.0, seed=0, position_ids="kept")
+    assert torch.equal(generate(adapter, inputs, pruner), generate(adapter, inputs))
+
+
+# Probing
+
+
+def test_a_photo_is_probed(adapter):
+    (picture,) = tiny.random_images(1, (28 * 3, 28 * 3))
+    table = probe(adapter.model, adapter.processor, picture, positions="all", batch_size=5)
+    assert len(table) == 9
+    assert "cls_similarity" not in table
+    assert table.filter(regex="divergence$|influence").notna().all().all()
+    assert (table["global_divergence"] > 0).all()
+    again = probe(adapter.model, adapter.processor, picture, positions="grid", n_side=3, batch_size=1)
+    assert again["position"].tolist() == table["position"].tolist()
+    torch.testing.assert_close(
+        torch.tensor(again["influence"].to_numpy()),
+        torch.tensor(table["influence"].to_numpy()),
+        rtol=1e-4,
+        atol=1e-5,
+    )
+    prompt = adapter.prompt(ONE_WORD_QUESTION)
+    inputs = adapter.processor(text=prompt, images=[picture], return_tensors="pt")
+    with torch.no_grad():
+        first = int(adapter.model(**inputs).logits[0, -1].argmax())
+    if not table["global_article"].any():
+        assert set(table["global_top1_id"]) == {first}
+
+
+# Loading and wrong inputs
+
+
+def test_a_saved_folder_loads_ready_to_use(adapter, images, batch, tmp_path):
+    tiny.save(tmp_path, adapter.model, adapter.processor)
+    model, processor = load_model(tmp_path, device="cpu")
+    assert processor.tokenizer.padding_side == "left"
+    loaded = adapter_for(model, processor)
+    assert loaded.family == "qwen2_5_vl"
+    inputs = dict(processor(text=PROMPTS, images=images, return_tensors="pt", padding=True))
+    for name, value in batch.items():
+        assert torch.equal(inputs[name], value)
+    assert loaded.prompt("What ?") == adapter.prompt("What ?")
+    pruner = RandomPruner(retain_ratio=1.0, seed=0, position_ids="kept")
+    assert torch.equal(generate(loaded, inputs, pruner), generate(adapter, batch))
+
+
+def test_videos_are_refused(adapter, batch):
+    frames = tiny.random_images(4, (56, 56))
+    with pytest.raises(UnsupportedModelError, match="images only") as error:
+        adapter.encode_video(frames)
+    assert "'qwen2_5_vl'" in one_line(error)
+    with pytest.raises(ParameterError, match="images only"):
+        adapter.prompt("What ?", n_images=0, n_videos=1)
+    video = {"input_ids": batch["input_ids"], "pixel_values_videos": batch["pixel_values"]}
+    with pytest.raises(UnsupportedModelError, match="images only"):
+        generate(adapter, video, RandomPruner(retain_ratio=0.5, seed=0))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pixel_values": None}, "pixel_values: got 'NoneType'"),
+        ({"pixel_values": torch.zeros(1, 3, 28, 28)}, "pixel_values: got (1, 3, 28, 28)"),
+        ({"image_grid_thw": None}, "image_grid_thw: got None"),
+        ({"image_grid_thw": torch.tensor([[1, 4, 4]])}, "image_grid_thw: got [[1, 4, 4]]"),
+        ({"image_grid_thw": torch.tensor([[1, 3, 8]])}, "multiples of 2"),
+        ({"image_grid_thw": torch.tensor([[2, 4, 8]])}, "(1, height, width)"),
+    ],
+    ids=str,
+)
+def test_patches_and_grids_must_fit(adapter, images, changes, message):
+    inputs = dict(adapter.processor.image_processor(images[:1], return_tensors="pt")) | changes
+    with pytest.raises(ParameterError) as error:
+        adapter.encode_pixels(inputs)
+    assert message in one_line(error)
+
+
+def test_placeholders_must_match_the_images(adapter, batch):
+    fewer = batch | {
+        "image_grid_thw": batch["image_grid_thw"][:1],
+        "pixel_values": batch["pixel_values"][: int(batch["image_grid_thw"][0].prod())],
+    }
+    with pytest.raises(ParameterError, match="22 image placeholders") as error:
+        generate(adapter, fewer, RandomPruner(retain_ratio=0.5, seed=0))
+    assert "8, one for each visual token" in one_line(error)
+
+
+# Real settings
+
+
+def test_the_full_size_config_gives_tokens_of_width_3584():
+    with torch.device("meta"):
+        model = Qwen2_5_VLForConditionalGeneration(
+            Qwen2_5_VLConfig(vision_config=REAL_VISION, text_config=REAL_TEXT)
+        )
+    adapter = adapter_for(model)
+    assert (adapter.d_model, adapter.n_vocab, adapter.image_token_id) == (3584, 152064, 151655)
+    assert adapter.replacement_token_id == 151643
+    assert not adapter.has_cls
+    assert adapter.video_token_id is None
+    merged = model.model.visual.merger(torch.empty(4 * 1972 // 2, 1280, device="meta"))
+    assert merged.shape == (1972 // 2, 3584)
+
+
+@pytest.mark.parametrize(
+    ("size", "grid"), [((640, 480), (17, 23)), ((28, 28), (2, 2)), ((300, 1000), (36, 11))]
+)
+def test_real_settings_at_reduced_width_read_what_the_model_reads(size, grid):
+    """A photo of 640 x 480 pixels becomes 644 x 476, 23 x 17 tokens of 28 pixels."""
+    narrow = TINY_TEXT | {"vocab_size": 152064, "num_hidden_layers": 1}
+    model, processor = build(TINY_VISION, narrow, REAL_IDS, max_pixels=28 * 28 * 1280)
+    adapter = adapter_for(model, processor)
+    assert adapter.replacement_token_id == 151643
+    images = tiny.random_images(1, size)
+    (image,) = adapter.encode(images)
+    assert image.views[0].grid == grid
+    inputs = dict(processor(text=adapter.prompt("What ?"), images=images, return_tensors="pt"))
+    assert (inputs["input_ids"] == 151655).sum() == image.n_tokens == grid[0] * grid[1]
+    pruner = RandomPruner(retain_ratio=1.0, seed=0, position_ids="kept")
+    expected = generate(adapter, inputs, max_new_tokens=2)
+    assert torch.equal(generate(adapter, inputs, pruner, max_new_tokens=2), expected)
