@@ -64,11 +64,15 @@ def satisfies(version, ranges):
     return True
 
 
-def direct_requirements():
+HARDWARE_EXTRAS = {"gpu"}
+"""Extras that need hardware which the build does without; `all` leaves them out."""
+
+
+def direct_requirements(without=()):
     """Return the core requirements and those of every extra that names packages itself."""
     lines = list(PROJECT["dependencies"])
     for extra, more in PROJECT["optional-dependencies"].items():
-        if extra != "all":
+        if extra not in {"all", *without}:
             lines += more
     return requirements(lines)
 
@@ -116,7 +120,7 @@ def test_constraints_hold_everything_that_the_requirements_pull_in():
 
     from packaging.requirements import Requirement
 
-    pinned, waiting, seen = constraint_pins(), list(direct_requirements()), set()
+    pinned, waiting, seen = constraint_pins(), list(direct_requirements(HARDWARE_EXTRAS)), set()
     while waiting:
         name = waiting.pop()
         if name in seen:
@@ -133,7 +137,7 @@ def test_constraints_hold_everything_that_the_requirements_pull_in():
 
 
 def test_extra_all_holds_the_other_extras():
-    extras = set(PROJECT["optional-dependencies"]) - {"all"}
+    extras = set(PROJECT["optional-dependencies"]) - {"all", *HARDWARE_EXTRAS}
     (line,) = PROJECT["optional-dependencies"]["all"]
     assert set(re.fullmatch(r"rcblib\[([\w,]+)\]", line).group(1).split(",")) == extras
 
@@ -143,7 +147,7 @@ def test_conda_environment_pins_the_direct_requirements_as_the_constraints_do():
     assert section[0] == "-c constraints.txt"
     assert section[-1] == "-e ."
     pinned = constraint_pins()
-    assert pins(section[1:-1]) == {name: pinned[name] for name in direct_requirements()}
+    assert pins(section[1:-1]) == {name: pinned[name] for name in direct_requirements(HARDWARE_EXTRAS)}
     (python,) = (entry for entry in environment["dependencies"] if str(entry).startswith("python="))
     assert satisfies(python.removeprefix("python="), PROJECT["requires-python"])
 

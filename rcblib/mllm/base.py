@@ -13,6 +13,7 @@ import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from rcblib.geometry import check_integer
+from rcblib.mllm.placement import module_device
 from rcblib.records import NEWLINE, EncodedImage, ParameterError, UnsupportedModelError
 
 VisualTokens = torch.Tensor | Sequence[torch.Tensor]
@@ -109,7 +110,7 @@ class Adapter(ABC):
         -----
         Source: the released pad embeddings. It takes a visual token's place after the connector, as it is.
         """
-        return self.model.get_input_embeddings().weight[self.replacement_token_id].detach().clone()
+        return self._embed([self.replacement_token_id])[0].detach()
 
     @abstractmethod
     def encode_pixels(
@@ -437,7 +438,7 @@ class Adapter(ABC):
         ids = self.prompt_ids(prompt)
         images = self._as_images(ids, visual)
         rows, is_visual = self._splice(ids, self._embed(ids), images)
-        places = is_visual.nonzero().flatten().to(rows.device)
+        places = is_visual.nonzero().flatten()  # on the CPU, as layers may lie on several devices
         if len(places) == 0 or is_visual[-1]:
             raise ParameterError("prompt", prompt, "a prompt with visual tokens and text after them")
         first_question = int(places[-1]) + 1
@@ -477,7 +478,7 @@ class Adapter(ABC):
     def _embed(self, ids: Sequence[int]) -> torch.Tensor:
         """Return the word embeddings of ids, ``(n, d_model)``."""
         embedding = self.model.get_input_embeddings()
-        return embedding(torch.as_tensor(ids, dtype=torch.long, device=embedding.weight.device))
+        return embedding(torch.as_tensor(ids, dtype=torch.long, device=module_device(embedding)))
 
     def _places(self, ids: Sequence[int]) -> list[int]:
         """Return where the placeholders of images and videos are."""

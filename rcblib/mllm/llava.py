@@ -14,6 +14,7 @@ from transformers.models.clip.modeling_clip import CLIPAttention
 
 from rcblib.geometry import cosine_to_cls
 from rcblib.mllm.base import Adapter
+from rcblib.mllm.placement import module_device
 from rcblib.records import EncodedImage, ParameterError, UnsupportedModelError, VisualView
 
 
@@ -60,7 +61,7 @@ class LlavaTypeAdapter(Adapter):
         if not isinstance(pixels, torch.Tensor) or pixels.ndim != n_dimensions or 0 in pixels.shape:
             given = tuple(pixels.shape) if isinstance(pixels, torch.Tensor) else type(pixels).__name__
             raise ParameterError(name, given, f"a tensor of {n_dimensions} dimensions, none of them empty")
-        return pixels.to(next(self.model.model.vision_tower.parameters()).device)
+        return pixels.to(module_device(self.model.model.vision_tower))
 
     def _similarity(self, hidden: torch.Tensor, wanted: bool) -> list[torch.Tensor | None]:
         """Return the cosine of [CLS] and each patch, ``(n_tokens,)`` for each row of ``(n, 1 + n_tokens, d)``."""

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from transformers import (
+    AutoConfig,
     AutoImageProcessor,
     AutoModelForImageTextToText,
     AutoProcessor,
+    BitsAndBytesConfig,
     PreTrainedConfig,
 )
 
@@ -20,6 +24,7 @@ from rcblib.mllm.frames import LlavaOnevisionProcessor
 from rcblib.mllm.llava import LlavaAdapter
 from rcblib.mllm.llava_next import LlavaNextAdapter
 from rcblib.mllm.llava_onevision import LlavaOnevisionAdapter
+from rcblib.mllm.placement import outside_llm
 from rcblib.mllm.qwen2_5_vl import Qwen2_5_VLProcessor, Qwen25VLAdapter
 from rcblib.records import ParameterError, UnsupportedModelError
 from rcblib.runs import project_root
@@ -33,6 +38,7 @@ ADAPTERS: dict[str, type[Adapter]] = {
 """Adapter of each supported ``model_type``."""
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_PLACEMENTS = ("auto", "balanced", "balanced_low_0", "sequential")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -64,6 +70,8 @@ def load_model(
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
     *,
+    device_map: str | Mapping[str, int | str | torch.device] | None = None,
+    quantization: str | None = None,
     attn_implementation: str = "sdpa",
 ) -> tuple[Any, Any]:
     """Load a model and its processor.
@@ -77,6 +85,14 @@ def load_model(
     dtype : str or torch.dtype
         ``"float32"``, ``"float16"``, ``"bfloat16"``, or ``"auto"``: float32 on the CPU; on a GPU bfloat16
         where its hardware has it, else float16.
+    device_map : str or Mapping, optional
+        Spread the model over several devices, as transformers does: ``"auto"``, ``"balanced"``, ``"balanced_low_0"``,
+        ``"sequential"``, or a device for each named module; `device` must then be ``"auto"``. Needs accelerate.
+    quantization : str, optional
+        ``"4bit"`` stores the LLM's linear layers as 4-bit NF4 numbers (bitsandbytes) and computes in `dtype`. Needs
+        bitsandbytes, accelerate and a CUDA device. Vision encoder and connector stay in `dtype`, so that visual
+        tokens are those of the full model, and with them similarities to a codebook; so do word embeddings and the
+        head that gives the logits.
     attn_implementation : str
         Attention of vision encoder and LLM; attention signals are available under any.
 
@@ -93,13 +109,17 @@ def load_model(
     UnsupportedModelError
         If nothing of that name is found, it cannot be read, or its family has no adapter.
     ParameterError
-        If the device or dtype is not one of those accepted.
+        If the device, dtype, device map or quantization is not one of those accepted, or needs what is missing here.
 
     Notes
     -----
     Weights are read from safetensors only and no code of a checkpoint is run.
+
+    A model in parts keeps its inputs where ``model.device`` says; each part's rows are moved where they are needed.
     """
+    _check_placement(device, device_map)
     device = _device(device)
+    _check_quantization(quantization, device)
     dtype = _dtype(dtype, device)
     source = _locate(name_or_path)
     try:
@@ -114,6 +134,7 @@ def load_model(
             attn_implementation=attn_implementation,
             use_safetensors=True,
             trust_remote_code=False,
+            **_placement(source, device, device_map, quantization, dtype),
         )
         processor = _processor(source, config["model_type"])
     except (OSError, ValueError, SafetensorError) as error:
@@ -121,7 +142,9 @@ def load_model(
     processor.tokenizer.padding_side = "left"
     if processor.tokenizer.pad_token is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
-    return model.to(device).eval(), processor
+    if device_map is None and quantization is None:
+        model = model.to(device)
+    return model.eval(), processor
 
 
 def _processor(source: str, model_type: str) -> Any:
@@ -183,6 +206,78 @@ def _device(device: str | torch.device) -> torch.device:
     except (RuntimeError, AssertionError, TypeError):
         raise ParameterError("device", device, "'auto', or a device that this machine has") from None
     return chosen
+
+
+def _check_placement(device: str | torch.device, device_map: Any) -> None:
+    """Raise where a device map is no such thing, is given beside a device, or lacks what it needs."""
+    if device_map is None:
+        return
+    if not isinstance(device_map, Mapping) and device_map not in _PLACEMENTS:
+        accepted = f"None, {', '.join(map(repr, _PLACEMENTS))}, or a mapping from modules to devices"
+        raise ParameterError("device_map", device_map, accepted)
+    if device != "auto":
+        raise ParameterError("device", device, "'auto' together with a device_map")
+    if find_spec("accelerate") is None:
+        raise ParameterError("device_map", device_map, "None where accelerate is not installed")
+
+
+def _check_quantization(quantization: str | None, device: torch.device) -> None:
+    """Raise where a quantization is not known, or lacks a package or the hardware."""
+    if quantization is None:
+        return
+    if quantization != "4bit":
+        raise ParameterError("quantization", quantization, "None or '4bit'")
+    missing = [name for name in ("accelerate", "bitsandbytes") if find_spec(name) is None]
+    if missing:
+        raise ParameterError(
+            "quantization",
+            quantization,
+            f"None where {' and '.join(missing)} is not installed (pip install 'rcblib[gpu]')",
+        )
+    if device.type != "cuda":
+        raise ParameterError(
+            "quantization", quantization, f"None on {device.type}; 4-bit needs a CUDA device"
+        )
+
+
+def _placement(
+    source: str, device: torch.device, device_map: Any, quantization: str | None, dtype: torch.dtype
+) -> dict[str, Any]:
+    """Return the arguments that place a model while it is read; none where it is read first and moved then."""
+    arguments = {} if device_map is None else {"device_map": device_map}
+    if quantization is None:
+        return arguments
+    with torch.device("meta"):
+        shape = AutoModelForImageTextToText.from_config(
+            AutoConfig.from_pretrained(source, trust_remote_code=False)
+        )
+    arguments.setdefault("device_map", {"": device})
+    return arguments | {"quantization_config": four_bit_config(shape, dtype)}
+
+
+def four_bit_config(model: Any, dtype: torch.dtype) -> BitsAndBytesConfig:
+    """Return how the linear layers of a model's LLM are stored as 4-bit numbers.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        The model, or its shape on the meta device.
+    dtype : torch.dtype
+        What products are computed in.
+
+    Notes
+    -----
+    Source: NF4 with quantized block constants, as QLoRA stores frozen weights. In transformers the setting
+    ``llm_int8_skip_modules`` names what stays as it is for 4-bit numbers too; giving it replaces the default, which
+    spares only the head and would quantize vision encoder and connector.
+    """
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=outside_llm(model),
+    )
 
 
 def _dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:

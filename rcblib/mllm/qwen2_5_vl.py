@@ -11,6 +11,7 @@ import transformers
 from transformers import AutoImageProcessor, AutoTokenizer
 
 from rcblib.mllm.base import Adapter
+from rcblib.mllm.placement import module_device
 from rcblib.records import EncodedImage, ParameterError, UnsupportedModelError, VisualView
 
 
@@ -68,7 +69,7 @@ class Qwen25VLAdapter(Adapter):
         if model_inputs.get("pixel_values_videos") is not None:
             raise UnsupportedModelError(f"video: the model's family, {self.family!r}, takes images only")
         pixels, grids = self._patches(model_inputs)
-        device = next(self.model.model.visual.parameters()).device
+        device = module_device(self.model.model.visual)
         output = self.model.get_image_features(
             pixel_values=pixels.to(device), image_grid_thw=grids.to(device), return_dict=True
         )
