@@ -390,6 +390,20 @@ def test_objects_are_those_of_each_picture(onevision):
         view_coverage(onevision[1], group, views[0], picture=2)
 
 
+# Real settings
+
+
+@pytest.mark.parametrize(("build", "n_base"), [(tiny.reduced_next, 576), (tiny.reduced_onevision, 729)])
+def test_families_with_their_real_settings_are_probed(build, n_base):
+    picture = tiny.random_images(1, (500, 375))[0]
+    table = probe(*build(), picture, positions=(0, 300), views=(0, 1), batch_size=2)
+    assert table["token"].tolist() == [0, 300, n_base, n_base + 300]
+    assert table["kind"].tolist() == ["image"] * 2 + ["tile"] * 2
+    assert np.isfinite(table[["top1_probability", "entropy", "influence", "attention_last_layer_0"]]).all(
+        None
+    )
+
+
 # Pictures
 
 
