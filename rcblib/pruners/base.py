@@ -60,7 +60,8 @@ class Pruner:
     context `generate` encodes the images once, keeps some tokens of each, cuts the placeholders of the
     prompt to match, and returns sequences as without pruning: the prompt as given, then the new tokens.
     Prompts without images pass through. The model is left as it was, also after an error. Retaining
-    everything, packed, gives the unpruned model's tokens.
+    everything, packed, gives the unpruned model's tokens; with a model that counts positions on several
+    axes only where they are ``"kept"``.
 
     Parameters
     ----------
@@ -70,7 +71,8 @@ class Pruner:
     position_ids : {"renumbered", "kept"}
         Positions of the shortened prompt: numbered anew, as the release does, or those that the tokens had in
         the full prompt, the answer continuing after it. With ``"flatten"`` the full prompt is the one that has all
-        tokens in that layout.
+        tokens in that layout. With a model that counts positions on several axes, ``"kept"`` keeps a token's position
+        on each; ``"renumbered"`` numbers all that is left one after the other, the same on every axis.
     layout : {"packed", "flatten"}
         How what survives of an image with tiles is read. ``"packed"``: in the model's own order, with every newline;
         padding is no token and is never kept. ``"flatten"``, as in the release: tile after tile, tokens of padding
