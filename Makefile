@@ -3,7 +3,7 @@
 #
 # PYTHON    interpreter that makes the environment    (python3)
 # RCB_VENV  folder of the environment                 (.venv)
-# CORES     cores that the experiments may use        (2)
+# CORES     cores that experiments and checks may use (2)
 
 PYTHON ?= python3
 RCB_VENV ?= .venv
@@ -23,7 +23,7 @@ book: $(STAMP)
 	@echo "book/_build/html/index.html"
 
 test: $(STAMP) lint
-	python -m pytest
+	OMP_NUM_THREADS=1 python -m pytest -n $(CORES) --dist loadfile
 
 lint: $(STAMP)
 	ruff check .
