@@ -326,6 +326,18 @@ def test_retaining_everything_equals_the_unpruned_model(adapter, batch, settings
     assert torch.equal(generate(adapter, batch, **settings), expected)
 
 
+def test_retaining_everything_gives_the_same_logits(exact, images):
+    """Tokens could be equal by chance; logits of every step are not."""
+    inputs = dict(exact.processor(text=PROMPTS, images=images, return_tensors="pt", padding=True))
+    settings = {"return_dict_in_generate": True, "output_logits": True}
+    pruner = RandomPruner(retain_ratio=1.0, seed=0, position_ids="kept")
+    pruned, plain = generate(exact, inputs, pruner, **settings), generate(exact, inputs, **settings)
+    assert torch.equal(pruned.sequences, plain.sequences)
+    torch.testing.assert_close(torch.stack(pruned.logits), torch.stack(plain.logits), rtol=0, atol=1e-5)
+    renumbered = generate(exact, inputs, RandomPruner(retain_ratio=1.0, seed=0), **settings)
+    assert (renumbered.logits[0][:2] - plain.logits[0][:2]).abs().amax(-1).min() > 1e-2
+
+
 def test_a_codebook_keeps_what_is_unlike_its_prototypes(adapter, batch, images):
     """Without a rule of the release for the family, any is taken as it is."""
     tokens = [image.tokens for image in adapter.encode(images)]
