@@ -122,11 +122,7 @@ def load_model(
     _check_quantization(quantization, device)
     dtype = _dtype(dtype, device)
     source = _locate(name_or_path)
-    try:
-        config, _ = PreTrainedConfig.get_config_dict(source)
-    except (OSError, ValueError) as error:
-        raise _unreadable(name_or_path, error) from error
-    _adapter_class(config.get("model_type"))
+    config = _read_config(source, name_or_path)
     try:
         model = AutoModelForImageTextToText.from_pretrained(
             source,
@@ -182,6 +178,29 @@ def _locate(name_or_path: str | Path) -> str:
         f"model: got {str(name_or_path)!r}; accepted: an embedded model "
         f"({', '.join(embedded) or 'none here'}), a folder, or a Hugging Face id (owner/name)"
     )
+
+
+def model_source(name_or_path: str | Path) -> str:
+    """Return the folder or Hugging Face id of a model that `load_model` would take.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If nothing of that name is found, its config cannot be read, or its family has no adapter.
+    """
+    source = _locate(name_or_path)
+    _read_config(source, name_or_path)
+    return source
+
+
+def _read_config(source: str, name_or_path: str | Path) -> dict[str, Any]:
+    """Read a model's config, of a family that has an adapter."""
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(source)
+    except (OSError, ValueError) as error:
+        raise _unreadable(name_or_path, error) from error
+    _adapter_class(config.get("model_type"))
+    return config
 
 
 def _adapter_class(model_type: str | None) -> type[Adapter]:
