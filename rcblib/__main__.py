@@ -121,6 +121,15 @@ def _parser() -> argparse.ArgumentParser:
         "models", help="list the embedded models and the families that are supported"
     )
     models.set_defaults(run=_models)
+    memory = commands.add_parser("memory", help="compute the memory that a model needs, without loading it")
+    memory.add_argument("--model", required=True, help="an embedded model, a folder, or a Hugging Face id")
+    memory.add_argument("--height", type=int, default=480, help="of a picture, in pixels (default: 480)")
+    memory.add_argument("--width", type=int, default=640, help="of a picture, in pixels (default: 640)")
+    memory.add_argument("--batch-size", type=int, default=1)
+    memory.add_argument(
+        "--retain-ratio", type=float, default=1.0, help="share of visual tokens kept (default: 1)"
+    )
+    memory.set_defaults(run=_memory)
     commands.add_parser("train", help="train an embedded model (see `train --help`)", add_help=False)
     info = commands.add_parser("info", help="say which versions, hardware, models and codebooks are here")
     info.set_defaults(run=_info)
@@ -290,6 +299,29 @@ def _models(options: argparse.Namespace) -> None:
         n_bytes = sum(path.stat().st_size for path in folder.glob("*") if path.is_file())
         print(f"{name}: {folder}, {n_bytes / 1e6:.1f} MB")
     print(f"supported model types, from a folder or the Hugging Face Hub: {', '.join(ADAPTERS)}")
+
+
+def _memory(options: argparse.Namespace) -> None:
+    from rcblib.footprint import GIB, STORAGES, ModelShape, generation, probing
+    from rcblib.geometry import check_integer
+    from rcblib.mllm.checkpoints import empty_model, picture_rows
+
+    for name in ("height", "width", "batch_size"):
+        check_integer(name, getattr(options, name), 1)
+    model = empty_model(options.model)
+    shape = ModelShape.from_model(model)
+    n_grids, n_rows = picture_rows(model, options.height, options.width)
+    print(f"{shape.n_parameters / 1e9:.3f} billion parameters; a picture: {n_grids} grids, {n_rows} rows")
+    print(f"{'GiB':24}{'weights':>10}{'cache':>10}{'activations':>14}{'all':>10}")
+    common = {"n_grids": n_grids, "batch_size": options.batch_size}
+    for storage in STORAGES:
+        jobs = {
+            "probe": probing(shape, storage, n_rows, **common),
+            "generate": generation(shape, storage, n_rows, retain_ratio=options.retain_ratio, **common),
+        }
+        for job, need in jobs.items():
+            sizes = [size / GIB for size in (need.weights, need.cache, need.activations, need.total)]
+            print(f"{storage + ', ' + job:24}" + "{:10.2f}{:10.2f}{:14.2f}{:10.2f}".format(*sizes))
 
 
 def _info(options: argparse.Namespace) -> None:

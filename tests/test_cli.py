@@ -14,7 +14,7 @@ from rcblib.datasets import CocoDataset
 from rcblib.probe import read_probe
 from rcblib.training import recipe
 
-COMMANDS = ["probe", "codebook", "evaluate", "scenes", "models", "train", "info"]
+COMMANDS = ["probe", "codebook", "evaluate", "scenes", "models", "memory", "train", "info"]
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +140,15 @@ def test_models_and_info_list_what_is_here(capsys):
     assert "llava-onevision-7b" in out
 
 
+def test_memory_is_computed_for_checkpoints_and_folders(model, capsys):
+    assert main(["memory", "--model", "llava-hf/llava-1.5-7b-hf"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("7.063 billion parameters; a picture: 1 grids, 576 rows")
+    assert "half, generate" in out
+    assert main(["memory", "--model", model, "--retain-ratio", "0.5"]) == 0
+    assert "36 rows" in capsys.readouterr().out
+
+
 def test_train_hands_its_options_to_the_recipe(monkeypatch):
     given = []
     monkeypatch.setattr(recipe, "main", given.extend)
@@ -199,6 +208,18 @@ def test_wrong_inputs_of_probe(model, photos, options, message, tmp_path, capsys
     line = failure(["probe", *(part for pair in options.items() for part in pair)], capsys)
     assert message in line
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model", "no-such-model"], "model: got 'no-such-model'"),
+        (["--height", "0"], "height: got 0"),
+        (["--batch-size", "0"], "batch_size: got 0"),
+    ],
+)
+def test_wrong_inputs_of_memory(model, options, message, capsys):
+    assert message in failure(["memory", "--model", model, *options], capsys)
 
 
 def test_empty_folders_and_broken_images(model, tmp_path, capsys):

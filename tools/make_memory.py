@@ -1,0 +1,210 @@
+"""Write the tables of the page on memory: what each checkpoint takes, what fits on which card, and a check.
+
+All numbers come from `rcblib.footprint` at every build; the page ``book/memory.md`` includes the tables from
+``book/_build/memory/``.
+
+    python tools/make_memory.py
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForImageTextToText
+
+ROOT = Path(__file__).resolve().parents[1]
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+from rcblib.footprint import (  # noqa: E402
+    CARDS,
+    GIB,
+    RESERVE,
+    STORAGES,
+    Footprint,
+    ModelShape,
+    cache_bytes,
+    generation,
+    largest_batch,
+    measured_peak,
+    prefill_bytes,
+    probing,
+    weight_bytes,
+)
+from rcblib.mllm import adapter_for  # noqa: E402
+from rcblib.mllm.checkpoints import CHECKPOINTS, checkpoint_config, empty_model, picture_rows  # noqa: E402
+
+HEIGHT, WIDTH = 480, 640
+"""The picture of all tables, in pixels: a common size of COCO's photos."""
+
+N_TEXT, N_NEW, LIMIT = 64, 64, 256
+STORAGE_NAMES = {"float32": "float32", "half": "16 bit", "4bit": "4 bit"}
+MEMORIES = (16, 32, 64)
+"""Main memories of computers without a card, in GiB."""
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Write a Markdown table; the first column is text, the others are set to the right."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) + "\n"
+
+
+def gib(n_bytes: float) -> str:
+    """Write bytes as GiB with one digit."""
+    return f"{n_bytes / GIB:.1f}"
+
+
+def short(name: str) -> str:
+    """Return a checkpoint's name without its owner, as code."""
+    return f"`{name.partition('/')[2]}`"
+
+
+class Jobs:
+    """Hold a checkpoint's shape, and compute its jobs on the tables' picture."""
+
+    def __init__(self, name: str):
+        model = empty_model(name)
+        self.shape = ModelShape.from_model(model)
+        self.n_grids, self.n_visual = picture_rows(model, HEIGHT, WIDTH)
+
+    def probing(self, storage: str, batch_size: int, attention: bool = False) -> Footprint:
+        """Return the memory of probing the picture."""
+        return probing(
+            self.shape, storage, self.n_visual, n_grids=self.n_grids, n_text=N_TEXT, batch_size=batch_size,
+            attention=attention,
+        )  # fmt: skip
+
+    def generation(self, storage: str, batch_size: int, retain_ratio: float = 1.0) -> Footprint:
+        """Return the memory of answering questions about the picture."""
+        return generation(
+            self.shape, storage, self.n_visual, n_grids=self.n_grids, n_text=N_TEXT, n_new=N_NEW,
+            batch_size=batch_size, retain_ratio=retain_ratio,
+        )  # fmt: skip
+
+
+def parts_table(jobs: dict[str, Jobs]) -> str:
+    """Write parameters by part and weights by storage."""
+    rows = []
+    for name, job in jobs.items():
+        parts = job.shape.parameters
+        words = parts["embeddings"] + parts["head"]
+        counts = [
+            parts["vision"],
+            parts["connector"],
+            words,
+            parts["layers"] + parts["rest"],
+            job.shape.n_parameters,
+        ]
+        weights = [gib(sum(weight_bytes(job.shape, storage).values())) for storage in STORAGES]
+        rows.append([short(name), *(f"{n / 1e9:.2f}" for n in counts), *weights])
+    header = ["model", "vision", "connector", "words", "layers", "all", *STORAGE_NAMES.values()]
+    return table(header, rows)
+
+
+def prompts_table(jobs: dict[str, Jobs]) -> str:
+    """Write what a picture takes: grids, rows, key-value cache, activations, attention maps."""
+    rows = []
+    for name, job in jobs.items():
+        n_tokens = job.n_visual + N_TEXT
+        maps = job.probing("half", 1, attention=True).activations
+        rows.append([
+            short(name), job.n_grids, job.n_visual, f"{cache_bytes(job.shape, 'half') / 2**10:.0f}",
+            f"{cache_bytes(job.shape, 'half', n_tokens + N_NEW) / 2**20:.0f}",
+            f"{prefill_bytes(job.shape, 'half', n_tokens) / 2**20:.0f}", f"{maps / 2**20:.0f}",
+        ])  # fmt: skip
+    header = [
+        "model", "grids", "rows", "cache of a token (KiB)", "cache (MiB)", "activations (MiB)", "with attention (MiB)"
+    ]  # fmt: skip
+    return table(header, rows)
+
+
+def cards_table(jobs: dict[str, Jobs]) -> str:
+    """Write the largest batch of each job on each card, for 16-bit and 4-bit weights."""
+    rows = []
+    for name, job in jobs.items():
+        for storage in ("half", "4bit"):
+            for title, run in {
+                "probe": job.probing,
+                "generate": job.generation,
+                "generate, 25 % kept": lambda storage, n, job=job: job.generation(storage, n, 0.25),
+            }.items():
+                fits = [
+                    largest_batch(lambda n, run=run, s=storage: run(s, n), memory - RESERVE, LIMIT)
+                    for memory in CARDS.values()
+                ]
+                cells = ["–" if n == 0 else f"≥ {n}" if n == LIMIT else n for n in fits]
+                rows.append([short(name), STORAGE_NAMES[storage], title, *cells])
+    return table(["model", "weights", "job", *CARDS], rows)
+
+
+def processors_table(jobs: dict[str, Jobs]) -> str:
+    """Write what jobs take on a CPU, in float32 and one at a time, and which main memory that fits."""
+    rows = []
+    for name, job in jobs.items():
+        needs = [job.probing("float32", 1).total, job.generation("float32", 1).total]
+        enough = [next((f"{m} GiB" for m in MEMORIES if n + RESERVE <= m * GIB), "more") for n in needs]
+        rows.append([short(name), gib(needs[0]), enough[0], gib(needs[1]), enough[1]])
+    return table(["model", "probe (GiB)", "fits in", "generate (GiB)", "fits in"], rows)
+
+
+def check_table() -> str:
+    """Measure weights, cache and activations of narrow models on the CPU, beside what is computed."""
+    rows = []
+    for name in CHECKPOINTS:
+        config = checkpoint_config(name)
+        text, vision = config.text_config, config.vision_config
+        ratio, n_shared = text.hidden_size / 256, text.num_attention_heads // text.num_key_value_heads
+        text.intermediate_size = round(text.intermediate_size / ratio)
+        text.hidden_size, text.num_hidden_layers, text.head_dim = 256, 3, 64
+        text.num_attention_heads, text.num_key_value_heads = 4, max(4 // n_shared, 1)
+        vision.hidden_size, vision.intermediate_size = 64, 256
+        vision.num_attention_heads, vision.num_hidden_layers = 2, 2
+        torch.manual_seed(0)
+        model = AutoModelForImageTextToText.from_config(config).eval()
+        shape, adapter = ModelShape.from_model(model), adapter_for(model)
+        visual = torch.randn(4, 400, shape.d_model)
+
+        @torch.no_grad()
+        def read(adapter=adapter, visual=visual):
+            given = visual.clone()
+            return adapter._next_token_logits([torch.cat([row]) for row in given])
+
+        with torch.no_grad():
+            cache = model(inputs_embeds=visual, use_cache=True).past_key_values
+        pairs = [
+            (sum(weight_bytes(shape, "float32").values()), sum(p.nbytes for p in model.parameters())),
+            (
+                cache_bytes(shape, "float32", 400, 4),
+                sum(x.keys.nbytes + x.values.nbytes for x in cache.layers),
+            ),
+            (prefill_bytes(shape, "float32", 400, 4), measured_peak(read)),
+        ]
+        cells = [f"{computed / 2**20:.2f} / {measured / 2**20:.2f}" for computed, measured in pairs]
+        rows.append([short(name), *cells, f"{100 * (pairs[2][0] / pairs[2][1] - 1):+.1f} %"])
+    return table(["narrow model of", "weights", "cache", "activations", "activations, difference"], rows)
+
+
+def main() -> int:
+    """Write the tables; files whose text stays the same are left alone, so that Sphinx skips them."""
+    jobs = {name: Jobs(name) for name in CHECKPOINTS}
+    tables = {
+        "parts": parts_table(jobs),
+        "prompts": prompts_table(jobs),
+        "cards": cards_table(jobs),
+        "processors": processors_table(jobs),
+        "check": check_table(),
+    }
+    folder = ROOT / "book" / "_build" / "memory"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in tables.items():
+        path = folder / f"{name}.md"
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            path.write_text(text, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
