@@ -311,17 +311,18 @@ def _memory(options: argparse.Namespace) -> None:
     model = empty_model(options.model)
     shape = ModelShape.from_model(model)
     n_grids, n_rows = picture_rows(model, options.height, options.width)
-    print(f"{shape.n_parameters / 1e9:.3f} billion parameters; a picture: {n_grids} grids, {n_rows} rows")
-    print(f"{'GiB':24}{'weights':>10}{'cache':>10}{'activations':>14}{'all':>10}")
     common = {"n_grids": n_grids, "batch_size": options.batch_size}
+    needs = {}
     for storage in STORAGES:
-        jobs = {
-            "probe": probing(shape, storage, n_rows, **common),
-            "generate": generation(shape, storage, n_rows, retain_ratio=options.retain_ratio, **common),
-        }
-        for job, need in jobs.items():
-            sizes = [size / GIB for size in (need.weights, need.cache, need.activations, need.total)]
-            print(f"{storage + ', ' + job:24}" + "{:10.2f}{:10.2f}{:14.2f}{:10.2f}".format(*sizes))
+        needs[f"{storage}, probe"] = probing(shape, storage, n_rows, **common)
+        needs[f"{storage}, generate"] = generation(
+            shape, storage, n_rows, retain_ratio=options.retain_ratio, **common
+        )
+    print(f"{shape.n_parameters / 1e9:.3f} billion parameters; grids of a picture: {n_grids}, rows: {n_rows}")
+    print(f"{'GiB':24}{'weights':>10}{'cache':>10}{'activations':>14}{'all':>10}")
+    for job, need in needs.items():
+        sizes = [size / GIB for size in (need.weights, need.cache, need.activations, need.total)]
+        print(f"{job:24}" + "{:10.2f}{:10.2f}{:14.2f}{:10.2f}".format(*sizes))
 
 
 def _info(options: argparse.Namespace) -> None:

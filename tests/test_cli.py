@@ -143,10 +143,10 @@ def test_models_and_info_list_what_is_here(capsys):
 def test_memory_is_computed_for_checkpoints_and_folders(model, capsys):
     assert main(["memory", "--model", "llava-hf/llava-1.5-7b-hf"]) == 0
     out = capsys.readouterr().out
-    assert out.startswith("7.063 billion parameters; a picture: 1 grids, 576 rows")
+    assert out.startswith("7.063 billion parameters; grids of a picture: 1, rows: 576")
     assert "half, generate" in out
     assert main(["memory", "--model", model, "--retain-ratio", "0.5"]) == 0
-    assert "36 rows" in capsys.readouterr().out
+    assert "rows: 36" in capsys.readouterr().out
 
 
 def test_train_hands_its_options_to_the_recipe(monkeypatch):
@@ -216,6 +216,7 @@ def test_wrong_inputs_of_probe(model, photos, options, message, tmp_path, capsys
         (["--model", "no-such-model"], "model: got 'no-such-model'"),
         (["--height", "0"], "height: got 0"),
         (["--batch-size", "0"], "batch_size: got 0"),
+        (["--retain-ratio", "0"], "retain_ratio: got 0"),
     ],
 )
 def test_wrong_inputs_of_memory(model, options, message, capsys):
