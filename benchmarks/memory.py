@@ -96,9 +96,9 @@ def main() -> None:
     adapter = adapter_for(model)
     inputs = pictures(model, options.height, options.width, n_grids)
     image = adapter.encode_pixels(inputs)[0]
-    view = max(image.views, key=lambda view: view.n_tokens)
+    place = max(range(len(image.views)), key=lambda i: image.views[i].n_tokens)
+    view = image.views[place]
     text = adapter._embed([5] * options.text)
-    place = image.views.index(view)
 
     @torch.no_grad()
     def probe() -> torch.Tensor:

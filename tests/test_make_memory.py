@@ -1,0 +1,71 @@
+"""Check the tables on memory, and that the benchmark writes computed and measured sizes side by side."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import tiny
+
+from rcblib.mllm.checkpoints import CHECKPOINTS
+from rcblib.runs import read_json
+from tools import make_memory
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def cells(text):
+    """Return the cells of a Markdown table, header first, without the rule below it."""
+    rows = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in text.splitlines()]
+    return [rows[0], *rows[2:]]
+
+
+def test_tables_are_written_in_markdown():
+    assert make_memory.table(["a", "b"], [["x", 1]]) == "| a | b |\n| --- | ---: |\n| x | 1 |\n"
+    assert make_memory.gib(3 * 2**29) == "1.5"
+
+
+def test_a_t4_holds_7b_in_4_bit():
+    jobs = {CHECKPOINTS[0]: make_memory.Jobs(CHECKPOINTS[0])}
+    header, *rows = cells(make_memory.cards_table(jobs))
+    assert header[3] == "T4 16 GB"
+    fits = {(row[1], row[2]): row[3] for row in rows}
+    assert fits["16 bit", "generate"] == "–"
+    assert int(fits["4 bit", "generate"]) >= 8
+    assert int(fits["4 bit", "probe"]) >= 32
+    (_, parts) = cells(make_memory.parts_table(jobs))
+    assert parts[0] == "`llava-1.5-7b-hf`" and parts[5] == "7.06"
+
+
+def test_every_table_is_included_in_the_page():
+    page = (REPOSITORY / "book" / "memory.md").read_text(encoding="utf-8")
+    for name in ("parts", "prompts", "cards", "processors", "check"):
+        assert f"```{{include}} _build/memory/{name}.md\n```" in page
+
+
+def test_the_benchmark_records_sizes_and_provenance(tmp_path):
+    tiny.save(tmp_path / "model", *tiny.tiny_next())
+    command = [sys.executable, "benchmarks/memory.py", "--model", str(tmp_path / "model"), "--random"]
+    command += [
+        "--height",
+        "40",
+        "--width",
+        "90",
+        "--text",
+        "8",
+        "--new",
+        "2",
+        "--output",
+        str(tmp_path / "o.json"),
+    ]
+    subprocess.run(
+        command,
+        cwd=REPOSITORY,
+        check=True,
+        capture_output=True,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+    )
+    results = read_json(tmp_path / "o.json")
+    assert {"torch", "gpu", "git_commit"} <= set(results["provenance"])
+    assert set(results["bytes"]) == {"weights", "encode", "probe", "generate"}
+    assert all(entry["measured"] > 0 < entry["computed"] for entry in results["bytes"].values())
