@@ -297,17 +297,22 @@ class _Session:
         rows, ids, positions, start, n_before = [], [], [], 0, 0
         for place, image, own in zip(prompt.places, images, kept, strict=True):
             own_rows, own_positions = self.adapter.gather(image, own)
+            offsets, n_positions = self.adapter.row_positions(image)
             rows.append(own_rows)
             n_text = place - start
             ids += [
                 torch.tensor(prompt.ids[start:place], dtype=torch.long),
                 torch.full((len(own_rows),), self.adapter.image_token_id),
             ]
-            positions += [torch.arange(n_before, n_before + n_text), own_positions + n_before + n_text]
-            n_before += n_text + self.adapter.n_placeholders(image)
+            text = torch.arange(n_before, n_before + n_text).expand(len(offsets), -1)
+            positions += [text, offsets[:, own_positions] + n_before + n_text]
+            n_before += n_text + n_positions
             start = place + 1
         rest = torch.tensor(prompt.ids[start:], dtype=torch.long)
-        ids, positions = torch.cat([*ids, rest]), torch.cat([*positions, torch.arange(len(rest)) + n_before])
+        last = (torch.arange(len(rest)) + n_before).expand(len(positions[-1]), -1)
+        ids, positions = torch.cat([*ids, rest]), torch.cat([*positions, last], dim=1)
+        if pruner is not None and pruner.position_ids == "renumbered":
+            positions = torch.arange(len(ids)).expand(len(positions), -1)
         return _Input(rows, ids, positions, sum(counts), sum(map(len, rows)))
 
     def model_inputs(self, batch: Sequence[_Input], pruner: Pruner | None) -> dict[str, Any]:
@@ -318,14 +323,18 @@ class _Session:
             "input_ids": torch.full((len(batch), longest), padding),
             "attention_mask": torch.zeros(len(batch), longest, dtype=torch.long),
         }
-        if pruner is not None and pruner.position_ids == "kept":
-            inputs["position_ids"] = torch.zeros(len(batch), longest, dtype=torch.long)
+        n_axes = len(batch[0].positions)
+        # On one axis `generate` numbers rows one after the other by itself.
+        position_ids = torch.zeros(n_axes, len(batch), longest, dtype=torch.long)
         for i, entry in enumerate(batch):
             start = longest - len(entry.ids)
             inputs["input_ids"][i, start:] = entry.ids
             inputs["attention_mask"][i, start:] = 1
-            if "position_ids" in inputs:
-                inputs["position_ids"][i, start:] = entry.positions
+            position_ids[:, i, start:] = entry.positions
+        if n_axes > 1:
+            inputs["position_ids"] = position_ids
+        elif pruner is not None and pruner.position_ids == "kept":
+            inputs["position_ids"] = position_ids[0]
         inputs = {name: column.to(self.model.device) for name, column in inputs.items()}
         rows = [own for entry in batch for own in entry.rows]
         return inputs | self.adapter.generation_inputs(rows)
@@ -416,7 +425,7 @@ class _Session:
 
 @dataclass(frozen=True)
 class _Input:
-    """Hold one question's pruned prompt: rows of each image, token ids, and their positions in the full prompt."""
+    """Hold one question's pruned prompt: rows of each image, token ids, and positions, ``(n_axes, n_rows)``."""
 
     rows: list[torch.Tensor]
     ids: torch.Tensor
@@ -649,7 +658,7 @@ def _measure(session: _Session, index: int, pruner: Pruner | None) -> dict[str, 
         mask = torch.cat([mask, mask[:, -1:]], dim=1)
         place = {}
         if "position_ids" in inputs:
-            place["position_ids"] = inputs["position_ids"][:, -1:] + 1 + n_new
+            place["position_ids"] = inputs["position_ids"][..., -1:] + 1 + n_new
         output = model(
             input_ids=output.logits[:, -1].argmax(-1, keepdim=True),
             attention_mask=mask,

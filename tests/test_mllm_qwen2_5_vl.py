@@ -15,11 +15,12 @@ from transformers import (
 )
 
 from rcblib.codebook import Codebook
+from rcblib.evaluate import evaluate
 from rcblib.mllm import adapter_for, load_model
 from rcblib.mllm.qwen2_5_vl import Qwen2_5_VLProcessor
 from rcblib.probe import probe
 from rcblib.pruners import CodebookPruner, RandomPruner
-from rcblib.records import ONE_WORD_QUESTION, ParameterError, UnsupportedModelError
+from rcblib.records import ONE_WORD_QUESTION, ParameterError, Question, Sample, UnsupportedModelError
 from rcblib.scoring import keep_indices, redundancy_scores
 
 TEMPLATE = (
@@ -416,6 +417,21 @@ def test_pruning_leaves_nothing_behind(adapter, batch, images):
         with torch.no_grad():
             logits = adapter.model(**single).logits[0, -1]
         assert int(logits.argmax()) == int(expected[0, single["input_ids"].shape[1]])
+
+
+@pytest.mark.parametrize("position_ids", [None, "kept", "renumbered"])
+def test_an_evaluation_answers_as_generate_does(adapter, images, position_ids):
+    texts = ["What does this image show ?", "Is there a red bird ?", "Describe the image"]
+    samples = [Sample(i, lambda image=image: image, *image.size) for i, image in enumerate(images)]
+    questions = [Question(i, "one_word", text, "cat") for i, text in enumerate(texts)]
+    pruner = position_ids and RandomPruner(retain_ratio=0.5, seed=4, position_ids=position_ids)
+    prompts = [adapter.prompt(text) for text in texts]
+    inputs = dict(adapter.processor(text=prompts, images=images, return_tensors="pt", padding=True))
+    output = generate(adapter, inputs, pruner)[:, inputs["input_ids"].shape[1] :]
+    expected = adapter.processor.tokenizer.batch_decode(output, skip_special_tokens=True)
+    frame = evaluate(adapter.model, adapter.processor, questions, samples, pruner, max_new_tokens=6)
+    assert frame["prediction"].tolist() == [text.strip() for text in expected]
+    assert frame["n_visual_tokens"].tolist() == [8, 5, 9]
 
 
 def test_half_precision_retains_everything_too(images):
