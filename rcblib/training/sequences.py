@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch.utils.data import Dataset
@@ -10,6 +12,7 @@ from rcblib.records import ParameterError, Question
 from rcblib.scenes.choices import NUMBER_WORDS, draw_options, multiple_choice, read_options
 from rcblib.scenes.generator import Scene, SceneConfig, generate_scene
 from rcblib.scenes.groups import IMAGE_NAMES, generate_group, group_questions
+from rcblib.scenes.questions import captions, position_words
 from rcblib.scenes.video import DIRECTIONS, generate_video, video_questions
 from rcblib.scenes.vocabulary import CATEGORIES, COLOR_NAMES, COUNT_WORDS, DIGITS, POSITION_WORDS
 from rcblib.training.language import FORMS, N_YES_NO_PAIRS, QUESTION_MIX, Packer, training_questions
@@ -60,6 +63,36 @@ def practice_question(image_id: int, rng: np.random.Generator) -> Question:
     return Question(image_id, "practice", text, letter)
 
 
+def description_question(
+    image_id: int, scenes: Sequence[Scene], form: str, rng: np.random.Generator
+) -> Question:
+    """Ask what one image of several, or one frame of a video, shows; the answer names its objects."""
+    k = int(rng.integers(len(scenes)))
+    name = _frame_name(k, len(scenes)) if form == "video" else IMAGE_NAMES[k]
+    scene = scenes[k]
+    caption = captions(scene.objects, scene.background)[0] if scene.objects else "none."
+    return Question(image_id, "describe", f"Describe {name}.", caption)
+
+
+def place_questions(image_id: int, frames: Sequence[Scene], rng: np.random.Generator) -> list[Question]:
+    """Ask where an object is in the first and in the last frame, as far as it is there and away from dividing lines."""
+    names = sorted({item.category for frame in (frames[0], frames[-1]) for item in frame.objects})
+    name = names[rng.integers(len(names))]
+    asked = []
+    for k in (0, len(frames) - 1):
+        frame = frames[k]
+        for item in frame.objects:
+            words = position_words(item.center, frame.width, frame.height) if item.category == name else None
+            if words:
+                text = f"Where is the {name} in {_frame_name(k, len(frames))}?"
+                asked.append(Question(image_id, "place", text, words))
+    return asked
+
+
+def _frame_name(k: int, n_frames: int) -> str:
+    return {0: "the first frame", n_frames - 1: "the last frame"}.get(k, f"frame {NUMBER_WORDS[k + 1]}")
+
+
 class SequenceBatches(Dataset):
     """Draw the batch of step *k*: pictures of one form and number, and their packed questions.
 
@@ -78,6 +111,8 @@ class SequenceBatches(Dataset):
         Forms of the steps in turn, from `FORMS`.
     symbolic : bool
         Whether the LLM is shown symbols in place of pixels.
+    n_described : int
+        Pictures of a group or video that are also to be described in words.
     split : str
         Of handwriting and photographs.
     """
@@ -90,12 +125,14 @@ class SequenceBatches(Dataset):
         n_side: int,
         forms: tuple[str, ...],
         symbolic: bool,
+        n_described: int = 0,
         split: str = "train",
     ):
         if not forms or set(forms) - set(FORMS):
             raise ParameterError("forms", forms, f"some of {', '.join(FORMS)}")
         self.packer, self.seed, self.batch_size, self.n_side = packer, seed, batch_size, n_side
         self.forms, self.symbolic, self.split = forms, symbolic, split
+        self.n_described = n_described
 
     def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
         form = self.forms[step % len(self.forms)]
@@ -134,5 +171,8 @@ class SequenceBatches(Dataset):
                 pictures, found = video.frames, video_questions(video, rng)
             asked = [found[i] for i in rng.permutation(len(found))[:N_CHOICES]]
             asked += [open_question(question) for question in asked if rng.random() < OPEN_SHARE]
+            asked += [description_question(index, pictures, form, rng) for _ in range(self.n_described)]
+            if form == "video" and self.n_described:
+                asked += place_questions(index, pictures, rng)
         asked.append(practice_question(index, rng))
         return pictures, [asked[i] for i in rng.permutation(len(asked))]
