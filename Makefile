@@ -41,6 +41,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || { echo "making $(RCB_VENV) with $(PYTHON)"; $(PYTHON) -m venv $(RCB_VENV); }
 	@python -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer needed, {sys.executable} is {sys.version.split()[0]}")'
 	python -m pip install --no-compile --progress-bar off -c constraints.txt -e '.[all]'
+	python -m pip install --no-compile --progress-bar off -c constraints.txt --no-deps lmms-eval
 	@touch $@
 
 clean:

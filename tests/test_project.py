@@ -64,8 +64,8 @@ def satisfies(version, ranges):
     return True
 
 
-HARDWARE_EXTRAS = {"gpu"}
-"""Extras that need hardware which the build does without; `all` leaves them out."""
+HARDWARE_EXTRAS = {"gpu", "lmms"}
+"""Extras that need hardware, or serve what needs it, which the build does without; `all` leaves them out."""
 
 
 def direct_requirements(without=()):
@@ -177,7 +177,9 @@ def imported_packages(folder):
 
 def test_the_library_imports_declared_packages_only():
     extras = PROJECT["optional-dependencies"]
-    declared = set(requirements([*PROJECT["dependencies"], *extras["notebooks"], *extras["video"]]))
+    declared = set(
+        requirements([*PROJECT["dependencies"], *extras["notebooks"], *extras["video"], *extras["lmms"]])
+    )
     distributions = packages_distributions()
     for package, path in imported_packages("rcblib").items():
         if package == "rcblib" or package in sys.stdlib_module_names:
@@ -280,17 +282,15 @@ def test_source_notebooks_carry_no_outputs():
 
 
 def test_the_workflow_lists_every_notebook():
-    listed = [
-        notebook.name for notebook in read_notebook_list(REPOSITORY / "workflow/notebooks.yml").notebooks
-    ]
-    assert sorted(listed) == [path.stem for path in NOTEBOOKS]
+    runs = read_notebook_list(REPOSITORY / "workflow/notebooks.yml").notebooks
+    assert sorted({run.name for run in runs}) == [path.stem for path in NOTEBOOKS]
 
 
 def test_expectations_belong_to_notebooks():
-    listed = {
-        notebook.name for notebook in read_notebook_list(REPOSITORY / "workflow/notebooks.yml").notebooks
-    }
-    assert {path.stem for path in (REPOSITORY / "data/expected").glob("*.json")} <= listed
+    runs = read_notebook_list(REPOSITORY / "workflow/notebooks.yml").notebooks
+    folder = REPOSITORY / "data/expected"
+    found = {Path("results") / path.relative_to(folder) for path in folder.rglob("*.json")}
+    assert found <= {Path(run.results) for run in runs}
 
 
 def test_the_table_of_contents_names_pages_that_exist():

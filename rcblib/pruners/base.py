@@ -6,7 +6,7 @@ import copy
 import functools
 import itertools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -118,6 +118,7 @@ class Pruner:
     n_tokens: list[int] = field(default_factory=list, init=False, repr=False, compare=False)
     n_retained: list[int] = field(default_factory=list, init=False, repr=False, compare=False)
     _entered: bool = field(default=False, init=False, repr=False, compare=False)
+    _image_indices: tuple[int, ...] | None = field(default=None, init=False, repr=False, compare=False)
 
     needs_cls_similarity: ClassVar[bool] = False
     needs_cls_attention: ClassVar[bool] = False
@@ -218,7 +219,9 @@ class Pruner:
         return _by_view(image.views, chosen[0]) if together else chosen
 
     @contextmanager
-    def __call__(self, model: Any, processor: Any = None) -> Iterator[Pruner]:
+    def __call__(
+        self, model: Any, processor: Any = None, *, image_indices: Sequence[int] | None = None
+    ) -> Iterator[Pruner]:
         """Prune what `model` generates inside the ``with`` block.
 
         Parameters
@@ -227,6 +230,10 @@ class Pruner:
             A model of a supported family.
         processor : transformers.ProcessorMixin, optional
             Handed to methods that need it.
+        image_indices : sequence of int, optional
+            Number of each image and video of the context, in prompt order, as methods see it
+            (`PruningContext.image_index`); by default 0, 1, 2, … Numbers that go with the images make a random choice
+            independent of how a run is cut into contexts and processes.
 
         Yields
         ------
@@ -238,7 +245,8 @@ class Pruner:
         UnsupportedModelError
             If the family has no adapter.
         ParameterError
-            If the model, or this pruner, is already inside a pruner's context, or the method does not fit.
+            If the model, or this pruner, is already inside a pruner's context, or the method does not fit. Inside the
+            context, if there are more images than `image_indices`.
         """
         adapter = adapter_for(model, processor)
         self.check(adapter)
@@ -255,6 +263,7 @@ class Pruner:
         generate.pruner = self
         own = vars(model).get("generate")
         self.kept, self.kept_by_view, self.n_tokens, self.n_retained = [], [], [], []
+        self._image_indices = None if image_indices is None else tuple(image_indices)
         self._entered = True
         model.generate = generate
         try:
@@ -314,7 +323,7 @@ class Pruner:
             prompt.rename(token_id, adapter.image_token_id)
         rows = []
         for places, image in sorted(spans, key=lambda span: int(span[0][0])):
-            kept = self.select_image(image, len(self.kept), prompt.text(places), adapter)
+            kept = self.select_image(image, self._image_index(), prompt.text(places), adapter)
             arranged = image.arranged(self.layout)
             image_rows, positions = adapter.gather(arranged, kept)
             prompt.keep(places, positions, *adapter.row_positions(arranged))
@@ -325,6 +334,16 @@ class Pruner:
             self.n_tokens.append(len(places))
             self.n_retained.append(len(image_rows))
         return rows
+
+    def _image_index(self) -> int:
+        """Return the number of the next image of the context."""
+        n_before = len(self.kept)
+        if self._image_indices is None:
+            return n_before
+        if n_before >= len(self._image_indices):
+            accepted = "one number for each image and video of the context"
+            raise ParameterError("image_indices", f"{n_before} numbers and one more image", accepted)
+        return self._image_indices[n_before]
 
 
 def _joined(views: tuple[VisualView, ...]) -> VisualView:

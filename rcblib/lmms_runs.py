@@ -1,0 +1,400 @@
+"""Run lmms-eval with and without pruning, on its own tasks or on local ones, and turn what it reports into results."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from rcblib.codebook_files import embedded_codebooks
+from rcblib.lmms_plugin import MODEL_NAME, ModelArguments, RcbModel
+from rcblib.mllm.loading import embedded_models
+from rcblib.records import ParameterError, Question, Sample, SequenceSample, UnsupportedModelError
+from rcblib.runs import atomic_write, file_sha256, read_json, to_plain, write_json
+from rcblib.statistics import mean_interval, paired_ratio
+
+TASKS_FOLDER = Path(__file__).resolve().parent / "lmms_tasks"
+"""Task files that come with the library, for lmms-eval's ``include_path``."""
+
+MAIN_METRICS = {
+    "mme": "mme_perception_score",
+    "nocaps_val": "nocaps_CIDEr",
+    "flickr30k_test": "flickr_CIDEr",
+    "seedbench": "seed_image",
+}
+"""Metric that stands for a task where it is not the first of its task file."""
+
+FULL = "full"
+"""Name of the setting that keeps all visual tokens."""
+
+_IMAGE_KEYS = ("image_id", "image_source", "img_id")
+_LARGE = 2**28
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+
+def missing_packages() -> list[str]:
+    """List what evaluation with lmms-eval needs and this environment lacks."""
+    return [
+        name
+        for name, module in (("lmms-eval", "lmms_eval"), ("datasets", "datasets"))
+        if not find_spec(module)
+    ]
+
+
+def write_task(
+    folder: str | Path,
+    name: str,
+    samples: Sequence[Sample | SequenceSample],
+    questions: Sequence[Question],
+    max_new_tokens: int = 32,
+) -> Path:
+    """Write questions as a task of lmms-eval: a task file, and a Hugging Face dataset beside it.
+
+    Parameters
+    ----------
+    folder : path-like
+        Where both go; it is what ``include_path`` is given. Frames of videos are written there too.
+    name : str
+        Name of the task: small letters, digits and underscores.
+    samples : sequence of Sample or SequenceSample
+        Images, several images that are asked about together, or videos, all of one kind.
+    questions : sequence of Question
+        Each about one of the samples.
+    max_new_tokens : int
+        Longest answer in tokens.
+
+    Returns
+    -------
+    pathlib.Path
+        The task file.
+
+    Raises
+    ------
+    ParameterError
+        If the name cannot be used, there are no questions, one is about an unknown sample or wants a caption, or
+        samples are of several kinds.
+    UnsupportedModelError
+        If the package ``datasets`` is not installed.
+
+    Notes
+    -----
+    Documents are in the order of the questions. Scores are those of `rcblib.evaluate.evaluate`.
+    """
+    if not _NAME.fullmatch(name):
+        raise ParameterError("name", name, "small letters, digits and underscores, a letter first")
+    by_id = {sample.image_id: sample for sample in samples}
+    kinds = sorted({sample.kind for sample in samples})
+    if not questions or len(kinds) != 1:
+        raise ParameterError(
+            "samples", f"{len(questions)} questions, kinds {kinds}", "questions about one kind"
+        )
+    strangers = [q.image_id for q in questions if q.image_id not in by_id or q.task == "caption"]
+    if strangers:
+        accepted = "questions about the samples that are scored one by one"
+        raise ParameterError("questions", f"about {strangers[:5]}, or captions", accepted)
+    if find_spec("datasets") is None:
+        raise UnsupportedModelError("datasets is not installed: pip install 'rcblib[lmms]'")
+    import datasets
+
+    folder = Path(folder).resolve()
+    asked = list(dict.fromkeys(question.image_id for question in questions))
+    if kinds == ["video"]:
+        shown = {i: _write_frames(folder / f"{name}_frames" / str(i), by_id[i]) for i in asked}
+        column, feature = "video", datasets.Value("string")
+    elif kinds == ["images"]:
+        shown = {i: list(by_id[i].images) for i in asked}
+        column, feature = "images", datasets.Sequence(datasets.Image())
+    else:
+        shown = {i: by_id[i].images[0] for i in asked}
+        column, feature = "image", datasets.Image()
+    texts = ("task", "subset", "question", "answer")
+    rows = {
+        "question_id": list(range(len(questions))),
+        "image_id": [question.image_id for question in questions],
+        column: [shown[question.image_id] for question in questions],
+        **{key: [getattr(q, "text" if key == "question" else key) for q in questions] for key in texts},
+    }
+    features = datasets.Features(
+        {"question_id": datasets.Value("int64"), "image_id": datasets.Value("int64"), column: feature}
+        | {key: datasets.Value("string") for key in texts}
+    )
+    data = datasets.Dataset.from_dict(rows, features=features)
+    datasets.DatasetDict({"test": data}).save_to_disk(folder / f"{name}_data")
+    path = folder / f"{name}.yaml"
+    atomic_write(path, _task_file(name, folder / f"{name}_data", max_new_tokens))
+    return path
+
+
+def _write_frames(folder: Path, sample: SequenceSample) -> str:
+    """Write the frames of a video as pictures, and return their folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, frame in enumerate(sample.images):
+        frame.save(folder / f"{i:04d}.png")
+    return str(folder)
+
+
+def _task_file(name: str, data: Path, max_new_tokens: int) -> str:
+    """Return the text of a task file; JSON writes what YAML reads as the same text."""
+    functions = "rcblib.lmms_tasks.utils"
+    return "\n".join(
+        [
+            f"task: {name}",
+            f"dataset_path: {json.dumps(str(data))}",
+            "dataset_kwargs:",
+            "  load_from_disk: true",
+            "test_split: test",
+            "output_type: generate_until",
+            f"doc_to_visual: !function {functions}.images",
+            f"doc_to_text: !function {functions}.question",
+            'doc_to_target: "answer"',
+            "generation_kwargs:",
+            "  until: []",
+            f"  max_new_tokens: {max_new_tokens}",
+            "  temperature: 0",
+            "  do_sample: false",
+            f"process_results: !function {functions}.score",
+            "metric_list:",
+            "  - metric: score",
+            "    aggregation: mean",
+            "    higher_is_better: true",
+            "metadata:",
+            "  - version: 1.0",
+            "",
+        ]
+    )
+
+
+def run_tasks(
+    tasks: Sequence[str],
+    arguments: Mapping[str, Any],
+    *,
+    include_path: Sequence[str | Path] = (),
+    limit: int | None = None,
+    folder: str | Path | None = None,
+    name: str = FULL,
+) -> pd.DataFrame:
+    """Run tasks of lmms-eval with one setting of the model, through lmms-eval's own evaluator.
+
+    Parameters
+    ----------
+    tasks : sequence of str
+        Names of tasks or groups.
+    arguments : Mapping
+        Arguments of the model, as `rcblib.lmms_plugin.ModelArguments` lists them.
+    include_path : sequence of path-like
+        Folders with further task files, besides `TASKS_FOLDER`.
+    limit : int, optional
+        Questions a task, the first ones; all by default.
+    folder : path-like, optional
+        Where the table is kept under the setting's name; a later call with the same tasks, arguments and limit reads
+        it, as long as the files of local tasks, models and codebooks are the same.
+    name : str
+        Name of the setting.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row a question and task: ``setting``, ``task``, ``metric``, ``value`` (that of the whole task, as lmms-eval
+        reports it), ``doc_id``, ``image`` (of questions about the same image the same, where the task says so),
+        ``prediction``, ``score`` (of the question; NaN where the task scores all answers together only) and
+        ``n_visual_tokens``, ``n_retained``.
+
+    Raises
+    ------
+    ParameterError
+        If a task is unknown or an argument wrong, before any work.
+    UnsupportedModelError
+        If lmms-eval is not installed.
+    """
+    if missing := missing_packages():
+        raise UnsupportedModelError(f"{' and '.join(missing)} not installed: pip install 'rcblib[lmms]'")
+    checked = ModelArguments.read(arguments)
+    wanted = to_plain({"tasks": list(tasks), "arguments": dict(arguments), "limit": limit})
+    wanted["files"] = _state([*include_path, *_own_files(checked)])
+    kept = None if folder is None else Path(folder) / f"{name}.json"
+    if kept is not None and kept.is_file():
+        content = read_json(kept)
+        if content.get("wanted") == wanted:
+            return pd.DataFrame(content["rows"]).astype({"score": float, "value": float})
+    from lmms_eval.evaluator import simple_evaluate
+    from lmms_eval.tasks import TaskManager
+
+    folders = [str(TASKS_FOLDER), *map(str, include_path)]
+    # lmms-eval reads some two thousand task files of its own; local tasks do without.
+    for with_its_own in (False, True):
+        manager = TaskManager(
+            "WARNING", include_path=folders, include_defaults=with_its_own, model_name=MODEL_NAME
+        )
+        unknown = [task for task in tasks if task not in manager.all_tasks]
+        if not unknown:
+            break
+    if unknown or not tasks:
+        raise ParameterError(
+            "tasks", unknown, "names of lmms-eval's tasks or groups, or of task files of one's own"
+        )
+    model = RcbModel(**arguments)
+    report = simple_evaluate(
+        model=model,
+        tasks=list(tasks),
+        task_manager=manager,
+        limit=limit,
+        batch_size=checked.batch_size,
+        bootstrap_iters=0,
+        log_samples=True,
+        verbosity="WARNING",
+        process_docs_parallel=1,
+    )
+    if report is None:  # another process of a parallel run has it
+        return pd.DataFrame()
+    frame = _rows(report, model.counts, name)
+    if kept is not None:
+        write_json(kept, {"wanted": wanted, "rows": frame.to_dict("records")})
+    return frame
+
+
+def _own_files(arguments: ModelArguments) -> list[Path]:
+    """List the folders or files of the model and the codebook, where they are on this machine."""
+    named = [embedded_models().get(arguments.pretrained, Path(arguments.pretrained))]
+    if arguments.codebook is not None:
+        named.append(embedded_codebooks().get(arguments.codebook, Path(arguments.codebook)))
+    return [path for path in named if path.exists()]
+
+
+def _state(places: Sequence[str | Path]) -> dict[str, str]:
+    """Return name and content of the files in some folders; of large files size and time in place of content."""
+    found = {}
+    for place in map(Path, places):
+        paths = [place] if place.is_file() else [path for path in place.rglob("*") if path.is_file()]
+        # What `datasets` writes beside the rows differs from run to run.
+        for path in sorted(path for path in paths if path.name not in ("state.json", "dataset_info.json")):
+            status = path.stat()
+            is_large = status.st_size > _LARGE
+            name = path.relative_to(place.parent).as_posix()
+            found[name] = f"{status.st_size} {status.st_mtime_ns}" if is_large else file_sha256(path)
+    return found
+
+
+def _rows(report: Mapping[str, Any], counts: Sequence[Mapping[str, Any]], name: str) -> pd.DataFrame:
+    """Lay out what lmms-eval reports, one row a question."""
+    counted = {(count["task"], count["doc_id"]): count for count in counts}
+    rows = []
+    for task, samples in report["samples"].items():
+        metric, value = _main_value(task, report)
+        for sample in sorted(
+            samples, key=lambda sample: sample["doc_id"]
+        ):  # processes report one after the other
+            count = counted.get((task, sample["doc_id"]), {})
+            doc = sample.get("doc", {})
+            image = next((doc[key] for key in _IMAGE_KEYS if doc.get(key) is not None), sample["doc_id"])
+            rows.append(
+                {
+                    "setting": name,
+                    "task": task,
+                    "metric": metric,
+                    "value": value,
+                    "doc_id": sample["doc_id"],
+                    "image": str(image),
+                    "prediction": str(sample["filtered_resps"][0]),
+                    "score": _question_score(sample.get(metric)),
+                    "n_visual_tokens": count.get("n_visual_tokens"),
+                    "n_retained": count.get("n_retained"),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def _main_value(task: str, report: Mapping[str, Any]) -> tuple[str, float]:
+    """Return the metric that stands for a task, and its value; NaN where it is no number."""
+    listed = [entry["metric"] for entry in report["configs"][task].get("metric_list", [])]
+    metric = MAIN_METRICS.get(task, listed[0] if listed else "")
+    values = [value for key, value in report["results"][task].items() if key.split(",")[0] == metric]
+    is_number = bool(values) and isinstance(values[0], int | float | np.number)
+    return metric, float(values[0]) if is_number else math.nan
+
+
+def _question_score(found: Any) -> float:
+    """Return the score of one question where the task gives one."""
+    if isinstance(found, Mapping):
+        found = found.get("score", found.get("correct"))
+    return float(found) if isinstance(found, bool | int | float | np.number) else math.nan
+
+
+def score_results(
+    full: pd.DataFrame, pruned: Mapping[str, pd.DataFrame], *, generator: np.random.Generator
+) -> dict[str, dict[str, Any]]:
+    """Turn the tables of `run_tasks` into results as `rcblib.runs.write_results` takes them.
+
+    Parameters
+    ----------
+    full : pandas.DataFrame
+        Without pruning.
+    pruned : Mapping
+        Name of a setting, such as ``"retain_20"``, to its table, on the same questions.
+    generator : numpy.random.Generator
+        Source of the bootstrap over images.
+
+    Returns
+    -------
+    dict
+        For each task ``<task>_score_full``, and for each setting ``<task>_score_<setting>``,
+        ``<task>_relative_score_<setting>`` (pruned over full) and ``<task>_retained_<setting>`` (mean share of visual
+        tokens). An interval is given where the questions' own scores make up the task's value as their mean.
+
+    Raises
+    ------
+    ParameterError
+        If a setting was run on other questions.
+    """
+    results: dict[str, dict[str, Any]] = {}
+    for task, rows in full.groupby("task", sort=False):
+        results[f"{task}_score_{FULL}"] = _score_result(rows, generator)
+        for name, frame in pruned.items():
+            own = frame[frame["task"] == task]
+            if own["doc_id"].tolist() != rows["doc_id"].tolist():
+                raise ParameterError(
+                    name, f"{len(own)} questions of {task}", f"the {len(rows)} that were asked in full"
+                )
+            results[f"{task}_score_{name}"] = _score_result(own, generator)
+            results[f"{task}_relative_score_{name}"] = _relative_result(rows, own, generator)
+            share = own["n_retained"] / own["n_visual_tokens"]
+            results[f"{task}_retained_{name}"] = {
+                "value": float(share.mean()),
+                "n": len(own),
+                "unit": "share",
+            }
+    return results
+
+
+def _scale(rows: pd.DataFrame) -> float | None:
+    """Return by what a task multiplies the mean of its questions' scores; ``None`` where it computes something else."""
+    mean, value = rows["score"].mean(skipna=False), rows["value"].iloc[0]
+    return next(
+        (scale for scale in (1.0, 100.0) if np.isclose(mean * scale, value, rtol=1e-6, atol=1e-9)), None
+    )
+
+
+def _score_result(rows: pd.DataFrame, generator: np.random.Generator) -> dict[str, Any]:
+    metric, value, scale = rows["metric"].iloc[0], rows["value"].iloc[0], _scale(rows)
+    if scale is None:
+        return {"value": None if math.isnan(value) else float(value), "n": len(rows), "metric": metric}
+    estimate = mean_interval(rows["score"] * scale, rows["image"], generator=generator)
+    return {**estimate.as_result(), "metric": metric}
+
+
+def _relative_result(
+    full: pd.DataFrame, pruned: pd.DataFrame, generator: np.random.Generator
+) -> dict[str, Any]:
+    metric, scale = full["metric"].iloc[0], _scale(full)
+    if scale is not None and scale == _scale(pruned):
+        estimate = paired_ratio(pruned["score"], full["score"], full["image"], generator=generator)
+        return {**estimate.as_result(), "metric": metric}
+    above, below = pruned["value"].iloc[0], full["value"].iloc[0]
+    defined = below != 0 and not math.isnan(above) and not math.isnan(below)
+    return {"value": float(above / below) if defined else None, "n": len(full), "metric": metric}

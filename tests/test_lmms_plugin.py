@@ -1,0 +1,459 @@
+"""Check the model for lmms-eval against `evaluate`, through lmms-eval's own evaluator, on tasks that lie on disk."""
+
+import json
+import tomllib
+from importlib import import_module
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import PIL.Image
+import pytest
+import tiny
+
+from rcblib import lmms_plugin
+from rcblib.codebook import Codebook
+from rcblib.datasets import SceneDataset, questions_for
+from rcblib.evaluate import evaluate
+from rcblib.lmms_plugin import ModelArguments, RcbModel, _ended, _generation_settings, _prompt
+from rcblib.lmms_runs import (
+    MAIN_METRICS,
+    TASKS_FOLDER,
+    missing_packages,
+    run_tasks,
+    score_results,
+    write_task,
+)
+from rcblib.lmms_tasks import utils
+from rcblib.mllm import adapter_for, load_model
+from rcblib.pruners import CodebookPruner, RandomPruner
+from rcblib.records import ParameterError, Question, SequenceSample, UnsupportedModelError
+from rcblib.runs import write_json
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+MODEL = "llava-scenes"
+with_lmms_eval = pytest.mark.skipif(
+    bool(missing_packages()), reason=f"not installed: {', '.join(missing_packages())}"
+)
+
+
+# Without lmms-eval
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "pretrained: got None"),
+        (
+            {"pretrained": MODEL, "retain_ration": 0.2},
+            r"retain_ration: got 0.2; .*did you mean retain_ratio\?",
+        ),
+        ({"pretrained": MODEL, "pruner": "best"}, "pruner: got 'best'; accepted: one of 'none', 'codebook'"),
+        ({"pretrained": MODEL, "retain_ratio": 0.2}, "retain_ratio: got 0.2; accepted: none with the pruner"),
+        ({"pretrained": MODEL, "pruner": "codebook"}, "codebook: got None; accepted: a codebook"),
+        ({"pretrained": MODEL, "pruner": "random"}, "retain_ratio: got None; accepted: a share"),
+        (
+            {"pretrained": MODEL, "pruner": "cls_most", "retain_ratio": 0.2, "codebook": MODEL},
+            "codebook: got 'llava-scenes'; accepted: none with the pruner 'cls_most'",
+        ),
+        ({"pretrained": MODEL, "batch_size": "auto"}, "batch_size: got 'auto'; accepted: an integer"),
+        ({"pretrained": MODEL, "layout": "loose"}, "layout: got 'loose'"),
+        ({"pretrained": MODEL, "seed": -1}, "seed: got -1"),
+        ({"pretrained": MODEL, "pruner": "__import__('os')"}, "pruner: got"),
+    ],
+)
+def test_a_wrong_model_argument_is_one_line(given, message):
+    with pytest.raises(ParameterError, match=f"^{message}") as caught:
+        ModelArguments.read(given)
+    assert "\n" not in str(caught.value)
+
+
+def test_arguments_are_read_as_lmms_eval_writes_them():
+    read = ModelArguments.read(
+        {
+            "pretrained": MODEL,
+            "batch_size": "4",
+            "codebook": "None",
+            "device_map": None,
+            "retain_ratio": "None",
+        }
+    )
+    assert (read.batch_size, read.codebook, read.retain_ratio) == (4, None, None)
+
+
+@pytest.mark.parametrize(
+    ("given", "kind", "settings"),
+    [
+        ({"pruner": "random", "retain_ratio": 0.5, "seed": 3}, "RandomPruner", {"seed": 3}),
+        ({"pruner": "cls_least", "retain_ratio": 1}, "ClsSimilarityPruner", {"keep": "least"}),
+        (
+            {"pruner": "codebook", "codebook": MODEL, "max_similarity": 0.3, "scope": "image"},
+            "CodebookPruner",
+            {"scope": "image", "rule": "max_cosine"},
+        ),
+    ],
+)
+def test_every_pruner_is_made(given, kind, settings):
+    pruner = ModelArguments.read({"pretrained": MODEL, **given}).make_pruner()
+    assert type(pruner).__name__ == kind
+    assert {name: getattr(pruner, name) for name in settings} == settings
+
+
+def test_a_codebook_takes_one_budget():
+    both = {"pruner": "codebook", "codebook": MODEL, "max_similarity": 0.3, "retain_ratio": 0.2}
+    with pytest.raises(ParameterError):
+        ModelArguments.read({"pretrained": MODEL, **both}).make_pruner()
+
+
+def test_without_lmms_eval_a_model_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(lmms_plugin, "lmms", None)
+    with pytest.raises(
+        UnsupportedModelError, match=r"^lmms-eval is not installed: pip install 'rcblib\[lmms\]'$"
+    ):
+        RcbModel(pretrained=MODEL)
+
+
+def test_generation_settings_are_greedy_unless_a_task_asks_for_more():
+    settings, until = _generation_settings(
+        {"temperature": 0.0, "top_p": 1.0, "until": "\n\n", "max_new_tokens": 9}
+    )
+    assert settings == {
+        "max_new_tokens": 9, "num_beams": 1, "do_sample": False, "temperature": None, "top_p": None, "top_k": None,
+    }  # fmt: skip
+    assert until == ["\n\n"]
+    sampled, _ = _generation_settings({"temperature": 0.2, "do_sample": True})
+    assert (sampled["do_sample"], sampled["temperature"]) == (True, 0.2)
+    assert _generation_settings({"temperature": 0.2, "do_sample": False})[0]["do_sample"] is False
+    with pytest.warns(UserWarning, match="image_aspect_ratio"):
+        _generation_settings({"image_aspect_ratio": "original"})
+    with pytest.raises(ParameterError, match="^until: "):
+        _generation_settings({"until": [1]})
+
+
+def test_an_answer_ends_before_the_first_of_the_texts_that_end_it():
+    assert _ended("\n\nyes\n\nno STOP", ["STOP", "\n\n"]) == "yes"
+    assert _ended("yes", []) == "yes"
+
+
+def test_images_stand_where_the_text_marks_their_places():
+    adapter = adapter_for(*tiny.tiny_llava())
+    assert _prompt(adapter, "Is it red ?", 2, 0) == adapter.prompt("Is it red ?", 2)
+    assert "Is <image> or <image> red ?" in _prompt(adapter, "Is <image> or <image> red ?", 2, 0)
+    with pytest.raises(
+        ParameterError, match="^context: got '1 places marked <image>'; accepted: none, or one"
+    ):
+        _prompt(adapter, "Is <image> red ?", 2, 0)
+
+
+class Around:
+    """Stand in for the adapter of a family whose template writes more than a placeholder for an image."""
+
+    family = "around"
+    processor = SimpleNamespace(image_token="<pad>")
+
+    def prompt(self, question, n_images=1, n_videos=0):
+        return f"<|user|>{'<|begin|><pad><|end|>' * n_images}{question}<|answer|>"
+
+
+def test_what_a_template_writes_around_a_placeholder_goes_with_it():
+    image = "<|begin|><pad><|end|>"
+    assert _prompt(Around(), "Is it red ?", 2, 0) == f"<|user|>{image}{image}Is it red ?<|answer|>"
+    assert _prompt(Around(), "<image> or <image> ?", 2, 0) == f"<|user|>{image} or {image} ?<|answer|>"
+
+
+def test_numbers_of_images_decide_random_choices(tmp_path):
+    model, processor = tiny.tiny_llava()
+    pictures = tiny.random_images(2)
+    prompts = [adapter_for(model, processor).prompt("What is on it ?")] * 2
+    inputs = processor(text=prompts, images=pictures, return_tensors="pt", padding=True)
+    settings = {"max_new_tokens": 1, "do_sample": False}
+    pruner = RandomPruner(0.25)
+    with pruner(model):
+        model.generate(**inputs, **settings)
+    first, second = pruner.kept
+    with pruner(model, image_indices=[1, 0]):
+        model.generate(**inputs, **settings)
+    assert pruner.kept[0].equal(second) and pruner.kept[1].equal(first)
+    with pytest.raises(ParameterError, match="^image_indices: got '1 numbers and one more image'"):
+        with pruner(model, image_indices=[1]):
+            model.generate(**inputs, **settings)
+    assert not hasattr(model.generate, "pruner")
+
+
+def test_captions_are_written_and_not_scored(tmp_path):
+    doc = {"question_id": "7", "question": "Describe it.", "answer": "A cat."}
+    rows = [utils.caption(doc, ["A dog."])["captions"]]
+
+    class Arguments:
+        output_path = tmp_path
+
+    assert utils.write_captions(rows, Arguments) == 1
+    written = json.loads((tmp_path / "submissions" / utils.CAPTIONS_FILE).read_text(encoding="utf-8"))
+    assert written == [{"id": "7", "question": "Describe it.", "caption": "A dog.", "reference": "A cat."}]
+
+
+def rows(scores, value, **columns):
+    n = len(scores)
+    return pd.DataFrame(
+        {"setting": "x", "task": "t", "metric": "m", "value": value, "doc_id": range(n), "image": range(n)}
+        | {"prediction": "", "score": scores, "n_visual_tokens": 10, "n_retained": 10}
+        | columns
+    )
+
+
+def test_results_have_intervals_where_questions_make_up_the_score():
+    full, less = rows([1.0, 1, 0, 1], 75.0), rows([1.0, 0, 0, 1], 50.0, n_retained=2)
+    results = score_results(full, {"retain_20": less}, generator=np.random.default_rng(0))
+    assert results["t_score_full"]["value"] == 75 and results["t_score_full"]["n"] == 4
+    assert results["t_relative_score_retain_20"]["value"] == pytest.approx(2 / 3)
+    assert results["t_relative_score_retain_20"]["interval"] is not None
+    assert results["t_retained_retain_20"]["value"] == pytest.approx(0.2)
+    whole = score_results(
+        rows([np.nan] * 2, 0.8), {"retain_20": rows([np.nan] * 2, 0.6)}, generator=np.random.default_rng(0)
+    )
+    assert whole["t_score_full"] == {"value": 0.8, "n": 2, "metric": "m"}
+    assert whole["t_relative_score_retain_20"]["value"] == pytest.approx(0.75)
+    assert "interval" not in whole["t_relative_score_retain_20"]
+    with pytest.raises(ParameterError, match="^retain_20: got '3 questions of t'"):
+        score_results(full, {"retain_20": rows([1.0] * 3, 1.0)}, generator=np.random.default_rng(0))
+
+
+# With lmms-eval
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    return list(SceneDataset("test", 6))
+
+
+@pytest.fixture(scope="module")
+def questions(scenes):
+    """Return one question an image, so that its number is that of its document."""
+    asked = questions_for(scenes, ["yes_no", "one_word"], seed=1)
+    by_image = {}
+    for question in asked:
+        if question.task == ("yes_no", "one_word")[question.image_id % 2]:
+            by_image.setdefault(question.image_id, question)
+    return [by_image[i] for i in sorted(by_image)]
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory, scenes, questions):
+    folder = tmp_path_factory.mktemp("tasks")
+    write_task(folder, "scenes_local", scenes, questions)
+    return folder
+
+
+def arguments(**more):
+    return {"pretrained": MODEL, "device": "cpu", "dtype": "float32", "batch_size": 4, **more}
+
+
+PRUNERS = {
+    "codebook": {"pruner": "codebook", "codebook": MODEL, "retain_ratio": 0.2},
+    "random": {"pruner": "random", "retain_ratio": 0.1, "seed": 5},
+    "everything": {"pruner": "codebook", "codebook": MODEL, "retain_ratio": 1.0},
+}
+
+
+@with_lmms_eval
+def test_answers_and_scores_are_those_of_evaluate(local, scenes, questions, tmp_path):
+    model, processor = load_model(MODEL, "cpu", "float32")
+    codebook = Codebook.from_pretrained(MODEL)
+    pruners = {
+        "none": None,
+        "codebook": CodebookPruner(codebook, retain_ratio=0.2),
+        "random": RandomPruner(0.1, seed=5),
+        "everything": None,
+    }
+    tables = {}
+    for name, pruner in pruners.items():
+        found = run_tasks(["scenes_local"], arguments(**PRUNERS.get(name, {})), include_path=[local])
+        expected = evaluate(model, processor, questions, scenes, pruner)
+        assert found["prediction"].tolist() == expected["prediction"].tolist(), name
+        assert found["score"].tolist() == expected["score"].tolist(), name
+        assert found["value"].iloc[0] == pytest.approx(expected["score"].mean())
+        assert found["n_visual_tokens"].tolist() == [144] * len(questions)
+        assert found["n_retained"].tolist() == expected["n_retained"].tolist(), name
+        tables[name] = found
+    assert tables["codebook"]["n_retained"].tolist() == [29] * len(questions)
+    assert tables["everything"]["prediction"].tolist() == tables["none"]["prediction"].tolist()
+    results = score_results(
+        tables["none"], {"retain_20": tables["codebook"]}, generator=np.random.default_rng(0)
+    )
+    assert results["scenes_local_score_full"]["interval"] is not None
+
+
+@with_lmms_eval
+def test_the_entry_point_names_a_model_that_lmms_eval_runs(local, questions, tmp_path):
+    from lmms_eval.evaluator import simple_evaluate
+    from lmms_eval.models import MODEL_REGISTRY_V2
+    from lmms_eval.tasks import TaskManager
+
+    declared = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    ((name, target),) = declared["entry-points"]["lmms_eval.models"].items()
+    module, function = target.split(":")
+    MODEL_REGISTRY_V2.register_manifest(getattr(import_module(module), function)(), overwrite=True)
+    counts = tmp_path / "counts.json"
+    settings = arguments(**PRUNERS["codebook"], counts_file=str(counts))
+    settings.pop("batch_size")
+    report = simple_evaluate(
+        model=name,
+        model_args=",".join(f"{key}={value}" for key, value in settings.items()),
+        batch_size="2",
+        tasks=["scenes_local"],
+        task_manager=TaskManager(include_path=str(local), include_defaults=False),
+        limit=3,
+        bootstrap_iters=0,
+    )
+    assert report["n-samples"]["scenes_local"]["effective"] == 3
+    written = json.loads(counts.read_text(encoding="utf-8"))
+    assert written["model_arguments"]["codebook"] == MODEL
+    assert written["answers"] == [
+        {"task": "scenes_local", "split": "test", "doc_id": i, "n_visual_tokens": 144, "n_retained": 29}
+        for i in range(3)
+    ]
+
+
+@pytest.fixture(scope="module")
+def onevision(tmp_path_factory):
+    return tiny.save(tmp_path_factory.mktemp("onevision"), *tiny.tiny_onevision())
+
+
+def sequences(kind):
+    pictures = [tuple(tiny.random_images(3, seed=i)) for i in range(2)]
+    return [
+        SequenceSample(i, lambda own=own: own, kind, tuple(picture.size for picture in own))
+        for i, own in enumerate(pictures)
+    ]
+
+
+@with_lmms_eval
+@pytest.mark.parametrize("kind", ["images", "video"])
+def test_several_images_and_videos_are_answered_as_evaluate_does(kind, onevision, tmp_path):
+    samples = sequences(kind)
+    asked = [
+        Question(sample.image_id, "multi_image", "What does this image show ?", "a") for sample in samples
+    ]
+    write_task(tmp_path, "sequences", samples, asked, max_new_tokens=4)
+    model, processor = load_model(onevision, "cpu", "float32")
+    for given, pruner in (({}, None), ({"pruner": "random", "retain_ratio": 0.3}, RandomPruner(0.3))):
+        found = run_tasks(
+            ["sequences"],
+            {"pretrained": str(onevision), "device": "cpu", "batch_size": 2, **given},
+            include_path=[tmp_path],
+        )
+        expected = evaluate(model, processor, asked, samples, pruner, max_new_tokens=4)
+        assert found["n_visual_tokens"].tolist() == expected["n_visual_tokens"].tolist()
+        assert found["n_retained"].tolist() == expected["n_retained"].tolist()
+        if pruner is None:  # of several images the numbers, and so the random tokens, are others
+            assert found["prediction"].tolist() == expected["prediction"].tolist()
+
+
+@with_lmms_eval
+def test_detailed_captions_are_written_for_a_judge(scenes, tmp_path, monkeypatch):
+    import datasets
+
+    pictures = [scene.image for scene in scenes[:2]]
+    data = datasets.Dataset.from_dict(
+        {
+            "question_id": ["0", "1"],
+            "image": pictures,
+            "question": ["what does this image show ?"] * 2,
+            "answer": [scene.captions[0] for scene in scenes[:2]],
+        },
+        features=datasets.Features(
+            {"question_id": datasets.Value("string"), "image": datasets.Image()}
+            | dict.fromkeys(("question", "answer"), datasets.Value("string"))
+        ),
+    )
+    datasets.DatasetDict({"test": data}).save_to_disk(tmp_path / "data")
+    lines = [
+        f"include: {json.dumps(str(TASKS_FOLDER / 'dc100_en_captions.yaml'))}",
+        "task: dc100_stand_in",
+        f"dataset_path: {json.dumps(str(tmp_path / 'data'))}",
+        "dataset_kwargs:",
+        "  load_from_disk: true",
+    ]
+    (tmp_path / "stand_in.yaml").write_text("\n".join(lines), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RCB_ROOT", str(REPOSITORY))
+    table = run_tasks(["dc100_stand_in"], arguments(), include_path=[tmp_path])
+    written = json.loads((tmp_path / "submissions" / utils.CAPTIONS_FILE).read_text(encoding="utf-8"))
+    assert [row["caption"] for row in written] == table["prediction"].tolist()
+    assert all(row["caption"] for row in written)
+    assert [row["reference"] for row in written] == [scene.captions[0] for scene in scenes[:2]]
+
+
+@with_lmms_eval
+def test_finished_settings_are_read_and_wrong_input_is_one_line(local, tmp_path, monkeypatch):
+    import lmms_eval.tasks
+
+    wanted = {"include_path": [local], "limit": 2, "folder": tmp_path}
+    first = run_tasks(["scenes_local"], arguments(), **wanted)
+    content = json.loads((tmp_path / "full.json").read_text(encoding="utf-8"))
+    content["rows"][0]["prediction"] = "from the file"
+    write_json(tmp_path / "full.json", content)
+    again = run_tasks(["scenes_local"], arguments(), **wanted)
+    assert again["prediction"].tolist() == ["from the file", *first["prediction"].tolist()[1:]]
+    again = run_tasks(["scenes_local"], arguments(batch_size=1), **wanted)
+    assert again["prediction"].tolist() == first["prediction"].tolist()
+    # As if lmms-eval had no tasks of its own, which take long to list.
+    manager = lmms_eval.tasks.TaskManager
+    monkeypatch.setattr(
+        lmms_eval.tasks,
+        "TaskManager",
+        lambda *given, **more: manager(*given, **{**more, "include_defaults": False}),
+    )
+    with pytest.raises(ParameterError, match=r"^tasks: got \['no_such_task'\]"):
+        run_tasks(["no_such_task"], arguments())
+    with pytest.raises(UnsupportedModelError, match="^model: got 'no such model'"):
+        run_tasks(["scenes_local"], {"pretrained": "no such model"}, include_path=[local])
+
+
+@with_lmms_eval
+def test_a_task_is_written_from_questions_that_can_be_scored(scenes, tmp_path):
+    question = Question(scenes[0].image_id, "yes_no", "Is there a cat in the image ?", "no", "popular")
+    with pytest.raises(ParameterError, match="^name: "):
+        write_task(tmp_path, "../task", scenes, [question])
+    with pytest.raises(ParameterError, match="^samples: "):
+        write_task(tmp_path, "task", scenes, [])
+    with pytest.raises(ParameterError, match="^questions: "):
+        write_task(tmp_path, "task", scenes, [Question(-1, "yes_no", "Is it ?", "no")])
+
+
+@with_lmms_eval
+def test_what_cannot_be_answered_ends_in_one_line(local):
+    from lmms_eval.api.instance import Instance
+
+    model = RcbModel(**arguments())
+    with pytest.raises(ParameterError, match="^output_type: got 'loglikelihood or multiple_choice'"):
+        model.loglikelihood([])
+    with pytest.raises(ParameterError, match="^output_type: got 'generate_until_multi_round'"):
+        model.generate_until_multi_round([])
+    model.task_dict = {"task": {"test": [{"image": PIL.Image.new("RGB", (8, 8))}]}}
+    for shown, message in ((lambda doc: [3], "^visual: got 'int'"), (lambda doc: ["none.mp4"], "^video: ")):
+        request = Instance(
+            "generate_until",
+            ("Is it ?", {}, shown, 0, "task", "test"),
+            0,
+            {"task": "task", "doc_id": 0, "repeats": 1},
+        )
+        with pytest.raises(ValueError, match=message):
+            model.generate_until([request])
+
+
+@with_lmms_eval
+def test_main_metrics_are_metrics_of_tasks_that_lmms_eval_has():
+    import lmms_eval.tasks
+    from lmms_eval.utils import load_yaml_config
+
+    folder = Path(lmms_eval.tasks.__file__).parent
+    found = {}
+    for name in ("mme", "nocaps", "flickr30k", "seedbench"):
+        for path in (folder / name).glob("*.yaml"):
+            config = load_yaml_config(str(path), mode="simple")
+            if isinstance(config.get("task"), str):
+                found[config["task"]] = {entry["metric"] for entry in config.get("metric_list", [])}
+    for task, metric in MAIN_METRICS.items():
+        assert metric in found[task], task
