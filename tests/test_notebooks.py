@@ -116,7 +116,7 @@ def test_results_go_where_the_workflow_expects_them(path, notebook):
 
 def test_the_workflow_lists_every_notebook():
     listed = read_notebook_list(REPOSITORY / "workflow" / "notebooks.yml").notebooks
-    assert sorted(notebook.name for notebook in listed) == [path.stem for path in PATHS]
+    assert sorted({notebook.name for notebook in listed}) == [path.stem for path in PATHS]
 
 
 # Execution

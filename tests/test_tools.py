@@ -7,10 +7,11 @@ import sys
 import types
 from pathlib import Path
 
+import nbformat
 import pytest
 import yaml
 
-from tools import book_extension, check_expected, check_site, make_api, make_config
+from tools import book_extension, check_expected, check_site, make_api, make_config, name_run
 from tools.notebook_list import Notebook, read_notebook_list
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -34,8 +35,70 @@ def test_notebook_list_is_read_in_order_with_defaults(tmp_path):
     assert found.inputs == ("rcblib/**/*.py",)
     assert found.notebooks == (
         Notebook("first"),
-        Notebook("second", ("first",), 2, {"n_images": 5}, ("data/claims.yml",)),
+        Notebook("second", "", "", ("first",), 2, {"n_images": 5}, ("data/claims.yml",)),
     )
+
+
+BY_MODEL = """
+models: {other-model: Other, third-model: Third}
+notebooks:
+  - {name: first, models: {other-model: {}}}
+  - {name: second, needs: [first], parameters: {a: 1, b: 1}, models: {other-model: {b: 2}, third-model: {}}}
+  - {name: third, needs: [first, second]}
+"""
+
+
+def test_a_notebook_runs_on_each_of_its_models_with_what_that_model_has_run(tmp_path):
+    found = read_notebook_list(write_list(tmp_path, BY_MODEL))
+    assert {notebook.run: notebook.needs for notebook in found.notebooks} == {
+        "first": (),
+        "first-other-model": (),
+        "second": ("first",),
+        "second-other-model": ("first-other-model",),
+        "second-third-model": ("first",),
+        "third": ("first", "first-other-model", "second", "second-other-model", "second-third-model"),
+    }
+    other = found.find("second-other-model")
+    assert other.parameters == {
+        "a": 1,
+        "b": 2,
+        "model": "other-model",
+        "results_folder": "results/other-model",
+    }
+    assert (other.title, other.page) == ("Other", "notebooks/second-other-model")
+    assert other.results == "results/other-model/second.json"
+    assert found.find("second").results == "results/second.json"
+
+
+def test_the_contents_list_a_notebooks_models_below_it(tmp_path):
+    found = read_notebook_list(write_list(tmp_path, BY_MODEL)).notebooks
+    assert make_config.notebook_entries(found) == [
+        {
+            "file": "notebooks/first",
+            "sections": [{"file": "notebooks/first-other-model", "title": "Other"}],
+        },
+        {
+            "file": "notebooks/second",
+            "sections": [
+                {"file": "notebooks/second-other-model", "title": "Other"},
+                {"file": "notebooks/second-third-model", "title": "Third"},
+            ],
+        },
+        {"file": "notebooks/third"},
+    ]
+
+
+def test_the_copy_of_another_model_is_named_and_links_to_that_models_pages(tmp_path):
+    found = read_notebook_list(write_list(tmp_path, BY_MODEL))
+    cells = ["# A title\n\nText", "[](first.ipynb), [](third.ipynb), [code](first.py)"]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text) for text in cells])
+    name_run.name_run(notebook, "second", found)
+    assert [cell.source for cell in notebook.cells] == cells
+    name_run.name_run(notebook, "second-other-model", found)
+    assert [cell.source for cell in notebook.cells] == [
+        "# A title: Other\n\nText",
+        "[](first-other-model.ipynb), [](third.ipynb), [code](first.py)",
+    ]
 
 
 def test_an_empty_list_is_a_list(tmp_path):
@@ -45,11 +108,12 @@ def test_an_empty_list_is_a_list(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("notebook: []", r"unknown \['notebook'\]; accepted: \['inputs', 'notebooks'\]"),
+        ("notebook: []", r"unknown \['notebook'\]; accepted: \['inputs', 'models', 'notebooks'\]"),
         ("notebooks: [first]", "got 'first'; accepted: an entry such as"),
         ("notebooks: [{name: first, need: []}]", r"first: unknown \['need'\]"),
         ("notebooks: [{name: First-One}]", "lower-case letters, digits and underscores"),
         ("notebooks: [{name: a}, {name: a}]", "a is listed twice"),
+        ("notebooks: [{name: a, models: {b: {}}}]", r"models of a: unknown \['b'\]"),
         (
             "notebooks: [{name: a, needs: [b]}, {name: b}]",
             r"a needs \['b'\]; accepted: notebooks listed before it",
@@ -95,12 +159,15 @@ def test_buttons_need_a_repository_and_colab_needs_github():
     github = make_config.build_config(config, "https://github.com/group/name", "dev")
     assert github["repository"] == {
         "url": "https://github.com/group/name",
-        "branch": "dev",
+        "branch": "colab",  # that of the stamped copies, which check out `dev`
         "path_to_book": "",
     }
     assert github["html"] == {"home_page_in_navbar": True, "use_repository_button": True}
     assert "colab_url" in github["launch_buttons"]
-    assert "launch_buttons" not in make_config.build_config(config, "https://host.example/name", "main")
+    opened = "https://colab.research.google.com/github/group/name/blob/colab/notebooks"
+    assert github["sphinx"]["config"]["launch_folder"] == opened
+    other = make_config.build_config(config, "https://host.example/name", "main")
+    assert "launch_buttons" not in other and "sphinx" not in other
     assert "repository" not in config
 
 
@@ -113,7 +180,7 @@ def test_contents_take_the_listed_files_and_lose_empty_parts():
             {"caption": "C", "chapters": [{"glob": "notebooks/*"}]},
         ],
     }
-    built = make_config.build_toc(toc, {"notebooks/*": [], "api/*": ["api/b", "api/a"]})
+    built = make_config.build_toc(toc, {"notebooks/*": [], "api/*": [{"file": "api/b"}, {"file": "api/a"}]})
     assert built["parts"] == [
         {"caption": "A", "chapters": [{"file": "method"}]},
         {

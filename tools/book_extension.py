@@ -1,17 +1,32 @@
-"""Sphinx extension of the book: docstring sections that napoleon does not know, and each script once a page.
+"""Sphinx extension of the book: sections of docstrings, each script once a page, badges that open notebooks.
 
 The lines ``Source:`` and ``Differs:`` close a docstring, after its numpydoc sections; without a heading they would
 be read as one more item of the last section, such as an exception that is raised. The section ``Attributes`` of
 a dataclass is set like parameters, several names on a line included.
 
 Jupyter Book registers some scripts twice, and declaring a constant again is an error in the browser.
+
+Where the address is known under which notebooks can be opened on Colab, each notebook's page gets a badge below its
+title while it is read; the executed copies, from which the pages are made, stay as they are.
 """
 
 from __future__ import annotations
 
 import re
+import sys
+from pathlib import Path
 from typing import Any
 
+import nbformat
+
+ROOT = Path(__file__).resolve().parents[1]
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+from tools.stamp_notebooks import insert_badge  # noqa: E402
+
+# The site loads nothing from other hosts, so it has a picture of its own.
+_BADGE = "../_static/open_in_colab.svg"
 _LINE = re.compile(r"(Source|Differs): +(.*)")
 
 
@@ -45,8 +60,20 @@ def keep_scripts_once(
     context["script_files"] = list(once.values())
 
 
+def show_badge(app: Any, docname: str, source: list[str]) -> None:
+    """Put the badge into the text of a notebook's page, where its launch address is known."""
+    folder, _, name = docname.rpartition("/")
+    if not app.config.launch_folder or folder != "notebooks":
+        return
+    notebook = nbformat.reads(source[0], as_version=4)
+    insert_badge(notebook, f"{app.config.launch_folder}/{name}.ipynb", _BADGE)
+    source[0] = nbformat.writes(notebook)
+
+
 def setup(app: Any) -> dict[str, bool]:
     """Connect ahead of napoleon, which reads the sections, and behind what adds scripts."""
     app.connect("autodoc-process-docstring", process_docstring, priority=400)
     app.connect("html-page-context", keep_scripts_once, priority=900)
+    app.add_config_value("launch_folder", "", "env")
+    app.connect("source-read", show_badge)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

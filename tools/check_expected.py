@@ -1,7 +1,8 @@
 """Compare the key results of the notebooks with the committed expectations.
 
 ``data/expected/<notebook>.json`` maps the name of a result in ``results/<notebook>.json`` to the value
-expected and the tolerance: ``{"name": {"value": 0.87, "absolute": 0.02}}``. A number agrees within
+expected and the tolerance: ``{"name": {"value": 0.87, "absolute": 0.02}}``; for another model than the default both
+files lie in a folder of the model's name. A number agrees within
 ``absolute + relative * |expected|`` (each 0 where absent); anything else must be equal.
 
     python tools/check_expected.py [--table FILE]     fails with a table where a result left its tolerance
@@ -74,12 +75,15 @@ def compare_folders(expected_folder: Path, results_folder: Path) -> list[Compari
         If a file of results does not exist.
     """
     rows = []
-    for path in sorted(expected_folder.glob("*.json")):
-        measured = results_folder / path.name
+    for path in sorted(expected_folder.rglob("*.json")):
+        name = path.relative_to(expected_folder)
+        measured = results_folder / name
         if not measured.is_file():
-            raise ValueError(f"{measured} does not exist, but {path.name} holds expectations for it")
+            raise ValueError(f"{measured} does not exist, but {name} holds expectations for it")
         results = json.loads(measured.read_text(encoding="utf-8"))["results"]
-        rows += compare(path.stem, json.loads(path.read_text(encoding="utf-8")), results)
+        rows += compare(
+            name.with_suffix("").as_posix(), json.loads(path.read_text(encoding="utf-8")), results
+        )
     return rows
 
 
@@ -94,9 +98,11 @@ def to_table(rows: list[Comparison]) -> str:
 
 def update(expected_folder: Path, results_folder: Path) -> None:
     """Write the measured values into the files of expectations; names and tolerances stay."""
-    for path in sorted(expected_folder.glob("*.json")):
+    for path in sorted(expected_folder.rglob("*.json")):
         expected = json.loads(path.read_text(encoding="utf-8"))
-        results = json.loads((results_folder / path.name).read_text(encoding="utf-8"))["results"]
+        results = json.loads(
+            (results_folder / path.relative_to(expected_folder)).read_text(encoding="utf-8")
+        )["results"]
         updated = {name: {**entry, "value": results[name]["value"]} for name, entry in expected.items()}
         path.write_text(json.dumps(updated, indent=2) + "\n", encoding="utf-8")
 

@@ -3,7 +3,8 @@
 ``_config.yml`` and ``book/_toc.yml`` are the sources. Added here: the repository's address, where one is
 known (from ``--repository``, else the environment variable ``RCB_REPOSITORY``, else the remote ``origin``),
 with the buttons that need it; the notebooks of workflow/notebooks.yml in place of the entry
-``glob: notebooks/*``; and the modules of the library in place of ``glob: api/*``.
+``glob: notebooks/*``; and the modules of the library in place of ``glob: api/*``. With an address, the
+copies of the notebooks that the buttons open are written too (see tools/stamp_notebooks.py).
 
     python tools/make_config.py [--repository URL] [--branch NAME]
 """
@@ -14,9 +15,10 @@ import argparse
 import copy
 import os
 import re
+import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,8 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from tools.make_api import api_pages  # noqa: E402
-from tools.notebook_list import read_notebook_list  # noqa: E402
+from tools.notebook_list import Notebook, read_notebook_list  # noqa: E402
+from tools.stamp_notebooks import LAUNCH_BRANCH, launch_folder, stamp_project  # noqa: E402
 
 
 def normalize_repository(address: str) -> str | None:
@@ -57,28 +60,32 @@ def repository_url(root: Path, environment: Mapping[str, str]) -> str | None:
 
 
 def repository_branch(environment: Mapping[str, str]) -> str:
-    """Return the branch that links point at: ``RCB_BRANCH``, ``main`` where it is not set."""
+    """Return the branch, tag or commit that published notebooks check out: ``RCB_BRANCH``, else ``main``."""
     return environment.get("RCB_BRANCH") or "main"
 
 
 def build_config(config: dict[str, Any], repository: str | None, branch: str) -> dict[str, Any]:
     """Add the repository's address and the buttons that need it; without an address nothing changes.
 
-    Colab opens notebooks of GitHub only, so its button is left out for other hosts. The path to the book is
-    empty because the notebooks to open are the sources in ``notebooks/``, not the executed copies.
+    Colab opens notebooks of GitHub only, so its button and badges are left out for other hosts. What they open
+    are the stamped copies on their own branch, in the folder ``notebooks/`` as in the book; hence the empty
+    path to the book.
     """
     config = copy.deepcopy(config)
     if repository is None:
         return config
     config["repository"] = {"url": repository, "branch": branch, "path_to_book": ""}
     config.setdefault("html", {})["use_repository_button"] = True
-    if repository.startswith("https://github.com/"):
+    opened = launch_folder(repository)
+    if opened:
+        config["repository"]["branch"] = LAUNCH_BRANCH
         config["launch_buttons"] = {"colab_url": "https://colab.research.google.com"}
+        config.setdefault("sphinx", {}).setdefault("config", {})["launch_folder"] = opened
     return config
 
 
-def build_toc(toc: dict[str, Any], replacements: Mapping[str, list[str]]) -> dict[str, Any]:
-    """Replace the entries ``glob: <pattern>`` by the listed files, in the order given.
+def build_toc(toc: dict[str, Any], replacements: Mapping[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """Replace the entries ``glob: <pattern>`` by the entries listed for it, in the order given.
 
     A part whose chapters all vanish is left out, because a caption without chapters is an error.
     """
@@ -87,7 +94,7 @@ def build_toc(toc: dict[str, Any], replacements: Mapping[str, list[str]]) -> dic
         expanded = []
         for entry in entries:
             if entry.get("glob") in replacements:
-                expanded += [{"file": file} for file in replacements[entry["glob"]]]
+                expanded += replacements[entry["glob"]]
             elif "sections" in entry:
                 expanded.append({**entry, "sections": expand(entry["sections"])})
             else:
@@ -100,8 +107,20 @@ def build_toc(toc: dict[str, Any], replacements: Mapping[str, list[str]]) -> dic
     return toc
 
 
+def notebook_entries(notebooks: Sequence[Notebook]) -> list[dict[str, Any]]:
+    """List the pages of the notebooks, below each the same notebook on further models, by the model's title."""
+    entries = []
+    for notebook in notebooks:
+        if notebook.model:
+            further = entries[-1].setdefault("sections", [])
+            further.append({"file": notebook.page, "title": notebook.title})
+        else:
+            entries.append({"file": notebook.page})
+    return entries
+
+
 def main(arguments: list[str]) -> int:
-    """Write ``book/_build/config.yml`` and ``book/_build/toc.yml``."""
+    """Write ``book/_build/config.yml``, ``book/_build/toc.yml`` and, for buttons, ``book/_build/launch/``."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repository", help="address of the repository; empty: none")
     parser.add_argument("--branch", default=repository_branch(os.environ))
@@ -113,8 +132,8 @@ def main(arguments: list[str]) -> int:
     toc = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text(encoding="utf-8"))
     notebooks = read_notebook_list(ROOT / "workflow" / "notebooks.yml").notebooks
     replacements = {
-        "notebooks/*": [f"notebooks/{notebook.name}" for notebook in notebooks],
-        "api/*": [f"api/{page}" for page in api_pages(ROOT)],
+        "notebooks/*": notebook_entries(notebooks),
+        "api/*": [{"file": f"api/{page}"} for page in api_pages(ROOT)],
     }
     folder = ROOT / "book" / "_build"
     folder.mkdir(parents=True, exist_ok=True)
@@ -125,6 +144,9 @@ def main(arguments: list[str]) -> int:
     }
     for name, content in built.items():
         (folder / name).write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    shutil.rmtree(folder / "launch", ignore_errors=True)  # of an earlier build that knew an address
+    if repository is not None:
+        stamp_project(ROOT, folder / "launch" / "notebooks", repository, options.branch)
     print(f"repository: {repository or 'none known; its buttons are left out'}")
     return 0
 

@@ -1,0 +1,52 @@
+"""Name the model in the executed copy of a notebook that ran on another model than its own default.
+
+The first heading gains the model's title, so that two pages of one notebook can be told apart, and links to other
+notebooks lead to the pages of the same model where the book has them.
+
+    python tools/name_run.py COPY RUN      COPY is written anew; RUN as in workflow/notebooks.yml, name-model
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import nbformat
+
+ROOT = Path(__file__).resolve().parents[1]
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+from tools.notebook_list import NotebookList, read_notebook_list  # noqa: E402
+
+
+def name_run(notebook: nbformat.NotebookNode, run: str, listed: NotebookList) -> None:
+    """Add the model's title to the heading and turn links to the model's own pages, in place."""
+    entry = listed.find(run)
+    if not entry.model:
+        return
+    pages = {other.name: other.run for other in listed.notebooks if other.model == entry.model}
+
+    def own_page(link: re.Match[str]) -> str:
+        return f"]({pages.get(link[1], link[1])}.ipynb)"
+
+    for number, cell in enumerate(notebook.cells):
+        if cell.cell_type != "markdown":
+            continue
+        if number == 0:
+            cell.source = re.sub(r"\A(# .+)", rf"\1: {entry.title}", cell.source.lstrip("\n"), count=1)
+        cell.source = re.sub(r"\]\(([a-z0-9_]+)\.ipynb\)", own_page, cell.source)
+
+
+def main(arguments: list[str]) -> int:
+    """Rewrite one executed copy."""
+    path, run = Path(arguments[0]), arguments[1]
+    notebook = nbformat.read(path, as_version=4)
+    name_run(notebook, run, read_notebook_list(ROOT / "workflow" / "notebooks.yml"))
+    nbformat.write(notebook, path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
