@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -18,6 +20,11 @@ if TYPE_CHECKING:
 
 WRONG_INPUT = 2
 """Exit status after a wrong input."""
+
+IMAGES_HELP = (
+    "scenes, large-scenes, groups or videos of the embedded world; coco:<folder>; group:<folder>, its photos as one "
+    "input; video:<file or folder of frames>; or a folder of photos"
+)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -49,11 +56,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
             train(arguments[1:])
             return 0
         options = _parser().parse_args(arguments)
-        options.run(options)
+        with _warnings_in_one_line(command):
+            options.run(options)
     except (ParameterError, UnsupportedModelError, CodebookError, ImageError) as error:
         print(f"rcblib {command}: {error}", file=sys.stderr)
         return WRONG_INPUT
     return 0
+
+
+@contextmanager
+def _warnings_in_one_line(command: str) -> Iterator[None]:
+    """Tell the library's warnings once each, on standard error, without a place in the code."""
+    told: set[str] = set()
+
+    def tell(message: Warning | str, category: type[Warning], *place: Any, **options: Any) -> None:
+        if not issubclass(category, UserWarning):
+            shown(message, category, *place, **options)
+        elif str(message) not in told:
+            told.add(str(message))
+            print(f"rcblib {command}: warning: {message}", file=sys.stderr, flush=True)
+
+    with warnings.catch_warnings():
+        shown, warnings.showwarning = warnings.showwarning, tell
+        yield
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -72,9 +97,16 @@ def _parser() -> argparse.ArgumentParser:
     probe.add_argument("--question", default=ONE_WORD_QUESTION)
     probe.add_argument(
         "--positions",
-        type=_positions,
+        type=_numbers,
         default="all",
-        help="all, paper_ranks, grid, or numbers with commas between them (default: all)",
+        help="all; paper_ranks (of [CLS] similarity); paper_positions (the same numbers on the grid, for encoders "
+        "without [CLS]); grid; or numbers with commas between them (default: all)",
+    )
+    probe.add_argument(
+        "--views",
+        type=_numbers,
+        default="all",
+        help="grids of an image: all; base (without tiles); or numbers with commas between them (default: all)",
     )
     probe.add_argument("--batch-size", type=int, default=32)
     probe.add_argument("--no-attention", dest="attention", action="store_false", help="leave attention out")
@@ -93,7 +125,11 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--folder", type=Path, required=True, help="results; what is there is not computed again"
     )
-    evaluate.add_argument("--tasks", nargs="+", help="question families (default: all that the images allow)")
+    evaluate.add_argument(
+        "--tasks",
+        nargs="+",
+        help="question families; kinds of questions about groups or videos (default: all that the images allow)",
+    )
     evaluate.add_argument("--n-per-task", type=int, help="questions a family (default: all there are)")
     evaluate.add_argument(
         "--codebook", help="a codebook's name or folder, a released one's name, or its .pt file"
@@ -140,16 +176,20 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="an embedded model, a folder, or a Hugging Face id")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto", help="auto, float32, float16 or bfloat16")
+    parser.add_argument(
+        "--device-map", help="spread the model over devices: auto, balanced, balanced_low_0 or sequential"
+    )
+    parser.add_argument("--quantization", help="4bit: store the LLM's linear layers as 4-bit numbers (CUDA)")
 
 
 def _add_images(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--images", required=True, help="scenes, coco:<folder>, or a folder of images")
+    parser.add_argument("--images", required=True, help=IMAGES_HELP)
     parser.add_argument("--split", help="of scenes or COCO")
     parser.add_argument("--n-images", type=int, help="the first so many (default: all; needed for scenes)")
     parser.add_argument("--seed", type=int, default=0, help="of scenes, and of the choice of questions")
 
 
-def _positions(text: str) -> str | tuple[int, ...]:
+def _numbers(text: str) -> str | tuple[int, ...]:
     numbers = text.split(",")
     return tuple(int(number) for number in numbers) if all(n.strip().isdigit() for n in numbers) else text
 
@@ -165,7 +205,13 @@ def _model(options: argparse.Namespace, samples: Dataset) -> tuple[Any, Any]:
     from rcblib.mllm import load_model
     from rcblib.probe import world_note
 
-    model, processor = load_model(options.model, options.device, options.dtype)
+    model, processor = load_model(
+        options.model,
+        options.device,
+        options.dtype,
+        device_map=options.device_map,
+        quantization=options.quantization,
+    )
     if note := world_note(model, samples):
         print(note, flush=True)
     return model, processor
@@ -177,6 +223,7 @@ def _probe(options: argparse.Namespace) -> None:
     config = ProbeConfig(
         question=options.question,
         positions=options.positions,
+        views=options.views,
         batch_size=options.batch_size,
         attention=options.attention,
     )
@@ -205,6 +252,7 @@ def _codebook(options: argparse.Namespace) -> None:
         criterion,
         generator,
         positions=table["position"].tolist(),
+        views=table["view"].tolist() if "view" in table else None,
         family=results.description["family"],
         metadata={"model": results.description["model"], "config": results.description["config"]},
     )
@@ -213,18 +261,28 @@ def _codebook(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from rcblib.datasets import questions_for
+    from rcblib.datasets import GroupDataset, VideoDataset, questions_for
     from rcblib.evaluate import evaluate_grid
     from rcblib.geometry import check_integer
+    from rcblib.mllm import adapter_for
 
     # Everything that can be wrong is looked at before a model is loaded.
     check_integer("batch_size", options.batch_size, 1)
     check_integer("max_new_tokens", options.max_new_tokens, 1)
     pruners = _pruners(options)
     samples = _samples(options)
-    questions = questions_for(samples, options.tasks, options.n_per_task, options.seed)
+    asked = options.tasks, options.n_per_task, options.seed
+    sequences = isinstance(samples, GroupDataset | VideoDataset)
+    questions = samples.questions(*asked) if sequences else questions_for(samples, *asked)
+    model, processor = _model(options, samples)
+    if not adapter_for(model).has_cls:
+        ranked = [name for name, given in pruners.items() if any(map(_needs_cls, given))]
+        pruners = {name: given for name, given in pruners.items() if name not in ranked}
+        if ranked:
+            print(f"Left out, as the vision encoder has no [CLS]: {', '.join(ranked)}", flush=True)
     frame = evaluate_grid(
-        *_model(options, samples),
+        model,
+        processor,
         questions,
         samples,
         pruners,
@@ -240,6 +298,10 @@ def _evaluate(options: argparse.Namespace) -> None:
         .round(3)
         .to_string()
     )
+
+
+def _needs_cls(pruner: Pruner | None) -> bool:
+    return pruner is not None and (pruner.needs_cls_similarity or pruner.needs_cls_attention)
 
 
 def _pruners(options: argparse.Namespace) -> dict[str, list[Pruner | None]]:

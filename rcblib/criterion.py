@@ -123,6 +123,21 @@ PRESETS: dict[str, CodebookCriterion] = {
 }
 """Criteria of the released codebooks, and of the script as released, whose runs are 13B's."""
 
+N_PUBLISHED_IMAGES = {
+    "llava-1.5-7b": 500,
+    "llava-1.5-13b-script": 500,
+    "llava-next-8b": 100,
+    "llava-onevision-7b": 1200,
+}
+"""Images that the released codebook of each preset was made from; `min_images` is meant for that many."""
+
+FAMILY_PRESETS = {
+    "llava": "llava-1.5-7b",
+    "llava_next": "llava-next-8b",
+    "llava_onevision": "llava-onevision-7b",
+}
+"""Preset whose structure a model of each family takes."""
+
 
 def as_doubles(values: Any) -> np.ndarray:
     """Widen numbers to double precision, in which the criterion compares.

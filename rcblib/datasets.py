@@ -28,7 +28,7 @@ from rcblib.geometry import check_integer, patch_overlaps
 from rcblib.records import ImageError, ParameterError, Question, Sample, SceneObject, SequenceSample
 from rcblib.runs import read_json
 from rcblib.scenes.coco import export_coco, scene_object, scene_sample
-from rcblib.scenes.generator import SPLITS, Scene, SceneConfig, generate_scene
+from rcblib.scenes.generator import SPLITS, WORLDS, Scene, SceneConfig, generate_scene
 from rcblib.scenes.groups import GROUP_KINDS, N_IMAGES, generate_group, group_questions
 from rcblib.scenes.questions import TASKS, pope_questions, task_questions
 from rcblib.scenes.video import FEWEST_FRAMES, VIDEO_KINDS, generate_video, video_questions
@@ -307,10 +307,7 @@ class PhotoFolder(Dataset[Sample]):
     """
 
     def __init__(self, folder: str | os.PathLike, n: int | None = None):
-        self.folder = _existing_folder(folder)
-        n = _check_limit(n)
-        self.paths = sorted(_photos_in(self.folder))[:n]
-        self._sizes = [_upright_size(path) for path in self.paths]
+        self.folder, self.paths, self._sizes = _open_photos(folder, n)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -342,10 +339,7 @@ class PhotoGroup(Dataset[SequenceSample]):
     """
 
     def __init__(self, folder: str | os.PathLike, n: int | None = None):
-        self.folder = _existing_folder(folder)
-        n = _check_limit(n)
-        self.paths = sorted(_photos_in(self.folder), key=_natural)[:n]
-        self._sizes = tuple(_upright_size(path) for path in self.paths)
+        self.folder, self.paths, self._sizes = _open_photos(folder, n, _natural)
 
     def __len__(self) -> int:
         return 1
@@ -462,6 +456,15 @@ def _photos_in(folder: Path) -> list[Path]:
         accepted = f"a folder with photos ({', '.join(PHOTO_SUFFIXES)})"
         raise ImageError(f"folder: got {str(folder)!r} without any photo; accepted: {accepted}")
     return found
+
+
+def _open_photos(
+    folder: str | os.PathLike, n: int | None, key: Callable[[Path], Any] | None = None
+) -> tuple[Path, list[Path], tuple[tuple[int, int], ...]]:
+    """Return a folder, the first `n` of its photos in order, and their sizes; each is decoded once."""
+    checked, n = _existing_folder(folder), _check_limit(n)
+    paths = sorted(_photos_in(checked), key=key)[:n]
+    return checked, paths, tuple(_upright_size(path) for path in paths)
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:
@@ -812,10 +815,10 @@ def open_dataset(
     Parameters
     ----------
     name_or_path : str or path
-        ``"scenes"``, ``"groups"`` or ``"videos"`` of the embedded world; ``"coco:<folder>"``; ``"group:<folder>"``, its
-        photos as one group; ``"video:<path>"``, or a path alone that ends in one of `VIDEO_SUFFIXES`; a folder in
-        COCO's format (it holds ``instances_*.json``, ``captions_*.json`` or the Karpathy file, in itself or in
-        ``annotations/``); or any other folder: photos.
+        ``"scenes"``, ``"large-scenes"``, ``"groups"`` or ``"videos"`` of the embedded world; ``"coco:<folder>"``;
+        ``"group:<folder>"``, its photos as one group; ``"video:<path>"``, or a path alone that ends in one of
+        `VIDEO_SUFFIXES`; a folder in COCO's format (it holds ``instances_*.json``, ``captions_*.json`` or the Karpathy
+        file, in itself or in ``annotations/``); or any other folder: photos.
     split : str, optional
         As the dataset names it; ``"validation"`` for scenes if left out. Photos and video files have none, and it is
         passed over.
@@ -838,8 +841,8 @@ def open_dataset(
         If the split is unknown, `n` is out of range or missing, or annotations are damaged.
     """
     name = os.fspath(name_or_path)
-    if name == "scenes":
-        return SceneDataset(split or "validation", n, seed=seed)
+    if name in WORLDS:
+        return SceneDataset(split or "validation", n, seed=seed, config=WORLDS[name])
     if name == "groups":
         return GroupDataset(split or "validation", n, seed=seed)
     if name == "videos":
@@ -852,11 +855,25 @@ def open_dataset(
     if name.startswith("video:") or path.is_file() and path.suffix.lower() in VIDEO_SUFFIXES:
         return VideoFile(path, n_frames)
     if not path.is_dir():
-        names = "'scenes', 'groups', 'videos', 'coco:<folder>', 'group:<folder>', 'video:<path>'"
+        worlds = ", ".join(map(repr, WORLDS))
+        names = f"{worlds}, 'groups', 'videos', 'coco:<folder>', 'group:<folder>', 'video:<path>'"
         accepted = f"{names}, a folder of images or a video file"
         raise ImageError(f"images: got {name!r}, which is no folder; accepted: {accepted}")
     is_coco = any(_annotation_files(path))
     return CocoDataset(name, split, n) if is_coco else PhotoFolder(name, n)
+
+
+def images_for(name: str, model: Any) -> str:
+    """Return the name of a dataset; for ``"auto"`` that of the world that a model was trained on.
+
+    Parameters
+    ----------
+    name : str
+        As for `open_dataset`, or ``"auto"``.
+    model : transformers.PreTrainedModel
+        Embedded models name their world in ``config.rcb_world``; for others it is ``"scenes"``.
+    """
+    return getattr(model.config, "rcb_world", "scenes") if name == "auto" else name
 
 
 def questions_for(
@@ -889,8 +906,8 @@ def questions_for(
     Raises
     ------
     ParameterError
-        If a family is unknown, there is no sample, one has no annotation, an image id repeats, or a family has fewer
-        questions than asked for.
+        If a family is unknown, there is no sample, one has no annotation or is several images or a video, an image id
+        repeats, or a family has fewer questions than asked for.
 
     Notes
     -----
@@ -910,6 +927,10 @@ def questions_for(
     if bare:
         raise ParameterError(
             "samples", f"image {bare[0]} without annotation", "samples with annotated objects"
+        )
+    if any(sample.kind != "image" for sample in samples):
+        raise ParameterError(
+            "samples", "several images, or a video", "single images; see GroupDataset.questions"
         )
     if len({sample.image_id for sample in samples}) < len(samples):
         raise ParameterError("samples", "an image id more than once", "distinct image ids")

@@ -18,11 +18,11 @@ from rcblib.codebook import Codebook
 from rcblib.geometry import check_features, check_integer
 from rcblib.metrics import score_predictions
 from rcblib.mllm import Adapter, adapter_for
-from rcblib.probe import load_picture, model_fingerprint, sample_identity
+from rcblib.mllm.placement import module_device
+from rcblib.probe import load_pictures, model_fingerprint, sample_identity
 from rcblib.pruners import Pruner
 from rcblib.records import (
     EncodedImage,
-    ImageError,
     ParameterError,
     Question,
     Sample,
@@ -34,8 +34,6 @@ from rcblib.scenes.choices import read_options
 
 if TYPE_CHECKING:
     import os
-
-    import PIL.Image
 
 AnySample = Sample | SequenceSample
 
@@ -279,7 +277,7 @@ class _Session:
         `chosen` holds what the pruner kept of samples so far, for one that does not read the prompt.
         """
         prompt, image_id = self.prompts[index], self.questions[index].image_id
-        images = self.features.get(image_id, self.model.device)
+        images = self.features.get(image_id, self.device)
         counts = [self.adapter.n_placeholders(image) for image in images]
         if pruner is None:
             kept = [[torch.arange(view.n_tokens) for view in image.views] for image in images]
@@ -335,7 +333,7 @@ class _Session:
             inputs["position_ids"] = position_ids
         elif pruner is not None and pruner.position_ids == "kept":
             inputs["position_ids"] = position_ids[0]
-        inputs = {name: column.to(self.model.device) for name, column in inputs.items()}
+        inputs = {name: column.to(self.device) for name, column in inputs.items()}
         rows = [own for entry in batch for own in entry.rows]
         return inputs | self.adapter.generation_inputs(rows)
 
@@ -400,6 +398,11 @@ class _Session:
         frame.insert(6, "score", scores)
         return frame
 
+    @property
+    def device(self) -> torch.device:
+        """Return the device that inputs go to; `model.device` may name another one where parts lie on several."""
+        return module_device(self.model.get_input_embeddings())
+
     @cached_property
     def fingerprint(self) -> str:
         """Identify the model."""
@@ -408,7 +411,7 @@ class _Session:
     @cached_property
     def images_hash(self) -> str:
         """Identify the samples, their pixels and objects."""
-        return config_hash({"samples": [_identity(sample) for sample in self.samples.values()]})
+        return config_hash({"samples": [sample_identity(sample) for sample in self.samples.values()]})
 
     def description(self, pruner: Pruner | None) -> dict[str, Any]:
         """Return everything that answers depend on, in what JSON can hold."""
@@ -454,20 +457,14 @@ class _Features:
         if sum(_n_bytes(image) for images in self.images.values() for image in images) > FEATURE_BYTES:
             self.images = {i: self.images[i] for i in wanted if i not in missing}
         single = [i for i in missing if self.samples[i].kind == "image"]
-        if single:
-            pictures = [load_picture(self.samples[i]) for i in single]
-            for image_id, image in zip(
-                single, self.adapter.encode(pictures, attention=attention), strict=True
-            ):
-                self._keep(image_id, [image])
-        for image_id in missing:
-            if image_id not in single:
-                pictures = _pictures(self.samples[image_id])
-                if self.samples[image_id].kind == "video":
-                    images = [self.adapter.encode_video(pictures, attention=attention)]
-                else:
-                    images = self.adapter.encode(pictures, attention=attention, one_prompt=True)
-                self._keep(image_id, images)
+        for together in (single, *([i] for i in missing if i not in single)):
+            if together:
+                pictures = [picture for i in together for picture in load_pictures(self.samples[i])]
+                kind = self.samples[together[0]].kind
+                images = self.adapter.encode_input(pictures, kind, attention=attention)
+                n_each = len(images) // len(together)
+                for k, image_id in enumerate(together):
+                    self._keep(image_id, images[k * n_each : (k + 1) * n_each])
 
     def _keep(self, image_id: int, images: list[EncodedImage]) -> None:
         for view in (view for image in images for view in image.views):
@@ -495,39 +492,6 @@ def _objects(sample: AnySample) -> list[SceneObject]:
     if sample.kind == "image":
         return list(sample.objects)
     return [item for objects in sample.objects for item in objects]
-
-
-def _pictures(sample: AnySample) -> list[PIL.Image.Image]:
-    """Load all images of a sample, or raise an `ImageError` that names it."""
-    if sample.kind == "image":
-        return [load_picture(sample)]
-    try:
-        return [picture.convert("RGB") for picture in sample.load()]
-    except ImageError:
-        raise
-    except Exception as error:  # whatever a dataset's loader raises
-        name = sample.file_name or f"sample {sample.image_id}"
-        raise ImageError(f"images: {name!r} cannot be read ({type(error).__name__}: {error})") from error
-
-
-def _identity(sample: AnySample) -> dict[str, Any]:
-    """Return what tells a sample from another of the same id."""
-    if sample.kind == "image":
-        return sample_identity(sample)
-    pixels, objects = hashlib.sha256(), hashlib.sha256()
-    for picture in _pictures(sample):
-        pixels.update(f"{picture.size}".encode() + picture.tobytes())
-    for i, own in enumerate(sample.objects or ()):
-        for item in own:
-            objects.update(f"{i} {item.category} {item.color} {item.rle['counts']}".encode())
-    return {
-        "image_id": sample.image_id,
-        "kind": sample.kind,
-        "source": sample.source,
-        "file_name": sample.file_name,
-        "pixels": pixels.hexdigest()[:12],
-        "objects": sample.objects and objects.hexdigest()[:12],
-    }
 
 
 class _Progress:
@@ -632,11 +596,13 @@ def latency_and_memory(
 def _measure(session: _Session, index: int, pruner: Pruner | None) -> dict[str, Any]:
     """Answer one question step by step on the clock; floats are what differs from run to run."""
     model, question = session.model, session.questions[index]
-    on_cuda = model.device.type == "cuda"
-    pixels = _preprocessed(session.adapter, session.samples[question.image_id])
+    device = session.device
+    on_cuda = device.type == "cuda"
+    sample = session.samples[question.image_id]
+    pixels = session.adapter.preprocess(load_pictures(sample), sample.kind)
     if on_cuda:
-        torch.cuda.reset_peak_memory_stats(model.device)
-    clock = _Clock(model.device)
+        torch.cuda.reset_peak_memory_stats(device)
+    clock = _Clock(device)
 
     images = session.adapter.encode_pixels(
         pixels,
@@ -676,20 +642,9 @@ def _measure(session: _Session, index: int, pruner: Pruner | None) -> dict[str, 
         "prefill_seconds": prefill_seconds,
         "tokens_per_second": (session.max_new_tokens - 1) / decode_seconds,
         "kv_cache_bytes": cache_bytes,
-        "peak_memory_bytes": torch.cuda.max_memory_allocated(model.device)
-        if on_cuda
-        else weights + cache_bytes,
+        "peak_memory_bytes": torch.cuda.max_memory_allocated(device) if on_cuda else weights + cache_bytes,
         "peak_memory_kind": "allocated" if on_cuda else "weights + cache",
     }
-
-
-def _preprocessed(adapter: Adapter, sample: AnySample) -> Mapping[str, Any]:
-    """Return what `Adapter.encode_pixels` takes of a sample."""
-    pictures = _pictures(sample)
-    if sample.kind == "video":
-        return adapter.processor.video_processor([pictures], return_tensors="pt")
-    grouped = [pictures] if sample.kind == "images" else pictures
-    return adapter.processor.image_processor(grouped, return_tensors="pt")
 
 
 class _Clock:

@@ -8,6 +8,7 @@ is tensors. Left out: the CUDA context, libraries' workspaces, and what the allo
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -400,14 +401,7 @@ def largest_batch(job: Callable[[int], Footprint], n_bytes: int, limit: int = 25
     limit : int
         Largest batch that is tried.
     """
-    smallest, largest = 0, limit
-    while smallest < largest:
-        middle = (smallest + largest + 1) // 2
-        if job(middle).total <= n_bytes:
-            smallest = middle
-        else:
-            largest = middle - 1
-    return smallest
+    return bisect_right(range(1, limit + 1), n_bytes, key=lambda n: job(n).total)
 
 
 def measured_peak(run: Callable[[], Any], device: str | torch.device = "cpu") -> int:

@@ -40,6 +40,7 @@ from rcblib.geometry import (
 )
 from rcblib.mllm import Adapter, adapter_for
 from rcblib.mllm.base import VisualTokens
+from rcblib.mllm.placement import weights_by_name
 from rcblib.perturb import WINDOW_SIZE, global_inputs, region_inputs, single_token_inputs
 from rcblib.records import (
     ONE_WORD_QUESTION,
@@ -434,7 +435,7 @@ def _probe_input(
 ) -> tuple[pd.DataFrame, torch.Tensor]:
     """Return the table of one input and its visual tokens, ``(n_tokens of all views, d_model)``."""
     config.check_cls(adapter.has_cls)
-    images = _encoded(adapter, pictures, kind, config.attention and adapter.has_cls)
+    images = adapter.encode_input(pictures, kind, attention=config.attention and adapter.has_cls)
     places = _places(images)
     tokens = torch.cat([place.view.tokens for place in places])
     check_features("visual tokens", tokens, "(n_tokens, d_model)")
@@ -462,15 +463,6 @@ def _probe_input(
             columns |= _text_attention(attention, [place.n_before + position for position in positions])
         frames.append(pd.DataFrame(columns))
     return pd.concat(frames, ignore_index=True), tokens
-
-
-def _encoded(
-    adapter: Adapter, pictures: list[PIL.Image.Image], kind: str, attention: bool
-) -> list[EncodedImage]:
-    """Encode the pictures of an input: one entry a placeholder of its prompt."""
-    if kind == "video":
-        return [adapter.encode_video(pictures, attention=attention)]
-    return adapter.encode(pictures, attention=attention, one_prompt=len(pictures) > 1)
 
 
 def _attention_by_token(
@@ -687,7 +679,7 @@ def model_fingerprint(model: Any) -> str:
     digest = hashlib.sha256(
         json.dumps(_settings_of(model.config.to_dict()), sort_keys=True, default=str).encode()
     )
-    for name, weight in model.named_parameters():
+    for name, weight in weights_by_name(model):
         flat = weight.detach().flatten()
         few = flat[:: max(1, len(flat) // 8)]
         digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
@@ -998,11 +990,6 @@ def _check_samples(samples: list[AnySample]) -> None:
     repeated = sorted(image_id for image_id, n in counts.items() if n > 1)
     if repeated:
         raise ParameterError("samples", f"image ids {repeated} more than once", "distinct image ids")
-
-
-def load_picture(sample: Sample) -> PIL.Image.Image:
-    """Load the image of a sample, or raise an `ImageError` that names it."""
-    return load_pictures(sample)[0]
 
 
 def load_pictures(sample: AnySample) -> list[PIL.Image.Image]:

@@ -30,6 +30,7 @@ def build_codebook(
     generator: torch.Generator | None = None,
     *,
     positions: Sequence[int] | None = None,
+    views: Sequence[int] | None = None,
     family: str = "",
     metadata: Mapping[str, Any] | None = None,
 ) -> Codebook:
@@ -51,6 +52,9 @@ def build_codebook(
         Draws DPC-KNN's tie-breaking noise; ``None`` means none.
     positions : sequence of int, optional
         ``(n_tokens,)`` grid position of each token, kept with the prototypes.
+    views : sequence of int, optional
+        ``(n_tokens,)`` number of each token's grid in its image, where an image has several (tiles, frames): stage 1
+        then clusters every grid by itself. Kept as ``metadata["views"]``.
     family : str
         Model family, kept with the codebook.
     metadata : Mapping, optional
@@ -73,13 +77,17 @@ def build_codebook(
         stage.
 
     Source: section 4 of the paper and its released clustering script.
-    Differs: the script adds a position's m tied tokens m² times (quirk 48); here every token counts once.
+    Differs: the script adds a position's m tied tokens m² times (quirk 48); here every token counts once. It knows no
+    views; that grids are clustered one by one follows from their being pruned one by one.
     """
-    image_ids, signals = _checked_selection(tokens, image_ids, top1, region, global_, criterion, positions)
+    image_ids, signals = _checked_selection(
+        tokens, image_ids, top1, region, global_, criterion, positions, views
+    )
     low = criterion.low_information(*signals)
-    rows_of: dict[int | str, list[int]] = {}
+    views = None if views is None else [int(view) for view in views]
+    rows_of: dict[Any, list[int]] = {}
     for row, image_id in enumerate(image_ids):
-        rows_of.setdefault(image_id, []).append(row)
+        rows_of.setdefault(image_id if views is None else (image_id, views[row]), []).append(row)
 
     pooled: list[int] = []
     for rows in rows_of.values():
@@ -87,7 +95,7 @@ def build_codebook(
             if len(members) <= criterion.cluster_size_max:
                 pooled += [row for row in members if low[row]]
     counts = (
-        f"{len(image_ids)} tokens of {len(rows_of)} images, {int(low.sum())} low-information (top-1 "
+        f"{len(image_ids)} tokens of {len(set(image_ids))} images, {int(low.sum())} low-information (top-1 "
         f"probability < {criterion.tau_p}, influence < {criterion.tau_jsd}), {len(pooled)} of them in "
         f"clusters of at most {criterion.cluster_size_max}"
     )
@@ -114,7 +122,7 @@ def build_codebook(
             f"more than {criterion.min_images} images, the widest from {most_images}"
         )
     selection = {
-        "n_images": len(rows_of),
+        "n_images": len(set(image_ids)),
         "n_tokens": len(image_ids),
         "n_low_information": int(low.sum()),
         "n_after_stage_1": len(pooled),
@@ -132,6 +140,7 @@ def build_codebook(
             "n_neighbours": N_NEIGHBOURS,
             "selection": selection,
             "clusters": clusters,
+            **({} if views is None else {"views": [views[row] for row in kept]}),
             "provenance": provenance(),
             **(metadata or {}),
         },
@@ -157,6 +166,7 @@ def _checked_selection(
     global_: Any,
     criterion: CodebookCriterion,
     positions: Any,
+    views: Any,
 ) -> tuple[tuple[int | str, ...], tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Check everything `build_codebook` is given; return image ids and the three signals as doubles."""
     if not isinstance(criterion, CodebookCriterion):
@@ -172,6 +182,8 @@ def _checked_selection(
     named = {"image_ids": image_ids, "top1": signals[0], "region": signals[1], "global_": signals[2]}
     if positions is not None:
         named["positions"] = positions
+    if views is not None:
+        named["views"] = views
     for name, values in named.items():
         if len(values) != len(tokens) or getattr(values, "ndim", 1) != 1:
             raise ParameterError(name, f"{len(values)} values", f"one for each of the {len(tokens)} tokens")
@@ -181,15 +193,15 @@ def _checked_selection(
     outside = signals[0][(signals[0] < 0) | (signals[0] > 1)]
     if len(outside):
         raise ParameterError("top1", float(outside[0]), "probabilities in [0, 1]")
-    per_image = Counter(image_ids)
+    per_grid = Counter(image_ids if views is None else zip(image_ids, views, strict=True))
     n_needed = max(criterion.n_clusters, N_NEIGHBOURS)
-    for image_id, n_tokens in per_image.items():
+    for grid, n_tokens in per_grid.items():
         if n_tokens < n_needed:
-            raise ParameterError(
-                "tokens",
-                f"{n_tokens} of image {image_id!r}",
-                f"at least {n_needed} of every image (n_clusters, k)",
-            )
+            which = f"image {grid!r}" if views is None else f"view {grid[1]} of image {grid[0]!r}"
+            what = "image" if views is None else "view"
+            accepted = f"at least {n_needed} of every {what} (n_clusters, k)"
+            raise ParameterError("tokens", f"{n_tokens} of {which}", accepted)
+    per_image = Counter(image_ids)
     if len(per_image) <= criterion.min_images:
         raise ParameterError(
             "min_images",

@@ -133,9 +133,10 @@ def _names(word: str, accepted: set[str], categories: set[str]) -> bool:
 
 
 def lower_half(frame: pd.DataFrame, signal: str) -> pd.Series:
-    """Tell which positions lie in the lower half of their image by a signal.
+    """Tell which positions lie in the lower half of their image by a signal; of their view by one of its [CLS].
 
-    Of an odd number of positions the middle one is not in the lower half; equal values keep the order of positions.
+    Tiles have a [CLS] each, and how similar to it a token is can be compared inside a tile only. Of an odd number of
+    positions the middle one is not in the lower half; equal values keep the order of positions.
 
     Returns
     -------
@@ -147,7 +148,8 @@ def lower_half(frame: pd.DataFrame, signal: str) -> pd.Series:
     ParameterError
         If the column is missing or a value is NaN.
     """
-    groups = _signal(frame, signal).groupby(frame["image_id"])
+    within = _PLACE if signal.startswith("cls_") else ["image_id"]
+    groups = _signal(frame, signal).groupby([frame[name] for name in within if name in frame])
     # The first of equal values counts as the highest, as in a rank by decreasing signal.
     rank = groups.rank(method="first", ascending=False)
     size = groups.transform("size")

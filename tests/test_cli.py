@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import tiny
@@ -11,6 +12,7 @@ from rcblib import __version__
 from rcblib.__main__ import main
 from rcblib.codebook import Codebook
 from rcblib.datasets import CocoDataset
+from rcblib.geometry import paper_ranks
 from rcblib.probe import read_probe
 from rcblib.training import recipe
 
@@ -24,6 +26,12 @@ def model(tmp_path_factory):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"rcb_world": "scenes"}))
     return str(folder)
+
+
+@pytest.fixture(scope="module")
+def onevision(tmp_path_factory):
+    """Return the folder of a saved model whose encoder has no [CLS]."""
+    return str(tiny.save(tmp_path_factory.mktemp("onevision"), *tiny.tiny_onevision()))
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +90,24 @@ def test_probe_says_where_photos_are_outside_a_model_s_world(model, photos, tmp_
     assert results.description["config"]["question"] == "What is red ?"
 
 
+def test_probe_takes_views_and_positions_of_encoders_without_cls(onevision, tmp_path):
+    options = ["--images", "groups", "--n-images", "1", "--views", "1, 0", "--positions", "paper_positions"]
+    assert main(["probe", "--model", onevision, "--folder", str(tmp_path / "group"), *options]) == 0
+    results = read_probe(tmp_path / "group")
+    assert sorted(results.table["view"].unique()) == [0, 1]
+    assert results.description["config"]["views"] == [1, 0]
+    assert results.table.groupby("view")["position"].apply(list).tolist() == [paper_ranks(25)] * 2
+    options = ["--images", "scenes", "--n-images", "1", "--views", "base", "--no-attention"]
+    assert main(["probe", "--model", onevision, "--folder", str(tmp_path / "base"), *options]) == 0
+    assert (read_probe(tmp_path / "base").table["kind"] == "image").all()
+
+
+def test_a_model_may_be_spread_over_devices(model, photos, tmp_path):
+    options = ["--n-images", "1", "--positions", "3", "--no-attention", "--device-map", "sequential"]
+    assert main(["probe", "--model", model, "--images", photos, "--folder", str(tmp_path), *options]) == 0
+    assert len(read_probe(tmp_path).table) == 1
+
+
 def test_codebook_builds_from_what_was_probed(probed, tmp_path, capsys):
     criterion = {
         "tau_p": 1,
@@ -121,6 +147,16 @@ def test_evaluate_prints_a_score_for_each_method_budget_and_task(model, tmp_path
         "",
     ]
     assert len(list((tmp_path / "results").glob("*.parquet"))) == 1 + 2 + 1 + 1 + 2
+
+
+def test_evaluate_asks_about_groups_and_leaves_out_what_needs_cls(onevision, tmp_path, capsys):
+    options = ["--images", "groups", "--n-images", "4", "--tasks", "same_different", "--n-per-task", "2"]
+    options += ["--retain-ratio", "0.5", "--max-new-tokens", "2", "--folder", str(tmp_path)]
+    assert main(["evaluate", "--model", onevision, *options]) == 0
+    out = capsys.readouterr().out
+    assert "no [CLS]: most [CLS]-similar, least [CLS]-similar\n" in out
+    table = out[out.rindex("method") :].splitlines()
+    assert [line.rsplit(maxsplit=5)[0] for line in table[1:]] == ["all tokens", "random"]
 
 
 def test_scenes_are_written_in_coco_s_format(tmp_path):
@@ -167,10 +203,12 @@ def failure(arguments, capsys):
         status = end.code
     output = capsys.readouterr()
     assert status == 2
-    assert output.err.count("\n") == 1
-    assert output.err.startswith("rcblib")
+    (line,) = [
+        line for line in output.err.splitlines() if line and "%|" not in line
+    ]  # bars of a model that is read
+    assert line.startswith("rcblib")
     assert output.out == ""
-    return output.err
+    return line
 
 
 @pytest.mark.parametrize(
@@ -199,6 +237,11 @@ def test_wrong_arguments(arguments, message, capsys):
         ({"--dtype": "int8"}, "dtype: got 'int8'"),
         ({"--positions": "some"}, "positions: got 'some'"),
         ({"--positions": "3,3"}, "positions: got (3, 3)"),
+        ({"--views": "tiles"}, "views: got 'tiles'"),
+        ({"--views": "1,1"}, "views: got (1, 1)"),
+        ({"--device-map": "everywhere"}, "device_map: got 'everywhere'"),
+        ({"--device-map": "auto", "--device": "cpu"}, "device: got 'cpu'; accepted: 'auto' together with"),
+        ({"--quantization": "8bit"}, "quantization: got '8bit'; accepted: None or '4bit'"),
         ({"--batch-size": "0"}, "batch_size: got 0"),
         ({"--question": ""}, "question: got ''"),
     ],
@@ -231,6 +274,48 @@ def test_empty_folders_and_broken_images(model, tmp_path, capsys):
     assert "'torn.jpg' cannot be read" in failure([*arguments, str(tmp_path / "empty")], capsys)
 
 
+def test_models_of_a_family_that_nobody_supports(model, photos, tmp_path, capsys):
+    config = json.loads((Path(model) / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "paligemma"}))
+    options = ["--model", str(tmp_path), "--images", photos, "--folder", str(tmp_path / "new")]
+    line = failure(["probe", *options], capsys)
+    assert "model_type: got 'paligemma'; supported: llava, llava_next, llava_onevision" in line
+
+
+def test_videos_that_cannot_be_read_or_are_not_taken(model, tmp_path, capsys):
+    arguments = ["probe", "--model", model, "--folder", str(tmp_path / "new"), "--images"]
+    (tmp_path / "torn.gif").write_bytes(b"GIF89a")
+    assert "video: 'torn.gif' cannot be read (" in failure(
+        [*arguments, f"video:{tmp_path / 'torn.gif'}"], capsys
+    )
+    (tmp_path / "frames").mkdir()
+    assert "without any photo" in failure([*arguments, f"video:{tmp_path / 'frames'}"], capsys)
+    for i, frame in enumerate(tiny.random_images(2)):
+        frame.save(tmp_path / "frames" / f"{i}.png")
+    arguments[2] = str(
+        tiny.save_tiny_llava(tmp_path / "model")
+    )  # one that names no world, so that nothing is noted
+    line = failure([*arguments, f"video:{tmp_path / 'frames'}"], capsys)
+    assert "n_videos: got 1; accepted: 0, as the family 'llava' takes images only" in line
+    assert not (tmp_path / "new").exists()
+
+
+def test_codebooks_of_another_family_and_rules_of_another(model, tmp_path, capsys):
+    tokens = tiny.torch.randn(4, 40, generator=tiny.torch.Generator().manual_seed(0))
+    for family in ("llava", "llava_next"):
+        Codebook(tokens, (0, 1, 2, 3), family).save_pretrained(tmp_path / family)
+    arguments = ["evaluate", "--model", model, "--images", "scenes", "--n-images", "2", "--tasks", "count"]
+    arguments += ["--retain-ratio", "0.5", "--max-new-tokens", "1", "--folder", str(tmp_path / "results")]
+    line = failure([*arguments, "--codebook", str(tmp_path / "llava_next")], capsys)
+    assert "family 'llava_next', the model is of family 'llava'" in line
+    assert not (tmp_path / "results").exists()
+    assert main([*arguments, "--codebook", str(tmp_path / "llava"), "--rule", "double_softmax"]) == 0
+    told = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert told == [
+        "rcblib evaluate: warning: rule: 'double_softmax' with family 'llava', for which the release uses 'max_cosine'"
+    ]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -252,6 +337,9 @@ def test_wrong_inputs_of_codebook(options, message, tmp_path, capsys):
         (["--retain-ratio", "0.5", "--random-seeds", "-1"], "random-seeds: got -1"),
         (["--tasks", "yesno"], "tasks: got ['yesno']"),
         (["--max-new-tokens", "0"], "max_new_tokens: got 0"),
+        (["--device-map", "everywhere"], "device_map: got 'everywhere'"),
+        (["--quantization", "8bit"], "quantization: got '8bit'"),
+        (["--images", "groups", "--tasks", "color"], "kinds: got ['color']"),
     ],
 )
 def test_wrong_inputs_of_evaluate(model, options, message, tmp_path, capsys):

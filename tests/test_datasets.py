@@ -23,6 +23,7 @@ from rcblib.datasets import (
     VideoDataset,
     VideoFile,
     _upright_frame,
+    images_for,
     object_coverage,
     open_dataset,
     questions_for,
@@ -686,7 +687,7 @@ def test_a_name_or_folder_opens_its_dataset(coco, tmp_path):
 def test_names_that_open_nothing(tmp_path):
     with pytest.raises(
         ImageError,
-        match="images: got 'nowhere', which is no folder; accepted: 'scenes', 'groups', 'videos', 'coco:",
+        match="images: got 'nowhere', which is no folder; accepted: 'scenes', 'large-scenes', 'groups', 'videos', ",
     ):
         open_dataset("nowhere")
     with pytest.raises(ImageError, match="without any photo"):
@@ -785,6 +786,10 @@ def test_wrong_questions_are_named(scene_samples):
     with pytest.raises(ParameterError, match="image id more than once"):
         questions_for([few[0], few[0]])
     bare = Sample(77, lambda: None, 10, 10)
+    with pytest.raises(
+        ParameterError, match="samples: got 'several images, or a video'; accepted: single images"
+    ):
+        questions_for(GroupDataset("test", 2))
     with pytest.raises(ParameterError, match="image 77 without annotation"):
         questions_for([*few, bare])
 
@@ -910,3 +915,17 @@ def test_the_visible_box_is_what_clips_processor_crops(size):
     expected = torch.from_numpy(pixels.reshape(24, 14, 24, 14).mean((1, 3)).reshape(-1))
     found = object_coverage(sample, 24, 24, visible_box(width, height, 336)).share
     torch.testing.assert_close(found, expected.float(), atol=0.02, rtol=0)
+
+
+def test_worlds_are_opened_by_name_with_their_own_sizes():
+    small, large = (open_dataset(name, "validation", 5) for name in ("scenes", "large-scenes"))
+    assert {(sample.width, sample.height) for sample in small} == {(96, 96)}
+    assert max(sample.width for sample in large) == 192
+
+
+def test_images_are_those_of_the_models_world_unless_named():
+    embedded = SimpleNamespace(config=SimpleNamespace(rcb_world="large-scenes"))
+    other = SimpleNamespace(config=SimpleNamespace())
+    assert images_for("auto", embedded) == "large-scenes"
+    assert images_for("auto", other) == "scenes"
+    assert images_for("folder", embedded) == "folder"

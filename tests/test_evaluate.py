@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import accelerate
 import pandas as pd
 import pytest
 import tiny
@@ -208,6 +209,32 @@ def test_llava_15_with_its_real_settings_is_pruned():
     )
     assert frame["n_visual_tokens"].tolist() == [576]
     assert frame["n_retained"].tolist() == [58]
+
+
+def test_models_in_parts_answer_as_whole_ones(questions, samples, tmp_path):
+    model, processor = tiny.tiny_llava()
+    asked, pruners = questions[:4], {"all": None, "most": ClsSimilarityPruner(0.2)}
+    timed = {"n_repeats": 1, "n_warmup": 0, "max_new_tokens": 2}
+
+    def run():
+        grid = evaluate_grid(
+            model, processor, asked, samples, pruners, max_new_tokens=N_NEW, folder=tmp_path, progress=False
+        )
+        return grid, latency_and_memory(model, processor, asked[:1], samples, pruners, **timed)["n_prompt"]
+
+    grid, n_prompt = run()
+    kept = set(tmp_path.glob("*.parquet"))
+    places = {"model.vision_tower": "disk", "model.multi_modal_projector": "cpu"}
+    places |= {"model.language_model": "disk", "lm_head": "cpu"}
+    accelerate.dispatch_model(model, places, main_device="cpu", offload_dir=tmp_path, force_hooks=True)
+    assert model.device.type == "meta"
+    again, n_again = run()
+    assert set(tmp_path.glob("*.parquet")) == kept  # the same model wherever its parts lie
+    pd.testing.assert_frame_equal(again, grid, check_dtype=False)
+    assert n_again.tolist() == n_prompt.tolist()
+    for path in kept:
+        path.unlink()
+    pd.testing.assert_frame_equal(run()[0], grid, check_dtype=False)
 
 
 # Tiles, several images, videos

@@ -22,7 +22,13 @@ from rcblib.footprint import (
     weight_bytes,
 )
 from rcblib.mllm import adapter_for
-from rcblib.mllm.checkpoints import CHECKPOINTS, checkpoint_config, empty_model, picture_rows
+from rcblib.mllm.checkpoints import (
+    CHECKPOINTS,
+    checkpoint_config,
+    empty_model,
+    narrow_config,
+    picture_rows,
+)
 from rcblib.records import ParameterError, UnsupportedModelError
 
 PUBLISHED = dict(zip(CHECKPOINTS, (7.06, 13.35, 8.36, 8.03), strict=True))
@@ -42,18 +48,9 @@ def shapes(empty):
 
 
 def narrow(name, dtype=torch.float32):
-    """Build a checkpoint's model narrower and shallower, most ratios of widths as they are."""
-    config = checkpoint_config(name)
-    text, vision = config.text_config, config.vision_config
-    ratio = text.hidden_size / 256
-    n_shared = text.num_attention_heads // text.num_key_value_heads
-    text.intermediate_size = round(text.intermediate_size / ratio)
-    text.hidden_size, text.num_hidden_layers, text.head_dim = 256, 3, 64
-    text.num_attention_heads, text.num_key_value_heads = 4, max(4 // n_shared, 1)
-    vision.intermediate_size = round(vision.intermediate_size / vision.hidden_size * 64)
-    vision.hidden_size, vision.num_attention_heads, vision.num_hidden_layers = 64, 2, 3
+    """Build a narrow model of a checkpoint's form with random weights."""
     torch.manual_seed(0)
-    return AutoModelForImageTextToText.from_config(config).eval().to(dtype)
+    return AutoModelForImageTextToText.from_config(narrow_config(name)).eval().to(dtype)
 
 
 # Weights
@@ -77,7 +74,7 @@ def test_parts_of_llava_15_are_known_by_hand(shapes):
 
 def test_a_newline_is_counted_and_shared_embeddings_count_once(empty, shapes):
     assert shapes[CHECKPOINTS[2]].parameters["rest"] == (2 * 32 + 1) * 4096 + 4096
-    config = tiny.llava_config(tiny.TINY_VISION, tiny.TINY_TEXT, tiny.TINY_IDS, n_vocab=64)
+    config = tiny.llava_config(tiny.TINY_VISION, tiny.TINY_TEXT, tiny.TINY_IDS)
     config.tie_word_embeddings = True
     model = AutoModelForImageTextToText.from_config(config)
     shape = ModelShape.from_model(model)

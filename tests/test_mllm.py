@@ -5,10 +5,10 @@ import json
 import pytest
 import tiny
 import torch
-from transformers import LlavaForConditionalGeneration
 
 from rcblib.geometry import rank_by_cls
 from rcblib.mllm import adapter_for, load_model
+from rcblib.mllm.checkpoints import CHECKPOINTS, empty_model
 from rcblib.mllm.loading import _dtype
 from rcblib.records import ONE_WORD_QUESTION, ParameterError, UnsupportedModelError
 
@@ -375,10 +375,8 @@ def test_attention_needs_text_after_an_image(adapter, prompt):
 
 
 def test_the_full_size_config_gives_576_tokens_of_width_4096():
-    config = tiny.llava_config(tiny.REAL_VISION, tiny.REAL_TEXT, tiny.REAL_IDS, tiny.REAL_N_VOCAB)
-    with torch.device("meta"):
-        model = LlavaForConditionalGeneration(config)
-        pixels = torch.empty(2, 3, 336, 336)
+    model = empty_model(CHECKPOINTS[0])
+    pixels = torch.empty(2, 3, 336, 336, device="meta")
     adapter = adapter_for(model)
     images = adapter.encode_pixels({"pixel_values": pixels}, cls_similarity=False)
     assert [image.tokens.shape for image in images] == [(576, 4096)] * 2

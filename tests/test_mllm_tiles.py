@@ -7,12 +7,12 @@ import tiny
 import torch
 from transformers import (
     CLIPVisionConfig,
-    LlavaNextForConditionalGeneration,
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
 )
 
 from rcblib.mllm import adapter_for, load_model
+from rcblib.mllm.checkpoints import CHECKPOINTS, empty_model
 from rcblib.records import (
     NEWLINE,
     ONE_WORD_QUESTION,
@@ -381,6 +381,25 @@ def test_wrong_inputs_end_in_one_line(tiled, onevision):
         onevision.encode_pixels({})
 
 
+def test_inputs_of_every_kind_are_preprocessed_and_encoded_alike(onevision, tiled):
+    pictures = tiny.random_images(2, (40, 20))
+    expected = {
+        "image": onevision.encode(pictures),
+        "images": onevision.encode(pictures, one_prompt=True),
+        "video": [onevision.encode_video(pictures)],
+    }
+    for kind, images in expected.items():
+        for found in (
+            onevision.encode_input(pictures, kind),
+            onevision.encode_pixels(onevision.preprocess(pictures, kind)),
+        ):
+            assert [image.n_rows for image in found] == [image.n_rows for image in images]
+            for ours, theirs in zip(found, images, strict=True):
+                assert torch.equal(onevision.assemble(ours), onevision.assemble(theirs))
+    with pytest.raises(ParameterError, match="kind: got 'film'; accepted: image, images, video"):
+        tiled.preprocess(pictures, "film")
+
+
 def test_videos_without_frames_or_of_two_sizes_are_refused(onevision, tiled):
     with pytest.raises(ParameterError, match=r"frames: got \[\]; accepted: one or more PIL images"):
         onevision.encode_video([])
@@ -449,12 +468,8 @@ ONEVISION_ROWS = {
 
 
 def test_the_full_size_next_gives_tokens_of_width_4096():
-    config = tiny.next_config(
-        tiny.REAL_VISION, tiny.NEXT_TEXT, tiny.NEXT_IDS, tiny.NEXT_N_VOCAB, tiny.NEXT_PINPOINTS
-    )
-    with torch.device("meta"):
-        model = LlavaNextForConditionalGeneration(config)
-        pixels = torch.empty(len(NEXT_ROWS), 5, 3, 336, 336)
+    model = empty_model(CHECKPOINTS[2])
+    pixels = torch.empty(len(NEXT_ROWS), 5, 3, 336, 336, device="meta")
     adapter = adapter_for(model)
     sizes = torch.tensor([size[::-1] for size in NEXT_ROWS])
     images = adapter.encode_pixels({"pixel_values": pixels, "image_sizes": sizes}, cls_similarity=False)
@@ -464,17 +479,9 @@ def test_the_full_size_next_gives_tokens_of_width_4096():
 
 
 def test_the_full_size_onevision_gives_tokens_of_width_3584():
-    config = tiny.onevision_config(
-        tiny.ONEVISION_VISION,
-        tiny.ONEVISION_TEXT,
-        tiny.ONEVISION_IDS,
-        tiny.ONEVISION_N_VOCAB,
-        tiny.ONEVISION_PINPOINTS,
-    )
-    with torch.device("meta"):
-        model = LlavaOnevisionForConditionalGeneration(config)
-        pixels = torch.empty(len(ONEVISION_ROWS), 37, 3, 384, 384)
-        frames = torch.empty(1, 16, 3, 384, 384)
+    model = empty_model(CHECKPOINTS[3])
+    pixels = torch.empty(len(ONEVISION_ROWS), 37, 3, 384, 384, device="meta")
+    frames = torch.empty(1, 16, 3, 384, 384, device="meta")
     adapter = adapter_for(model)
     sizes = torch.tensor([size[::-1] for size in ONEVISION_ROWS])
     *images, video = adapter.encode_pixels(

@@ -36,6 +36,7 @@ from rcblib.records import (
     UnsupportedModelError,
 )
 from rcblib.runs import read_table
+from rcblib.signals import lower_half
 
 TILED_SEED, ONEVISION_SEED = 2, 1
 """Of tiny models whose answers depend much on single windows; the second answers with an article to whole photos."""
@@ -231,6 +232,22 @@ def test_one_photo_without_cls_in_resampled_tiles(onevision):
     for i in (3, 4, 5):
         check_row(onevision, table.iloc[i], rows, 0, places, (4, 4))
     assert table["global_article"].all()
+
+
+def test_no_input_of_an_encoder_without_cls_has_signals_of_it(onevision, photo, tmp_path):
+    """They are absent, not filled with NaN, in every table and in what is read back."""
+    inputs = [photo, tiny.random_images(2, (40, 31)), sequence_of(3, "video", seed=1)]
+    for given in inputs:
+        table = probe(*onevision, given, positions=[0, 8])
+        assert "attention_last_layer_0" in table
+        assert not [name for name in table if "cls" in name]
+    samples = [sequence_of(2, seed=0), sequence_of(3, "video", seed=1)]
+    results = probe_dataset(*onevision, samples, ProbeConfig(positions=(0,)), tmp_path, progress=False)
+    assert not [name for name in results.table if "cls" in name]
+    known = results.table.drop(columns=["object_coverage", "object_category"])  # these have no masks
+    assert not known.isna().all().any()
+    with pytest.raises(ParameterError, match="cls_similarity"):
+        lower_half(results.table, "cls_similarity")
 
 
 def test_without_cls_there_are_positions_but_no_ranks(onevision, photo, monkeypatch, tmp_path):

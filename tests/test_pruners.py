@@ -7,10 +7,11 @@ from typing import ClassVar
 import pytest
 import tiny
 import torch
-from transformers import GenerationConfig, LlavaForConditionalGeneration
+from transformers import GenerationConfig
 
 from rcblib.codebook import Codebook
 from rcblib.mllm import adapter_for
+from rcblib.mllm.checkpoints import CHECKPOINTS, empty_model
 from rcblib.pruners import ClsSimilarityPruner, CodebookPruner, Pruner, RandomPruner
 from rcblib.records import ONE_WORD_QUESTION, CodebookError, ParameterError, UnsupportedModelError
 from rcblib.scoring import redundancy_scores
@@ -675,9 +676,7 @@ def test_real_settings_at_reduced_width_prune():
 
 def test_the_released_codebook_fits_the_full_size_model(shared_folder):
     codebook = Codebook.from_released(shared_folder / "codebooks" / "llava-1.5-7b.pt")
-    config = tiny.llava_config(tiny.REAL_VISION, tiny.REAL_TEXT, tiny.REAL_IDS, tiny.REAL_N_VOCAB)
-    with torch.device("meta"):
-        model = LlavaForConditionalGeneration(config)
+    model = empty_model(CHECKPOINTS[0])
     pruner = CodebookPruner(codebook, max_similarity=0.45)
     with pruner(model):
         assert codebook.prototypes.shape == (454, 4096)

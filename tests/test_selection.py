@@ -204,3 +204,24 @@ def test_wrong_inputs_of_build(change, beginning):
 def test_criterion_of_another_type():
     with pytest.raises(ParameterError, match="a CodebookCriterion"):
         recurring_world().build({"tau_p": 0.1})
+
+
+def test_grids_of_one_image_are_clustered_one_by_one():
+    # Two grids of the same eight tokens each: clustered together, every cluster has two members; apart, one.
+    grid = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+    tokens = torch.cat([grid, grid + 1e-4]).repeat(3, 1)
+    image_ids, views = np.repeat([0, 1, 2], 16), np.tile(np.repeat([0, 1], 8), 3)
+    zeros = np.zeros(len(tokens))
+    criterion = CodebookCriterion(n_clusters=8, cluster_size_max=1, n_prototype_clusters=8, min_images=2)
+    with pytest.raises(CodebookError, match="0 of them in clusters of at most 1"):
+        build_codebook(tokens, image_ids, zeros, zeros, zeros, criterion)
+    codebook = build_codebook(tokens, image_ids, zeros, zeros, zeros, criterion, views=views)
+    selection = codebook.metadata["selection"]
+    assert (selection["n_after_stage_1"], selection["n_images"]) == (48, 3)
+    assert codebook.metadata["views"] == views[selection["rows"]].tolist()
+    with pytest.raises(ParameterError, match="views: got '3 values'; accepted: one for each"):
+        build_codebook(tokens, image_ids, zeros, zeros, zeros, criterion, views=[0, 1, 2])
+    few = views.copy()
+    few[0] = 2  # one token stands alone
+    with pytest.raises(ParameterError, match="tokens: got '1 of view 2 of image 0'"):
+        build_codebook(tokens, image_ids, zeros, zeros, zeros, criterion, views=few)

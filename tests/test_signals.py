@@ -116,6 +116,17 @@ def test_the_lower_half_is_taken_inside_each_image():
     assert lower_half(frame, "signal").tolist() == [False, True, False, True, True, False, False]
 
 
+def test_the_lower_half_by_a_cls_is_taken_inside_each_view():
+    frame = pd.DataFrame({"image_id": 1, "view": [0, 0, 1, 1], "cls_similarity": [0.9, 0.8, 0.2, 0.1]})
+    assert lower_half(frame, "cls_similarity").tolist() == [False, True, False, True]
+    assert lower_half(frame.rename(columns={"cls_similarity": "signal"}), "signal").tolist() == [
+        False,
+        False,
+        True,
+        True,
+    ]
+
+
 def test_equal_values_are_split_by_position():
     frame = pd.DataFrame({"image_id": 0, "signal": np.zeros(5)})
     assert lower_half(frame, "signal").tolist() == [False, False, False, True, True]

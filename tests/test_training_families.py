@@ -11,8 +11,9 @@ from rcblib.mllm.embedded import IMAGE_ID, build_tokenizer
 from rcblib.records import ParameterError, Question
 from rcblib.scenes.choices import read_options
 from rcblib.scenes.generator import SceneConfig, generate_scene
-from rcblib.scenes.groups import generate_group
+from rcblib.scenes.groups import generate_group, group_questions
 from rcblib.scenes.language import all_texts
+from rcblib.scenes.questions import captions
 from rcblib.scenes.video import generate_video
 from rcblib.training.language import FORMS, LanguageBatches, Packer, PixelTrainer, answer_loss
 from rcblib.training.recipe import (
@@ -27,6 +28,7 @@ from rcblib.training.recipe import (
 )
 from rcblib.training.sequences import (
     SequenceBatches,
+    drill_questions,
     open_question,
     practice_question,
     with_options,
@@ -155,6 +157,39 @@ class TestSequenceBatches:
             expected = [37 * i + ends for i in range(n_pictures)] if ends else [36 * n_pictures]
             assert where == expected
             assert rows.shape[1] == 36 * n_pictures + len(expected)
+
+    def test_drills_ask_what_each_image_shows(self):
+        group = generate_group(3, 1, n_images=2)
+        asked = {question.text: question.answer for question in drill_questions(1, group.scenes, "images")}
+        for scene, name in zip(group.scenes, ("image one", "image two"), strict=True):
+            assert asked[f"Describe {name}."] == captions(scene.objects, scene.background)[0]
+            for item in scene.objects:
+                assert asked[f"What color is the {item.category} in {name}?"] == item.color
+        shown = [{item.category for item in scene.objects} for scene in group.scenes]
+        for text, answer in asked.items():
+            if text.startswith("Which image shows"):
+                category = text.removesuffix("?").split()[-1]
+                assert [category in inside for inside in shown] == [
+                    answer == "image one",
+                    answer == "image two",
+                ]
+
+    def test_drills_of_a_video_are_about_its_first_and_last_frame(self):
+        video = generate_video(0, 2, n_frames=4)
+        asked = {question.text: question.answer for question in drill_questions(2, video.frames, "video")}
+        first, last = video.frames[0], video.frames[-1]
+        assert asked["Describe the first frame."] == captions(first.objects, first.background)[0]
+        assert asked["Describe the last frame."] == captions(last.objects, last.background)[0]
+        assert not [text for text in asked if "image" in text or "Which" in text]
+
+    def test_drills_come_besides_every_question_asked_openly(self, packer):
+        batches = SequenceBatches(packer, 3, 2, 6, ("images",), symbolic=True, n_drills=2)
+        pictures, asked = batches._item("images", 1, 2, np.random.default_rng(0))
+        assert sum(question.task == "drill" for question in asked) == 2
+        group = generate_group(3, 1, n_images=2)
+        every = {open_question(q).text for q in group_questions(group, np.random.default_rng(0))}
+        kinds = {text.split()[0] for text in every}
+        assert kinds <= {q.text.split()[0] for q in asked if q.task == "multi_image" and "a. " not in q.text}
 
     def test_unknown_forms_are_refused(self, packer):
         with pytest.raises(ParameterError, match="forms"):

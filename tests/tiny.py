@@ -27,6 +27,15 @@ from transformers import (
     SiglipVisionConfig,
 )
 
+from rcblib.mllm.checkpoints import (
+    CHECKPOINTS,
+    CLIP_L_336,
+    LLAMA_3_8B,
+    QWEN_2_7B,
+    SIGLIP_SO400M_384,
+    VICUNA_7B,
+    checkpoint_config,
+)
 from rcblib.mllm.frames import FrameProcessor, LlavaOnevisionProcessor
 
 WORDS = (
@@ -68,23 +77,15 @@ TINY_VISION = dict(
     num_attention_heads=4,
 )
 TINY_TEXT = dict(
-    hidden_size=40, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2
+    hidden_size=40,
+    intermediate_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    vocab_size=64,
 )
 
-REAL_VISION = dict(
-    image_size=336, patch_size=14, hidden_size=1024, intermediate_size=4096, num_hidden_layers=24,
-    num_attention_heads=16, projection_dim=768,
-)  # fmt: skip
-"""Vision encoder of LLaVA-1.5: CLIP ViT-L/14 at 336 px, 24 x 24 = 576 patches."""
-
-REAL_TEXT = dict(
-    hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32,
-    num_key_value_heads=32, max_position_embeddings=4096, rms_norm_eps=1e-5,
-)  # fmt: skip
-"""LLM of LLaVA-1.5-7B."""
-
 REAL_IDS = {"unk": 0, "bos": 1, "eos": 2, "image": 32000, "pad": 32001}
-REAL_N_VOCAB = 32064
 TINY_IDS = {"pad": 0, "bos": 1, "eos": 2, "unk": 3, "image": 4}
 
 
@@ -124,16 +125,12 @@ def stand_in_processor(image_size: int, patch_size: int, ids: dict[str, int]) ->
     )
 
 
-def llava_config(vision: dict, text: dict, ids: dict[str, int], n_vocab: int) -> LlavaConfig:
+def llava_config(vision: dict, text: dict, ids: dict[str, int]) -> LlavaConfig:
     """Return a LLaVA-1.5 config; of the pieces only sizes are free."""
     return LlavaConfig(
         vision_config=CLIPVisionConfig(**vision),
         text_config=LlamaConfig(
-            vocab_size=n_vocab,
-            bos_token_id=ids["bos"],
-            eos_token_id=ids["eos"],
-            pad_token_id=ids["pad"],
-            **text,
+            bos_token_id=ids["bos"], eos_token_id=ids["eos"], pad_token_id=ids["pad"], **text
         ),
         image_token_index=ids["image"],
         vision_feature_layer=-2,
@@ -155,7 +152,7 @@ def randomise(model: torch.nn.Module, seed: int = 0) -> None:
 
 def tiny_llava(seed: int = 0) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     """Build a LLaVA of 6 x 6 = 36 tokens; it never ends an answer, so that lengths are known."""
-    config = llava_config(TINY_VISION, TINY_TEXT, TINY_IDS, n_vocab=64)
+    config = llava_config(TINY_VISION, TINY_TEXT, TINY_IDS)
     model = LlavaForConditionalGeneration(config).eval()
     randomise(model, seed)
     model.generation_config.update(bos_token_id=1, eos_token_id=None, pad_token_id=0)
@@ -168,7 +165,7 @@ def tiny_llava_without_cls() -> LlavaForConditionalGeneration:
     """Build the tiny LLaVA with SigLIP, which has no [CLS], as vision encoder."""
     config = LlavaConfig(
         vision_config=SiglipVisionConfig(**TINY_VISION),
-        text_config=llava_config(TINY_VISION, TINY_TEXT, TINY_IDS, n_vocab=64).text_config,
+        text_config=llava_config(TINY_VISION, TINY_TEXT, TINY_IDS).text_config,
         image_token_index=TINY_IDS["image"],
         vision_feature_select_strategy="full",
     )
@@ -178,8 +175,8 @@ def tiny_llava_without_cls() -> LlavaForConditionalGeneration:
 def reduced_llava_15() -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     """Build LLaVA-1.5 with its real settings (336 px, 576 tokens, ids, template), narrow and shallow."""
     config = llava_config(
-        REAL_VISION | dict(hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4),
-        REAL_TEXT
+        CLIP_L_336 | dict(hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4),
+        VICUNA_7B
         | dict(
             hidden_size=32,
             intermediate_size=64,
@@ -188,7 +185,6 @@ def reduced_llava_15() -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
             num_key_value_heads=4,
         ),
         REAL_IDS,
-        REAL_N_VOCAB,
     )
     model = LlavaForConditionalGeneration(config).eval()
     randomise(model)
@@ -200,14 +196,10 @@ def reduced_llava_15() -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
 TINY_NEXT_PINPOINTS = [[24, 48], [48, 24], [48, 48], [72, 24], [24, 72]]
 """LLaVA-NeXT's five resolutions, for tiles of 24 px."""
 
-NEXT_PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
+NEXT_PINPOINTS, ONEVISION_PINPOINTS = (
+    checkpoint_config(name).image_grid_pinpoints for name in CHECKPOINTS[2:]
+)
 NEXT_IDS = {"bos": 128000, "eos": 128009, "image": 128256, "pad": 128257, "unk": 128258}
-NEXT_N_VOCAB = 128320
-NEXT_TEXT = dict(
-    hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
-    num_key_value_heads=8, max_position_embeddings=8192, rms_norm_eps=1e-5,
-)  # fmt: skip
-"""LLM of LLaVA-NeXT with Llama-3-8B; its encoder is that of LLaVA-1.5."""
 
 TINY_ONEVISION_VISION = TINY_VISION | dict(image_size=22, num_hidden_layers=2, vision_use_head=False)
 """5 x 5 tokens, and two pixels left over, as 384 px leave six beside 27 patches."""
@@ -215,31 +207,16 @@ TINY_ONEVISION_VISION = TINY_VISION | dict(image_size=22, num_hidden_layers=2, v
 TINY_ONEVISION_PINPOINTS = [[22 * i, 22 * j] for i in range(1, 5) for j in range(1, 5)]
 TINY_ONEVISION_IDS = TINY_IDS | {"video": 5}
 
-ONEVISION_PINPOINTS = [[384 * i, 384 * j] for i in range(1, 7) for j in range(1, 7)]
 ONEVISION_IDS = {"pad": 151643, "eos": 151645, "image": 151646, "video": 151647, "bos": 151650, "unk": 151651}
-ONEVISION_N_VOCAB = 152000
-ONEVISION_VISION = dict(
-    image_size=384, patch_size=14, hidden_size=1152, intermediate_size=4304, num_hidden_layers=26,
-    num_attention_heads=16, vision_use_head=False,
-)  # fmt: skip
-"""Vision encoder of LLaVA-OneVision: SigLIP so400m/14 at 384 px without its last layer, 27 x 27 = 729 patches."""
-
-ONEVISION_TEXT = dict(
-    hidden_size=3584, intermediate_size=18944, num_hidden_layers=28, num_attention_heads=28, num_key_value_heads=4,
-)  # fmt: skip
-"""LLM of LLaVA-OneVision-7B, Qwen2."""
-
 NARROW_VISION = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2)
 NARROW_TEXT = dict(
     hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1
 )
 
 
-def next_config(
-    vision: dict, text: dict, ids: dict[str, int], n_vocab: int, pinpoints: list[list[int]]
-) -> LlavaNextConfig:
+def next_config(vision: dict, text: dict, ids: dict[str, int], pinpoints: list[list[int]]) -> LlavaNextConfig:
     """Return a LLaVA-NeXT config; of the pieces only sizes are free."""
-    base = llava_config(vision, text, ids, n_vocab)
+    base = llava_config(vision, text, ids)
     return LlavaNextConfig(
         vision_config=base.vision_config,
         text_config=base.text_config,
@@ -252,7 +229,6 @@ def onevision_config(
     vision: dict,
     text: dict,
     ids: dict[str, int],
-    n_vocab: int,
     pinpoints: list[list[int]],
     n_largest: int = 9,
 ) -> LlavaOnevisionConfig:
@@ -260,11 +236,7 @@ def onevision_config(
     return LlavaOnevisionConfig(
         vision_config=SiglipVisionConfig(**vision),
         text_config=Qwen2Config(
-            vocab_size=n_vocab,
-            bos_token_id=ids["bos"],
-            eos_token_id=ids["eos"],
-            pad_token_id=ids["pad"],
-            **text,
+            bos_token_id=ids["bos"], eos_token_id=ids["eos"], pad_token_id=ids["pad"], **text
         ),
         image_token_index=ids["image"],
         video_token_index=ids["video"],
@@ -316,7 +288,7 @@ def endless(model: torch.nn.Module, ids: dict[str, int], seed: int = 0) -> torch
 
 def tiny_next(seed: int = 0) -> tuple[LlavaNextForConditionalGeneration, LlavaNextProcessor]:
     """Build a LLaVA-NeXT of tiles of 6 x 6 = 36 tokens."""
-    config = next_config(TINY_VISION, TINY_TEXT, TINY_IDS, 64, TINY_NEXT_PINPOINTS)
+    config = next_config(TINY_VISION, TINY_TEXT, TINY_IDS, TINY_NEXT_PINPOINTS)
     processor = next_processor(24, 4, TINY_IDS, TINY_NEXT_PINPOINTS)
     processor.tokenizer.padding_side = "left"
     return endless(LlavaNextForConditionalGeneration(config), TINY_IDS, seed), processor
@@ -325,7 +297,7 @@ def tiny_next(seed: int = 0) -> tuple[LlavaNextForConditionalGeneration, LlavaNe
 def tiny_onevision(seed: int = 0) -> tuple[LlavaOnevisionForConditionalGeneration, LlavaOnevisionProcessor]:
     """Build a OneVision of tiles of 5 x 5 = 25 tokens; more than four of them are resampled."""
     config = onevision_config(
-        TINY_ONEVISION_VISION, TINY_TEXT, TINY_ONEVISION_IDS, 64, TINY_ONEVISION_PINPOINTS, n_largest=4
+        TINY_ONEVISION_VISION, TINY_TEXT, TINY_ONEVISION_IDS, TINY_ONEVISION_PINPOINTS, n_largest=4
     )
     processor = onevision_processor(22, 4, TINY_ONEVISION_IDS, TINY_ONEVISION_PINPOINTS, n_largest=4)
     processor.tokenizer.padding_side = "left"
@@ -334,9 +306,7 @@ def tiny_onevision(seed: int = 0) -> tuple[LlavaOnevisionForConditionalGeneratio
 
 def reduced_next() -> tuple[LlavaNextForConditionalGeneration, LlavaNextProcessor]:
     """Build LLaVA-NeXT with Llama-3 with its real settings (tiles of 336 px, ids, template), narrow and shallow."""
-    config = next_config(
-        REAL_VISION | NARROW_VISION, NEXT_TEXT | NARROW_TEXT, NEXT_IDS, NEXT_N_VOCAB, NEXT_PINPOINTS
-    )
+    config = next_config(CLIP_L_336 | NARROW_VISION, LLAMA_3_8B | NARROW_TEXT, NEXT_IDS, NEXT_PINPOINTS)
     processor = next_processor(336, 14, NEXT_IDS, NEXT_PINPOINTS)
     processor.tokenizer.padding_side = "left"
     return endless(LlavaNextForConditionalGeneration(config), NEXT_IDS), processor
@@ -345,7 +315,7 @@ def reduced_next() -> tuple[LlavaNextForConditionalGeneration, LlavaNextProcesso
 def reduced_onevision() -> tuple[LlavaOnevisionForConditionalGeneration, LlavaOnevisionProcessor]:
     """Build OneVision with its real settings (tiles of 384 px, anyres_max_9, ids, template), narrow and shallow."""
     config = onevision_config(
-        ONEVISION_VISION | NARROW_VISION, NARROW_TEXT, ONEVISION_IDS, ONEVISION_N_VOCAB, ONEVISION_PINPOINTS
+        SIGLIP_SO400M_384 | NARROW_VISION, QWEN_2_7B | NARROW_TEXT, ONEVISION_IDS, ONEVISION_PINPOINTS
     )
     processor = onevision_processor(384, 14, ONEVISION_IDS, ONEVISION_PINPOINTS)
     processor.tokenizer.padding_side = "left"

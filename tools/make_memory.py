@@ -35,7 +35,7 @@ from rcblib.footprint import (  # noqa: E402
     weight_bytes,
 )
 from rcblib.mllm import adapter_for  # noqa: E402
-from rcblib.mllm.checkpoints import CHECKPOINTS, checkpoint_config, empty_model, picture_rows  # noqa: E402
+from rcblib.mllm.checkpoints import CHECKPOINTS, empty_model, narrow_config, picture_rows  # noqa: E402
 
 HEIGHT, WIDTH = 480, 640
 """The picture of all tables, in pixels: a common size of COCO's photos."""
@@ -154,16 +154,8 @@ def check_table() -> str:
     """Measure weights, cache and activations of narrow models on the CPU, beside what is computed."""
     rows = []
     for name in CHECKPOINTS:
-        config = checkpoint_config(name)
-        text, vision = config.text_config, config.vision_config
-        ratio, n_shared = text.hidden_size / 256, text.num_attention_heads // text.num_key_value_heads
-        text.intermediate_size = round(text.intermediate_size / ratio)
-        text.hidden_size, text.num_hidden_layers, text.head_dim = 256, 3, 64
-        text.num_attention_heads, text.num_key_value_heads = 4, max(4 // n_shared, 1)
-        vision.hidden_size, vision.intermediate_size = 64, 256
-        vision.num_attention_heads, vision.num_hidden_layers = 2, 2
         torch.manual_seed(0)
-        model = AutoModelForImageTextToText.from_config(config).eval()
+        model = AutoModelForImageTextToText.from_config(narrow_config(name)).eval()
         shape, adapter = ModelShape.from_model(model), adapter_for(model)
         visual = torch.randn(4, 400, shape.d_model)
 

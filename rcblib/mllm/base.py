@@ -158,11 +158,7 @@ class Adapter(ABC):
         ParameterError
             If `images` is empty or holds something else than PIL images.
         """
-        images = checked_pictures("images", images)
-        model_inputs = self._require_processor().image_processor(
-            [images] if one_prompt else images, return_tensors="pt"
-        )
-        return self.encode_pixels(model_inputs, cls_attention=attention)
+        return self.encode_input(images, "images" if one_prompt else "image", attention=attention)
 
     def encode_video(self, frames: Sequence[PIL.Image.Image], *, attention: bool = False) -> EncodedImage:
         """Preprocess the frames of a video and run the vision encoder and the connector once on all of them.
@@ -186,7 +182,68 @@ class Adapter(ABC):
         ParameterError
             If there are no frames, one is no PIL image, or their sizes differ.
         """
-        raise UnsupportedModelError(f"video: the model's family, {self.family!r}, takes images only")
+        return self.encode_input(frames, "video", attention=attention)[0]
+
+    def encode_input(
+        self, pictures: Sequence[PIL.Image.Image], kind: str, *, attention: bool = False
+    ) -> list[EncodedImage]:
+        """Preprocess pictures as their kind asks for and run the vision encoder and the connector once on all of them.
+
+        Parameters
+        ----------
+        pictures, kind
+            As in `preprocess`.
+        attention : bool
+            Whether to add the attention from [CLS].
+
+        Returns
+        -------
+        list of EncodedImage
+            One for each placeholder: every image, or the video.
+
+        Raises
+        ------
+        UnsupportedModelError, ParameterError
+            As `preprocess`.
+        """
+        return self.encode_pixels(self.preprocess(pictures, kind), cls_attention=attention)
+
+    def preprocess(self, pictures: Sequence[PIL.Image.Image], kind: str) -> Mapping[str, Any]:
+        """Let the processor make of pictures what `encode_pixels` takes.
+
+        Parameters
+        ----------
+        pictures : sequence of PIL.Image.Image
+            At least one; frames of a video have one size and come in order of time.
+        kind : {"image", "images", "video"}
+            As `Sample.kind` and `SequenceSample.kind` have it: images each of a prompt of its own, images that stand
+            in one prompt, or the frames of one video.
+
+        Raises
+        ------
+        UnsupportedModelError
+            If the family takes no videos.
+        ParameterError
+            If the kind is another one, there are no pictures, one is no PIL image, or frames differ in size.
+        """
+        processor = self._require_processor()
+        if kind == "video":
+            frames = self._checked_frames(pictures)
+            return processor.video_processor([frames], return_tensors="pt")
+        if kind not in ("image", "images"):
+            raise ParameterError("kind", kind, "image, images, video")
+        images = checked_pictures("images", pictures)
+        return processor.image_processor([images] if kind == "images" else images, return_tensors="pt")
+
+    def _checked_frames(self, frames: Sequence[PIL.Image.Image]) -> list[PIL.Image.Image]:
+        """Return the frames of a video as RGB, or raise where they are no video that the family takes."""
+        if self.video_token_id is None:
+            raise UnsupportedModelError(f"video: the model's family, {self.family!r}, takes images only")
+        frames = [frame.convert("RGB") for frame in checked_pictures("frames", frames)]
+        sizes = sorted({frame.size for frame in frames})
+        if len(sizes) > 1:
+            raise ParameterError("frames", f"frames of sizes {sizes}", "frames of one size")
+        return frames
 
     def n_placeholders(self, image: EncodedImage) -> int:
         """Count the placeholders that stand for an image or a video in a prompt, newlines included."""

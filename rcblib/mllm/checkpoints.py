@@ -24,25 +24,25 @@ from transformers.models.llava_next.modeling_llava_next import image_size_to_num
 from rcblib.mllm.loading import adapter_for, model_source
 from rcblib.records import ParameterError
 
-_CLIP = dict(
+CLIP_L_336 = dict(
     image_size=336, patch_size=14, hidden_size=1024, intermediate_size=4096, num_hidden_layers=24,
     num_attention_heads=16, projection_dim=768,
 )  # fmt: skip
 """CLIP ViT-L/14 at 336 px (openai/clip-vit-large-patch14-336)."""
 
-_SIGLIP = dict(
+SIGLIP_SO400M_384 = dict(
     image_size=384, patch_size=14, hidden_size=1152, intermediate_size=4304, num_hidden_layers=26,
     num_attention_heads=16, vision_use_head=False,
 )  # fmt: skip
 """SigLIP so400m/14 at 384 px (google/siglip-so400m-patch14-384) without its last layer and its head."""
 
-_VICUNA_7B = dict(
+VICUNA_7B = dict(
     hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32,
     num_key_value_heads=32, max_position_embeddings=4096, rms_norm_eps=1e-5, vocab_size=32064,
 )  # fmt: skip
 """Vicuna-7B v1.5 (lmsys/vicuna-7b-v1.5); placeholders added, then padded to a multiple of 64 words."""
 
-_VICUNA_13B = _VICUNA_7B | dict(
+VICUNA_13B = VICUNA_7B | dict(
     hidden_size=5120,
     intermediate_size=13824,
     num_hidden_layers=40,
@@ -51,13 +51,13 @@ _VICUNA_13B = _VICUNA_7B | dict(
 )
 """Vicuna-13B v1.5 (lmsys/vicuna-13b-v1.5)."""
 
-_LLAMA_3_8B = dict(
+LLAMA_3_8B = dict(
     hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
     num_key_value_heads=8, max_position_embeddings=8192, rms_norm_eps=1e-5, vocab_size=128320,
 )  # fmt: skip
 """Llama-3-8B-Instruct (meta-llama/Meta-Llama-3-8B-Instruct), its vocabulary padded the same way."""
 
-_QWEN_2_7B = dict(
+QWEN_2_7B = dict(
     hidden_size=3584, intermediate_size=18944, num_hidden_layers=28, num_attention_heads=28,
     num_key_value_heads=4, max_position_embeddings=32768, rms_norm_eps=1e-6, vocab_size=152000,
 )  # fmt: skip
@@ -93,8 +93,8 @@ def checkpoint_config(name: str) -> PreTrainedConfig:
     common = {"tie_word_embeddings": False, "projector_hidden_act": "gelu"}
     if name == CHECKPOINTS[3]:
         return LlavaOnevisionConfig(
-            vision_config=SiglipVisionConfig(**_SIGLIP),
-            text_config=Qwen2Config(**_QWEN_2_7B),
+            vision_config=SiglipVisionConfig(**SIGLIP_SO400M_384),
+            text_config=Qwen2Config(**QWEN_2_7B),
             image_token_index=151646,
             video_token_index=151647,
             image_grid_pinpoints=[[384 * i, 384 * j] for i in range(1, 7) for j in range(1, 7)],
@@ -103,22 +103,44 @@ def checkpoint_config(name: str) -> PreTrainedConfig:
             vision_feature_layer=-1,
             **common,
         )
-    clip = CLIPVisionConfig(**_CLIP)
+    clip = CLIPVisionConfig(**CLIP_L_336)
     common |= {"vision_feature_layer": -2, "vision_feature_select_strategy": "default"}
     if name == CHECKPOINTS[2]:
         return LlavaNextConfig(
             vision_config=clip,
-            text_config=LlamaConfig(**_LLAMA_3_8B),
+            text_config=LlamaConfig(**LLAMA_3_8B),
             image_token_index=128256,
             image_grid_pinpoints=[[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]],
             **common,
         )
     if name in CHECKPOINTS[:2]:
-        text = _VICUNA_7B if name == CHECKPOINTS[0] else _VICUNA_13B
+        text = VICUNA_7B if name == CHECKPOINTS[0] else VICUNA_13B
         return LlavaConfig(
             vision_config=clip, text_config=LlamaConfig(**text), image_token_index=32000, **common
         )
     raise ParameterError("name", name, ", ".join(CHECKPOINTS))
+
+
+def narrow_config(name: str) -> PreTrainedConfig:
+    """Build the config of one of `CHECKPOINTS` narrower and shallower, so that its model fits anywhere.
+
+    The LLM is 256 wide with three layers and keeps the ratio of its MLP, and how many heads share keys and values; the
+    encoder is 64 wide with two layers. Pictures, tiles and the vocabulary stay as they are.
+
+    Parameters
+    ----------
+    name : str
+        As for `checkpoint_config`, and so are errors.
+    """
+    config = checkpoint_config(name)
+    text, vision = config.text_config, config.vision_config
+    ratio, n_shared = text.hidden_size / 256, text.num_attention_heads // text.num_key_value_heads
+    text.intermediate_size = round(text.intermediate_size / ratio)
+    text.hidden_size, text.num_hidden_layers, text.head_dim = 256, 3, 64
+    text.num_attention_heads, text.num_key_value_heads = 4, max(4 // n_shared, 1)
+    vision.hidden_size, vision.intermediate_size = 64, 256
+    vision.num_attention_heads, vision.num_hidden_layers = 2, 2
+    return config
 
 
 def empty_model(name_or_config: str | Path | PreTrainedConfig) -> Any:

@@ -6,18 +6,18 @@ OneVision's processor for images and text can be made. Here both exist without i
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 import transformers
-from transformers import AutoImageProcessor, AutoTokenizer, BatchFeature
+from transformers import BatchFeature
 from transformers.image_utils import ChannelDimension, PILImageResampling, infer_channel_dimension_format
 from transformers.video_processing_utils import VideoProcessorMixin
 from transformers.video_utils import make_batched_videos
 
+from rcblib.mllm.processors import PilProcessor
 from rcblib.records import ParameterError
 
 
@@ -109,12 +109,14 @@ class FrameProcessor(VideoProcessorMixin):
         return (frames.float() - mean) / std
 
 
-class LlavaOnevisionProcessor(transformers.LlavaOnevisionProcessor):
+class LlavaOnevisionProcessor(PilProcessor, transformers.LlavaOnevisionProcessor):
     """Process text, images and videos for LLaVA-OneVision without torchvision.
 
     Images are preprocessed with PIL, videos by `FrameProcessor`. It bears the name of the class in `transformers`,
     which a saved folder carries: such a folder loads in either.
     """
+
+    frame_processor = FrameProcessor
 
     def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
         """Check the type of a part; for videos without looking for a class that needs torchvision."""
@@ -123,16 +125,3 @@ class LlavaOnevisionProcessor(transformers.LlavaOnevisionProcessor):
         if not isinstance(argument, VideoProcessorMixin):
             raise TypeError(f"video_processor: got {type(argument).__name__}; accepted: FrameProcessor")
         return VideoProcessorMixin
-
-    @classmethod
-    def _get_arguments_from_pretrained(
-        cls, pretrained_model_name_or_path: str | Path, processor_dict: Any = None, **options: Any
-    ) -> list[Any]:
-        """Read the three parts from a folder or repository, in the order of the constructor."""
-        source = pretrained_model_name_or_path
-        options.pop("subfolder", None)
-        return [
-            AutoImageProcessor.from_pretrained(source, backend="pil", **options),
-            AutoTokenizer.from_pretrained(source, **options),
-            FrameProcessor.from_pretrained(source, **options),
-        ]

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-import PIL.Image
 import torch
 
-from rcblib.mllm.base import checked_pictures
 from rcblib.mllm.tiles import TiledAdapter
 from rcblib.records import EncodedImage, ParameterError, UnsupportedModelError, VisualView
 
@@ -64,7 +62,8 @@ class LlavaOnevisionAdapter(TiledAdapter):
 
         Notes
         -----
-        Source: the last used hidden state, as the checkpoint says. Without a [CLS] there are no signals.
+        Source: the last used hidden state, as the checkpoint says. Without a [CLS] there are no signals. Frames are
+        pooled bilinearly to half the side, rounded up (27 x 27 to 14 x 14), after the connector.
         """
         images, videos = (model_inputs.get(name) for name in ("pixel_values", "pixel_values_videos"))
         if images is None and videos is None:
@@ -98,17 +97,3 @@ class LlavaOnevisionAdapter(TiledAdapter):
             )
             videos.append(EncodedImage(views, self._with_newline(len(rows) - 1)))
         return videos
-
-    def encode_video(self, frames: Sequence[PIL.Image.Image], *, attention: bool = False) -> EncodedImage:
-        """Encode the frames of a video; see `Adapter.encode_video`.
-
-        Notes
-        -----
-        Source: pooling is bilinear to half the side, rounded up (27 x 27 to 14 x 14), after the connector.
-        """
-        frames = [frame.convert("RGB") for frame in checked_pictures("frames", frames)]
-        sizes = sorted({frame.size for frame in frames})
-        if len(sizes) > 1:
-            raise ParameterError("frames", f"frames of sizes {sizes}", "frames of one size")
-        pixels = self._require_processor().video_processor([frames], return_tensors="pt")
-        return self.encode_pixels(pixels, cls_attention=attention)[0]

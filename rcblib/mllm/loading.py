@@ -115,7 +115,8 @@ def load_model(
     -----
     Weights are read from safetensors only and no code of a checkpoint is run.
 
-    A model in parts keeps its inputs where ``model.device`` says; each part's rows are moved where they are needed.
+    Inputs of a model in parts go where its word embeddings are computed (`rcblib.mllm.placement.module_device`), which
+    ``model.device`` need not name; each part's rows are moved where they are needed.
     """
     _check_placement(device, device_map)
     device = _device(device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -28,6 +29,31 @@ def module_device(module: torch.nn.Module) -> torch.device:
                 torch.device("cuda", brought_to) if isinstance(brought_to, int) else torch.device(brought_to)
             )
     return next(module.parameters()).device
+
+
+def weights_by_name(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the parameters of a model with their values, also where a `device_map` keeps them on the CPU or the disk.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        The model, in parts or not.
+
+    Yields
+    ------
+    name, weight : str, torch.Tensor
+        As ``named_parameters``, in its order; what is kept elsewhere is on the CPU until the next one.
+    """
+    for name, weight in model.named_parameters():
+        if not weight.is_meta:
+            yield name, weight
+            continue
+        from accelerate.utils import align_module_device  # it is there where parts are kept elsewhere
+
+        owner, _, own_name = name.rpartition(".")
+        module = model.get_submodule(owner)
+        with align_module_device(module, "cpu"):
+            yield name, getattr(module, own_name)
 
 
 def outside_llm(model: Any) -> list[str]:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from transformers import AutoImageProcessor, AutoTokenizer
 
 from rcblib.mllm.base import Adapter
 from rcblib.mllm.placement import module_device
+from rcblib.mllm.processors import PilProcessor
 from rcblib.records import EncodedImage, ParameterError, UnsupportedModelError, VisualView
 
 
@@ -132,7 +131,7 @@ def _grid_positions(grid: tuple[int, int]) -> tuple[torch.Tensor, int]:
     return torch.stack([torch.zeros_like(cells), cells // width, cells % width]), max(grid)
 
 
-class Qwen2_5_VLProcessor(transformers.Qwen2_5_VLProcessor):
+class Qwen2_5_VLProcessor(PilProcessor, transformers.Qwen2_5_VLProcessor):
     """Process text and images for Qwen2.5-VL without torchvision, which its processor needs for videos.
 
     It bears the name of the class in `transformers`, which a saved folder carries.
@@ -140,15 +139,3 @@ class Qwen2_5_VLProcessor(transformers.Qwen2_5_VLProcessor):
 
     def __init__(self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None):
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
-
-    @classmethod
-    def _get_arguments_from_pretrained(
-        cls, pretrained_model_name_or_path: str | Path, processor_dict: Any = None, **options: Any
-    ) -> list[Any]:
-        """Read the two parts from a folder or repository, in the order of the constructor."""
-        source = pretrained_model_name_or_path
-        options.pop("subfolder", None)
-        return [
-            AutoImageProcessor.from_pretrained(source, backend="pil", **options),
-            AutoTokenizer.from_pretrained(source, **options),
-        ]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from rcblib.records import ParameterError
+from rcblib.records import ParameterError, Question
 
 LETTERS = ("a", "b", "c", "d")
 NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
@@ -48,6 +49,33 @@ def multiple_choice(
     shuffled = [options[i] for i in rng.permutation(len(options))]
     listed = " ".join(f"{letter}. {option}" for letter, option in zip(LETTERS, shuffled, strict=False))
     return f"{question} {listed} {INSTRUCTION}", LETTERS[shuffled.index(right)]
+
+
+@dataclass
+class ChoiceAsker:
+    """Collect multiple-choice questions about one group of images, or one video.
+
+    Attributes
+    ----------
+    image_id : int
+        What they are about.
+    task : str
+        Their task.
+    rng : numpy.random.Generator
+        Draws the order of options.
+    asked : list of Question
+        The questions so far.
+    """
+
+    image_id: int
+    task: str
+    rng: np.random.Generator
+    asked: list[Question] = field(default_factory=list)
+
+    def add(self, kind: str, question: str, options: Sequence[str], right: str) -> None:
+        """Ask a question of some kind, its options as for `multiple_choice`."""
+        text, letter = multiple_choice(question, options, right, self.rng)
+        self.asked.append(Question(self.image_id, self.task, text, letter, kind))
 
 
 def read_options(text: str) -> dict[str, str]:

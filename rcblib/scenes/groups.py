@@ -9,7 +9,7 @@ from itertools import permutations
 import numpy as np
 
 from rcblib.records import ParameterError, Question
-from rcblib.scenes.choices import NUMBER_WORDS, draw_options, multiple_choice
+from rcblib.scenes.choices import NUMBER_WORDS, ChoiceAsker, draw_options
 from rcblib.scenes.generator import (
     SPLITS,
     PlacedObject,
@@ -213,14 +213,14 @@ def group_questions(group: SceneGroup, rng: np.random.Generator) -> list[Questio
     return _Asker(group, rng).ask()
 
 
-class _Asker:
+class _Asker(ChoiceAsker):
     """Ask about one group."""
 
     def __init__(self, group: SceneGroup, rng: np.random.Generator):
-        self.group, self.rng = group, rng
+        super().__init__(group.index, "multi_image", rng)
+        self.group = group
         self.n = len(group.scenes)
         self.colors = [{item.category: item.color for item in scene.objects} for scene in group.scenes]
-        self.asked: list[Question] = []
 
     def ask(self) -> list[Question]:
         """Ask every kind in turn."""
@@ -232,10 +232,6 @@ class _Asker:
         self._which_pair_if_any()
         self._color_if_shown()
         return self.asked
-
-    def _add(self, kind: str, question: str, options: Sequence[str], right: str) -> None:
-        text, letter = multiple_choice(question, options, right, self.rng)
-        self.asked.append(Question(self.group.index, "multi_image", text, letter, kind))
 
     def _pick(self, values: Sequence):
         return values[self.rng.integers(len(values))]
@@ -259,7 +255,7 @@ class _Asker:
             if found:
                 what, image = self._pick(found)
                 question = f"Which image shows {with_article(noun.format(what))}?"
-                self._add("which_image", question, IMAGE_NAMES[: self.n], IMAGE_NAMES[image])
+                self.add("which_image", question, IMAGE_NAMES[: self.n], IMAGE_NAMES[image])
 
     def _same_different(self) -> None:
         one, other = (self.group.scenes[i].objects[0] for i in self.group.pair)
@@ -267,7 +263,7 @@ class _Asker:
         what = "big object" if self.group.compared == "category" else "color of the big object"
         first, second = (IMAGE_NAMES[i] for i in self.group.pair)
         question = f"Is the {what} in {first} and {second} the same or different?"
-        self._add("same_different", question, ("same", "different"), "same" if are_same else "different")
+        self.add("same_different", question, ("same", "different"), "same" if are_same else "different")
 
     def _count(self) -> None:
         theme, n = self.group.theme, self.n
@@ -275,17 +271,17 @@ class _Asker:
         n_showing = sum(theme in (*found, *found.values()) for found in self.colors)
         right = NUMBER_WORDS[n_showing]
         options = draw_options(right, NUMBER_WORDS[: n + 1], 4, self.rng)
-        self._add("count", f"How many images show {with_article(noun)}?", options, right)
+        self.add("count", f"How many images show {with_article(noun)}?", options, right)
         right = NUMBER_WORDS[sum(map(len, self.colors))]
         options = draw_options(right, total_words(n), 4, self.rng)
-        self._add("count", "How many objects are there in the images?", options, right)
+        self.add("count", "How many objects are there in the images?", options, right)
 
     def _ordering(self) -> None:
         names = tuple(scene.objects[0].category for scene in self.group.scenes)
         if len(set(names)) == self.n:
             right, *others = map(", ".join, permutations(names))
             options = draw_options(right, others, 4, self.rng)
-            self._add("ordering", "In which order are the big objects shown?", options, right)
+            self.add("ordering", "In which order are the big objects shown?", options, right)
 
     def _which_image_if_any(self) -> None:
         shown = [set(found) for found in self.colors]
@@ -314,7 +310,7 @@ class _Asker:
 
     def _ask_image(self, noun: str, image: int | None) -> None:
         right = NO_IMAGE if image is None else IMAGE_NAMES[image]
-        self._add("unanswerable", f"Which image shows {noun}?", self._image_options(image), right)
+        self.add("unanswerable", f"Which image shows {noun}?", self._image_options(image), right)
 
     def _color_if_shown(self) -> None:
         """Ask for the colour of a category in an image; where it is not shown there, another image shows it."""
@@ -329,4 +325,4 @@ class _Asker:
         trap = self.colors[image][name] if is_shown else self._pick(elsewhere)
         options = [*draw_options(trap, COLOR_NAMES, 3, self.rng), NOT_SHOWN]
         question = f"What color is the {name} in {IMAGE_NAMES[image]}?"
-        self._add("unanswerable", question, options, trap if is_shown else NOT_SHOWN)
+        self.add("unanswerable", question, options, trap if is_shown else NOT_SHOWN)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from rcblib.records import ParameterError, Question
-from rcblib.scenes.choices import NUMBER_WORDS, draw_options, multiple_choice
+from rcblib.scenes.choices import NUMBER_WORDS, ChoiceAsker, draw_options
 from rcblib.scenes.generator import (
     SPLITS,
     PlacedObject,
@@ -243,21 +243,16 @@ def video_questions(video: Video, rng: np.random.Generator) -> list[Question]:
     Source: Li et al. 2024 (MVBench) for the kinds.
     """
     actors = video.actors
-    asked: list[Question] = []
-
-    def add(kind: str, question: str, options: Sequence[str], right: str) -> None:
-        text, letter = multiple_choice(question, options, right, rng)
-        asked.append(Question(video.index, "video", text, letter, kind))
-
+    asker = ChoiceAsker(video.index, "video", rng)
     for actor in actors:
         if actor.action == "move":
             question = f"In which direction does the {actor.category} move?"
-            add("direction", question, tuple(DIRECTIONS), actor.to)
+            asker.add("direction", question, tuple(DIRECTIONS), actor.to)
     for kind, opposite in (("appear", "disappear"), ("disappear", "appear")):
         for actor in actors:
             if actor.action == kind:
                 options = _object_options(actor, opposite, actors, rng)
-                add(kind, f"Which object {kind}s?", options, actor.category)
+                asker.add(kind, f"Which object {kind}s?", options, actor.category)
     for actor in actors:
         if actor.action == "change":
             word, right, wrong = ("to", actor.to, actor.color)
@@ -265,16 +260,16 @@ def video_questions(video: Video, rng: np.random.Generator) -> list[Question]:
                 word, right, wrong = ("from", wrong, right)
             others = draw_options(wrong, [c for c in COLOR_NAMES if c != right], 3, rng)
             question = f"Which color does the {actor.category} change {word}?"
-            add("color_change", question, [right, *others], right)
+            asker.add("color_change", question, [right, *others], right)
     words = [NUMBER_WORDS[n] for n in N_OBJECTS]
-    add("count", "How many objects are there in the video?", words, NUMBER_WORDS[len(actors)])
+    asker.add("count", "How many objects are there in the video?", words, NUMBER_WORDS[len(actors)])
     n_moving = sum(actor.action == "move" for actor in actors)
-    add("count", "How many objects move?", [NUMBER_WORDS[n] for n in N_MOVING], NUMBER_WORDS[n_moving])
+    asker.add("count", "How many objects move?", [NUMBER_WORDS[n] for n in N_MOVING], NUMBER_WORDS[n_moving])
     events = [_event_words(actor) for actor in video.events]
     if len(events) > 1:
         word, right = ("first", events[0]) if rng.random() < 0.5 else ("last", events[-1])
-        add("order", f"Which event is {word}?", events, right)
-    return asked
+        asker.add("order", f"Which event is {word}?", events, right)
+    return asker.asked
 
 
 def _object_options(

@@ -59,8 +59,8 @@ class Stage:
         Symbols a side of the grid in a symbolic stage.
     forms : tuple of str
         Forms of the steps in turn (`image`, `images`, `video`) where a model reads more than single images.
-    n_described : int
-        Pictures of a group or video that are also to be described, which teaches which picture is which.
+    n_drills : int
+        Plain questions about what each picture of a group or video shows, see `SequenceBatches`.
     scales : tuple of (str, float)
         For a pixel stage, the parts that learn (`vision`, `connector`, `newline`, `llm`) and their rates relative to
         the loop's.
@@ -74,7 +74,7 @@ class Stage:
     n_tokens: int | None = None
     n_side: int = 12
     forms: tuple[str, ...] = ()
-    n_described: int = 0
+    n_drills: int = 0
     scales: tuple[tuple[str, float], ...] = ()
 
 
@@ -222,18 +222,18 @@ LLAVA_ONEVISION_SCENES = Recipe(
             forms=("images", "video", "image"),
         ),
         Stage(
-            "sequence_described",
+            "sequence_drills",
             "symbols",
             ("sequence_symbols",),
-            LoopConfig(1200, 32, 2e-3, seed=13),
+            LoopConfig(1500, 16, 2e-3, seed=13),
             n_side=6,
             forms=("images", "video", "images", "video", "image"),
-            n_described=2,
+            n_drills=8,
         ),
         Stage(
             "onevision_connector",
             "pixels",
-            ("siglip_full", "sequence_described"),
+            ("siglip_full", "sequence_drills"),
             LoopConfig(400, 16, 2e-3, seed=11, log_every=20),
             forms=("images", "video", "image"),
             scales=(("connector", 1.0), ("newline", 1.0), ("llm", 0.25)),
@@ -331,7 +331,7 @@ def _prepare(
     elif stage.forms:
         symbolic = stage.kind == "symbols"
         batches = SequenceBatches(
-            packer, loop.seed, loop.batch_size, stage.n_side, stage.forms, symbolic, stage.n_described
+            packer, loop.seed, loop.batch_size, stage.n_side, stage.forms, symbolic, stage.n_drills
         )
     else:
         processor = _processor(recipe, tokenizer).image_processor if recipe.pinpoints else None

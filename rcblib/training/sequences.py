@@ -12,7 +12,7 @@ from rcblib.records import ParameterError, Question
 from rcblib.scenes.choices import NUMBER_WORDS, draw_options, multiple_choice, read_options
 from rcblib.scenes.generator import Scene, SceneConfig, generate_scene
 from rcblib.scenes.groups import IMAGE_NAMES, generate_group, group_questions
-from rcblib.scenes.questions import captions, position_words
+from rcblib.scenes.questions import captions, position_words, with_article
 from rcblib.scenes.video import DIRECTIONS, generate_video, video_questions
 from rcblib.scenes.vocabulary import CATEGORIES, COLOR_NAMES, COUNT_WORDS, DIGITS, POSITION_WORDS
 from rcblib.training.language import FORMS, N_YES_NO_PAIRS, QUESTION_MIX, Packer, training_questions
@@ -63,34 +63,33 @@ def practice_question(image_id: int, rng: np.random.Generator) -> Question:
     return Question(image_id, "practice", text, letter)
 
 
-def description_question(
-    image_id: int, scenes: Sequence[Scene], form: str, rng: np.random.Generator
-) -> Question:
-    """Ask what one image of several, or one frame of a video, shows; the answer names its objects."""
-    k = int(rng.integers(len(scenes)))
-    name = _frame_name(k, len(scenes)) if form == "video" else IMAGE_NAMES[k]
-    scene = scenes[k]
-    caption = captions(scene.objects, scene.background)[0] if scene.objects else "none."
-    return Question(image_id, "describe", f"Describe {name}.", caption)
+def drill_questions(image_id: int, scenes: Sequence[Scene], form: str) -> list[Question]:
+    """Ask plainly what each image of a group, or the first and the last frame of a video, shows, object by object.
 
-
-def place_questions(image_id: int, frames: Sequence[Scene], rng: np.random.Generator) -> list[Question]:
-    """Ask where an object is in the first and in the last frame, as far as it is there and away from dividing lines."""
-    names = sorted({item.category for frame in (frames[0], frames[-1]) for item in frame.objects})
-    name = names[rng.integers(len(names))]
+    Answered by a description, a colour, a place, or the only image that shows something: dense practice in telling
+    which picture is which, and what is where in it.
+    """
+    if form == "video":
+        named = [(scenes[0], "the first frame"), (scenes[-1], "the last frame")]
+    else:
+        named = list(zip(scenes, IMAGE_NAMES, strict=False))
     asked = []
-    for k in (0, len(frames) - 1):
-        frame = frames[k]
-        for item in frame.objects:
-            words = position_words(item.center, frame.width, frame.height) if item.category == name else None
-            if words:
-                text = f"Where is the {name} in {_frame_name(k, len(frames))}?"
-                asked.append(Question(image_id, "place", text, words))
-    return asked
+    for scene, name in named:
+        said = captions(scene.objects, scene.background)[0] if scene.objects else "none."
+        asked.append((f"Describe {name}.", said))
+        for item in scene.objects:
+            asked.append((f"What color is the {item.category} in {name}?", item.color))
+            place = position_words(item.center, scene.width, scene.height)
+            if place:
+                asked.append((f"Where is the {item.category} in {name}?", place))
+            elsewhere = [other for other, _ in named if other is not scene]
+            if form == "images" and not any(_shows(other, item.category) for other in elsewhere):
+                asked.append((f"Which image shows {with_article(item.category)}?", name))
+    return [Question(image_id, "drill", *texts) for texts in asked]
 
 
-def _frame_name(k: int, n_frames: int) -> str:
-    return {0: "the first frame", n_frames - 1: "the last frame"}.get(k, f"frame {NUMBER_WORDS[k + 1]}")
+def _shows(scene: Scene, category: str) -> bool:
+    return any(item.category == category for item in scene.objects)
 
 
 class SequenceBatches(Dataset):
@@ -111,8 +110,9 @@ class SequenceBatches(Dataset):
         Forms of the steps in turn, from `FORMS`.
     symbolic : bool
         Whether the LLM is shown symbols in place of pixels.
-    n_described : int
-        Pictures of a group or video that are also to be described in words.
+    n_drills : int
+        Questions of `drill_questions` about each group or video besides those of the benchmarks' form, at most; with
+        any, all of the latter are asked openly too.
     split : str
         Of handwriting and photographs.
     """
@@ -125,14 +125,14 @@ class SequenceBatches(Dataset):
         n_side: int,
         forms: tuple[str, ...],
         symbolic: bool,
-        n_described: int = 0,
+        n_drills: int = 0,
         split: str = "train",
     ):
         if not forms or set(forms) - set(FORMS):
             raise ParameterError("forms", forms, f"some of {', '.join(FORMS)}")
         self.packer, self.seed, self.batch_size, self.n_side = packer, seed, batch_size, n_side
         self.forms, self.symbolic, self.split = forms, symbolic, split
-        self.n_described = n_described
+        self.n_drills = n_drills
 
     def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
         form = self.forms[step % len(self.forms)]
@@ -170,9 +170,11 @@ class SequenceBatches(Dataset):
                 video = generate_video(self.seed, index, self.split, n_pictures)
                 pictures, found = video.frames, video_questions(video, rng)
             asked = [found[i] for i in rng.permutation(len(found))[:N_CHOICES]]
-            asked += [open_question(question) for question in asked if rng.random() < OPEN_SHARE]
-            asked += [description_question(index, pictures, form, rng) for _ in range(self.n_described)]
-            if form == "video" and self.n_described:
-                asked += place_questions(index, pictures, rng)
+            if self.n_drills:
+                drills = drill_questions(index, pictures, form)
+                chosen = rng.permutation(len(drills))[: self.n_drills]
+                asked += [open_question(question) for question in found] + [drills[i] for i in chosen]
+            else:
+                asked += [open_question(question) for question in asked if rng.random() < OPEN_SHARE]
         asked.append(practice_question(index, rng))
         return pictures, [asked[i] for i in rng.permutation(len(asked))]
