@@ -159,7 +159,7 @@ def test_a_notebook_runs_on_own_photos_with_a_model_of_ones_own(name, own, tmp_p
     executed = nbformat.read(tmp_path / "out.ipynb", as_version=4)
     outputs = [output for cell in executed.cells if cell.cell_type == "code" for output in cell.outputs]
     printed = "".join(output.text for output in outputs if output.output_type == "stream")
-    assert "2 from" in printed and "6 x 6 = 36 a view" in printed
+    assert "2 from" in printed and "tokens      6 x 6, each" in printed
     assert "what compares tokens with the objects beneath them is skipped" in printed
     assert "Outside its world" not in printed  # this model is of no embedded world
     assert sum("image/png" in output.get("data", {}) for output in outputs) >= 2
@@ -169,6 +169,22 @@ def test_a_notebook_runs_on_own_photos_with_a_model_of_ones_own(name, own, tmp_p
     correlated = [result for name, result in written["results"].items() if name.startswith("spearman")]
     assert correlated and all(result["n"] == 72 for result in correlated)
     assert len(list((own["results_folder"] / "probe").iterdir())) == 1  # all notebooks share what was probed
+
+
+@pytest.mark.parametrize("name", ["token_centric", "intermediate_states"])
+def test_a_notebook_runs_with_tiles_and_without_a_cls(name, own, tmp_path):
+    model = tiny.save(tmp_path / "model", *tiny.tiny_onevision())
+    settings = {"model": model, "results_folder": tmp_path / "results"}
+    done = papermill(name, tmp_path / "out.ipynb", **own | settings)
+    assert done.returncode == 0, done.stderr[-3000:]
+    executed = nbformat.read(tmp_path / "out.ipynb", as_version=4)
+    outputs = [output for cell in executed.cells if cell.cell_type == "code" for output in cell.outputs]
+    printed = "".join(output.text for output in outputs if output.output_type == "stream")
+    assert "tokens      " in printed and " + " in printed.split("tokens      ")[1].splitlines()[0]
+    written = json.loads((tmp_path / "results" / f"{name}.json").read_text(encoding="utf-8"))
+    assert not any("cls" in result for result in written["results"])
+    shown = "".join(output["data"].get("text/plain", "") for output in outputs if "data" in output)
+    assert "cls_rank" not in shown and "cls_similarity" not in shown
 
 
 @pytest.mark.parametrize(
