@@ -59,6 +59,8 @@ class Stage:
         Symbols a side of the grid in a symbolic stage.
     forms : tuple of str
         Forms of the steps in turn (`image`, `images`, `video`) where a model reads more than single images.
+    n_choices : int
+        Questions of the benchmarks' form about a group or video, at most.
     n_drills : int
         Plain questions about what each picture of a group or video shows, see `SequenceBatches`.
     scales : tuple of (str, float)
@@ -74,6 +76,7 @@ class Stage:
     n_tokens: int | None = None
     n_side: int = 12
     forms: tuple[str, ...] = ()
+    n_choices: int = 3
     n_drills: int = 0
     scales: tuple[tuple[str, float], ...] = ()
 
@@ -231,11 +234,22 @@ LLAVA_ONEVISION_SCENES = Recipe(
             n_drills=8,
         ),
         Stage(
+            "sequence_letters",
+            "symbols",
+            ("sequence_drills",),
+            LoopConfig(1000, 16, 2e-3, seed=14),
+            n_side=6,
+            forms=("images", "video", "images", "video", "image"),
+            n_choices=9,
+            n_drills=3,
+        ),
+        Stage(
             "onevision_connector",
             "pixels",
-            ("siglip_full", "sequence_drills"),
+            ("siglip_full", "sequence_letters"),
             LoopConfig(300, 16, 2e-3, seed=11, log_every=20),
             forms=("images", "video", "image"),
+            n_choices=6,
             n_drills=4,
             scales=(("connector", 1.0), ("newline", 1.0), ("llm", 0.25)),
         ),
@@ -245,6 +259,7 @@ LLAVA_ONEVISION_SCENES = Recipe(
             ("onevision_connector",),
             LoopConfig(200, 16, 7e-4, seed=12, log_every=20),
             forms=("images", "video", "image"),
+            n_choices=6,
             n_drills=4,
             scales=(("vision", 0.5), ("connector", 1.0), ("newline", 1.0), ("llm", 1.0)),
         ),
@@ -333,7 +348,14 @@ def _prepare(
     elif stage.forms:
         symbolic = stage.kind == "symbols"
         batches = SequenceBatches(
-            packer, loop.seed, loop.batch_size, stage.n_side, stage.forms, symbolic, stage.n_drills
+            packer,
+            loop.seed,
+            loop.batch_size,
+            stage.n_side,
+            stage.forms,
+            symbolic,
+            stage.n_choices,
+            stage.n_drills,
         )
     else:
         processor = _processor(recipe, tokenizer).image_processor if recipe.pinpoints else None

@@ -20,8 +20,8 @@ from rcblib.training.vision import patch_owners
 
 IMAGE_COUNTS = (2, 3, 4)
 FRAME_COUNTS = (4, 6, 8)
-# Questions of the benchmarks' form about one item, at most; each is also asked openly with this chance.
-N_CHOICES, OPEN_SHARE = 3, 0.5
+# The chance that a question of the benchmarks' form is asked openly too.
+OPEN_SHARE = 0.5
 # Plain questions about single images that are asked with options too: the wrong answers to draw from.
 _PLACES = tuple(words for row in POSITION_WORDS for words in row)
 ANSWERS = {
@@ -110,6 +110,8 @@ class SequenceBatches(Dataset):
         Forms of the steps in turn, from `FORMS`.
     symbolic : bool
         Whether the LLM is shown symbols in place of pixels.
+    n_choices : int
+        Questions of the benchmarks' form about each item, at most.
     n_drills : int
         Questions of `drill_questions` about each group or video besides those of the benchmarks' form, at most; with
         any, all of the latter are asked openly too.
@@ -125,6 +127,7 @@ class SequenceBatches(Dataset):
         n_side: int,
         forms: tuple[str, ...],
         symbolic: bool,
+        n_choices: int = 3,
         n_drills: int = 0,
         split: str = "train",
     ):
@@ -132,7 +135,7 @@ class SequenceBatches(Dataset):
             raise ParameterError("forms", forms, f"some of {', '.join(FORMS)}")
         self.packer, self.seed, self.batch_size, self.n_side = packer, seed, batch_size, n_side
         self.forms, self.symbolic, self.split = forms, symbolic, split
-        self.n_drills = n_drills
+        self.n_choices, self.n_drills = n_choices, n_drills
 
     def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
         form = self.forms[step % len(self.forms)]
@@ -160,7 +163,7 @@ class SequenceBatches(Dataset):
             scene = generate_scene(self.seed, index, self.split, SceneConfig())
             asked = training_questions(scene, rng, QUESTION_MIX, N_YES_NO_PAIRS)
             choices = [choice for question in asked if (choice := with_options(question, rng))]
-            asked += choices[:N_CHOICES]
+            asked += choices[: self.n_choices]
             pictures: tuple[Scene, ...] = (scene,)
         else:
             if form == "images":
@@ -169,7 +172,7 @@ class SequenceBatches(Dataset):
             else:
                 video = generate_video(self.seed, index, self.split, n_pictures)
                 pictures, found = video.frames, video_questions(video, rng)
-            asked = [found[i] for i in rng.permutation(len(found))[:N_CHOICES]]
+            asked = [found[i] for i in rng.permutation(len(found))[: self.n_choices]]
             if self.n_drills:
                 drills = drill_questions(index, pictures, form)
                 chosen = rng.permutation(len(drills))[: self.n_drills]
