@@ -863,6 +863,29 @@ def open_dataset(
     return CocoDataset(name, split, n) if is_coco else PhotoFolder(name, n)
 
 
+def open_images(
+    name_or_path: str | os.PathLike, split: str | None = None, n: int | None = None
+) -> list[Sample]:
+    """Open a dataset of single images and list them; arguments and errors as in `open_dataset`.
+
+    Raises
+    ------
+    ParameterError
+        If the samples are groups of images, or videos.
+    """
+    dataset = open_dataset(name_or_path, split, n)
+    samples = list(dataset)
+    for sample in samples:
+        if isinstance(sample, SequenceSample):
+            what = "a video" if sample.kind == "video" else "several images in one prompt"
+            raise ParameterError(
+                "images",
+                f"{name_or_path}: {what}",
+                "single images: scenes, photos, or a folder in COCO's format",
+            )
+    return samples
+
+
 def images_for(name: str, model: Any) -> str:
     """Return the name of a dataset; for ``"auto"`` that of the world that a model was trained on.
 

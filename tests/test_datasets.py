@@ -26,6 +26,7 @@ from rcblib.datasets import (
     images_for,
     object_coverage,
     open_dataset,
+    open_images,
     questions_for,
     read_image,
     visible_box,
@@ -929,3 +930,11 @@ def test_images_are_those_of_the_models_world_unless_named():
     assert images_for("auto", embedded) == "large-scenes"
     assert images_for("auto", other) == "scenes"
     assert images_for("folder", embedded) == "folder"
+
+
+def test_only_single_images_are_opened_as_images(tmp_path):
+    assert [sample.image_id for sample in open_images("scenes", "test", 2)] == [0, 1]
+    with pytest.raises(ParameterError, match="images: got 'videos: a video'; accepted: single images"):
+        open_images("videos", "test", 1)
+    with pytest.raises(ParameterError, match="groups: several images in one prompt"):
+        open_images("groups", "test", 1)

@@ -4,4 +4,11 @@ from rcblib.pruners.base import Pruner, PruningContext
 from rcblib.pruners.baselines import ClsSimilarityPruner, RandomPruner
 from rcblib.pruners.codebook import FAMILY_RULES, CodebookPruner
 
-__all__ = ["FAMILY_RULES", "ClsSimilarityPruner", "CodebookPruner", "Pruner", "PruningContext", "RandomPruner"]
+__all__ = [
+    "FAMILY_RULES",
+    "ClsSimilarityPruner",
+    "CodebookPruner",
+    "Pruner",
+    "PruningContext",
+    "RandomPruner",
+]
