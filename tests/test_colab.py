@@ -392,10 +392,10 @@ def test_the_set_up_cell_fetches_and_installs_the_project_once(machine, publishe
     # Drive is mounted exactly when the results are to lie on it. A relative folder lies beside the notebook.
     on_drive = str(Path("/content", "drive"))
     for given, results, mounted in (
-        ("results", "/content/results", []),
+        ("results", str(Path("/content", "results")), []),
         ("drive/MyDrive/kept", f"{on_drive}/MyDrive/kept", [on_drive]),
         (f"{on_drive}/MyDrive/kept", f"{on_drive}/MyDrive/kept", [on_drive]),
-        ("drives", "/content/drives", []),
+        ("drives", str(Path("/content", "drives")), []),
         (str(machine.folder / "elsewhere"), str(machine.folder / "elsewhere"), []),
     ):
         found = machine.set_up(notebook, colab=True, results_folder=given)
