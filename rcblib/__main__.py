@@ -14,7 +14,6 @@ from rcblib import __version__
 from rcblib.records import ONE_WORD_QUESTION, CodebookError, ImageError, ParameterError, UnsupportedModelError
 
 if TYPE_CHECKING:
-    from rcblib.codebook import Codebook
     from rcblib.datasets import Dataset
     from rcblib.pruners import Pruner
 
@@ -306,6 +305,7 @@ def _needs_cls(pruner: Pruner | None) -> bool:
 
 def _pruners(options: argparse.Namespace) -> dict[str, list[Pruner | None]]:
     """Return the methods at the budgets asked for, all of them checked."""
+    from rcblib.codebook import load_codebook
     from rcblib.geometry import check_integer
     from rcblib.pruners import ClsSimilarityPruner, CodebookPruner, RandomPruner
 
@@ -324,20 +324,12 @@ def _pruners(options: argparse.Namespace) -> dict[str, list[Pruner | None]]:
         "least [CLS]-similar": [ClsSimilarityPruner(ratio, keep="least") for ratio in ratios],
     }
     if options.codebook:
-        codebook = _load_codebook(options.codebook)
+        codebook = load_codebook(options.codebook)
         pruners["codebook"] = [
             *(CodebookPruner(codebook, options.rule, retain_ratio=ratio) for ratio in ratios),
             *(CodebookPruner(codebook, options.rule, max_similarity=cut_off) for cut_off in cut_offs),
         ]
     return pruners
-
-
-def _load_codebook(name: str) -> Codebook:
-    from rcblib.codebook import Codebook
-    from rcblib.released import released_registry
-
-    is_released = name.endswith(".pt") or (not Path(name).exists() and name in released_registry())
-    return Codebook.from_released(name) if is_released else Codebook.from_pretrained(name)
 
 
 def _scenes(options: argparse.Namespace) -> None:

@@ -13,7 +13,7 @@ import torch
 
 from rcblib.codebook_files import check_hub_id, find_codebook, read_codebook, upload_codebook, write_codebook
 from rcblib.records import CodebookError, ParameterError
-from rcblib.released import read_released
+from rcblib.released import read_released, released_registry
 from rcblib.runs import first_line, to_plain
 
 
@@ -238,6 +238,24 @@ class Codebook:
         """
         prototypes, facts = read_released(name_or_path, cache_folder)
         return cls(prototypes, **facts)
+
+
+def load_codebook(name_or_path: str | os.PathLike) -> Codebook:
+    """Load a codebook of any origin: one that the authors released, or one that this library wrote.
+
+    Parameters
+    ----------
+    name_or_path : str or path-like
+        A released name or ``.pt`` file is read by `Codebook.from_released`, unless it is a folder; all else by
+        `Codebook.from_pretrained`. They also say what is raised and warned of.
+
+    Returns
+    -------
+    Codebook
+    """
+    path = Path(name_or_path)
+    is_released = not path.is_dir() and (path.suffix == ".pt" or str(name_or_path) in released_registry())
+    return Codebook.from_released(name_or_path) if is_released else Codebook.from_pretrained(name_or_path)
 
 
 def image_identifiers(values: Any) -> tuple[int | str, ...]:

@@ -131,7 +131,7 @@ def quality_scores(
     return scores
 
 
-def score_model(
+def answer_held_out(
     model: Any,
     processor: Any,
     split: str,
@@ -141,8 +141,8 @@ def score_model(
     *,
     batch_size: int = 64,
     progress: bool = True,
-) -> dict[str, dict[str, Any]]:
-    """Ask held-out scenes every question of every task and score the answers.
+) -> tuple[pd.DataFrame, list[Sample]]:
+    """Ask held-out scenes every question of every task.
 
     A model of a family that reads several images and videos is asked about groups of scenes and about videos too.
 
@@ -167,45 +167,16 @@ def score_model(
 
     Returns
     -------
-    dict
-        As `quality_scores`.
-
-    Raises
-    ------
-    ParameterError
-        If the split is another one, or a number is out of range.
-    """
-    answers, samples = answer_held_out(
-        model, processor, split, n_images, seed, shuffled, batch_size=batch_size, progress=progress
-    )
-    return quality_scores(answers, samples, np.random.default_rng([seed, 2]))
-
-
-def answer_held_out(
-    model: Any,
-    processor: Any,
-    split: str,
-    n_images: int,
-    seed: int,
-    shuffled: bool = False,
-    *,
-    batch_size: int = 64,
-    progress: bool = True,
-) -> tuple[pd.DataFrame, list[Sample]]:
-    """Answer what `score_model` scores.
-
-    Parameters
-    ----------
-    model, processor, split, n_images, seed, shuffled, batch_size, progress
-        As in `score_model`.
-
-    Returns
-    -------
     answers : pandas.DataFrame
         From `rcblib.evaluate.evaluate`; where shuffled, answers are about another scene than ``image_id`` says. For
         the tasks ``multi_image`` and ``video`` it is the id of a group or video, not of a scene.
     samples : list of Sample
         The scenes that the other questions are about.
+
+    Raises
+    ------
+    ParameterError
+        If the split is another one, or a number is out of range.
     """
     if split not in SPLITS:
         raise ParameterError("split", split, ", ".join(SPLITS))
@@ -232,6 +203,25 @@ def answer_held_out(
     return pd.concat(frames, ignore_index=True), samples
 
 
+def score_model(
+    model: Any, processor: Any, split: str, n_images: int, seed: int, **options: Any
+) -> dict[str, dict[str, Any]]:
+    """Ask held-out scenes every question of every task and score the answers.
+
+    Parameters
+    ----------
+    model, processor, split, n_images, seed, **options
+        As in `answer_held_out`, which also says what is raised.
+
+    Returns
+    -------
+    dict
+        As `quality_scores`.
+    """
+    answers, samples = answer_held_out(model, processor, split, n_images, seed, **options)
+    return quality_scores(answers, samples, np.random.default_rng([seed, 2]))
+
+
 def sequence_tasks(family: str) -> list[str]:
     """List the tasks about several images and videos that a family is asked."""
     return [task for task in SEQUENCES if task in GOALS[family]]
@@ -243,7 +233,7 @@ def blind_scores(family: str, split: str, n_images: int, seed: int) -> dict[str,
     Parameters
     ----------
     family, split, n_images, seed
-        As in `score_model`; the questions are those asked there.
+        As in `answer_held_out`; the questions are those asked there.
 
     Returns
     -------

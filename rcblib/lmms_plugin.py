@@ -14,14 +14,13 @@ import PIL.Image
 import torch
 from tqdm import tqdm
 
-from rcblib.codebook import Codebook
+from rcblib.codebook import load_codebook
 from rcblib.datasets import N_FRAMES, PHOTO_SUFFIXES, VideoFile, read_image
 from rcblib.mllm import Adapter, adapter_for, load_model
 from rcblib.pruners import ClsSimilarityPruner, CodebookPruner, Pruner, RandomPruner
 from rcblib.pruners.base import POSITION_IDS, SCOPES
 from rcblib.pruners.codebook import FAMILY_RULES
 from rcblib.records import LAYOUTS, ParameterError, UnsupportedModelError
-from rcblib.released import released_registry
 from rcblib.runs import bounded, provenance, validate_parameters, write_json
 
 try:
@@ -123,12 +122,8 @@ class ModelArguments:
         if self.pruner == "random":
             return RandomPruner(seed=self.seed, **common)
         if self.pruner == "codebook":
-            is_released = self.codebook.endswith(".pt") or (
-                not Path(self.codebook).exists() and self.codebook in released_registry()
-            )
-            load = Codebook.from_released if is_released else Codebook.from_pretrained
-            rule = self.rule or "max_cosine"
-            return CodebookPruner(load(self.codebook), rule, max_similarity=self.max_similarity, **common)
+            codebook, rule = load_codebook(self.codebook), self.rule or "max_cosine"
+            return CodebookPruner(codebook, rule, max_similarity=self.max_similarity, **common)
         return ClsSimilarityPruner(keep=self.pruner.removeprefix("cls_"), **common)
 
 

@@ -19,6 +19,8 @@ from rcblib.runs import provenance
 N_NEIGHBOURS = 5
 """Neighbours that give DPC-KNN its density; an image needs at least as many tokens."""
 
+_Grid = tuple[int | str, int | None]  # image of a token, and its view where an image has several
+
 
 def build_codebook(
     tokens: torch.Tensor,
@@ -80,14 +82,12 @@ def build_codebook(
     Differs: the script adds a position's m tied tokens m² times (quirk 48); here every token counts once. It knows no
     views; that grids are clustered one by one follows from their being pruned one by one.
     """
-    image_ids, signals = _checked_selection(
-        tokens, image_ids, top1, region, global_, criterion, positions, views
-    )
+    grids, signals = _checked_selection(tokens, image_ids, top1, region, global_, criterion, positions, views)
+    image_ids = tuple(image_id for image_id, _ in grids)
     low = criterion.low_information(*signals)
-    views = None if views is None else [int(view) for view in views]
-    rows_of: dict[Any, list[int]] = {}
-    for row, image_id in enumerate(image_ids):
-        rows_of.setdefault(image_id if views is None else (image_id, views[row]), []).append(row)
+    rows_of: dict[_Grid, list[int]] = {}
+    for row, grid in enumerate(grids):
+        rows_of.setdefault(grid, []).append(row)
 
     pooled: list[int] = []
     for rows in rows_of.values():
@@ -140,7 +140,7 @@ def build_codebook(
             "n_neighbours": N_NEIGHBOURS,
             "selection": selection,
             "clusters": clusters,
-            **({} if views is None else {"views": [views[row] for row in kept]}),
+            **({} if views is None else {"views": [grids[row][1] for row in kept]}),
             "provenance": provenance(),
             **(metadata or {}),
         },
@@ -167,8 +167,8 @@ def _checked_selection(
     criterion: CodebookCriterion,
     positions: Any,
     views: Any,
-) -> tuple[tuple[int | str, ...], tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Check everything `build_codebook` is given; return image ids and the three signals as doubles."""
+) -> tuple[list[_Grid], tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Check everything `build_codebook` is given; return each row's grid and the three signals as doubles."""
     if not isinstance(criterion, CodebookCriterion):
         raise ParameterError("criterion", criterion, "a CodebookCriterion")
     if not isinstance(tokens, torch.Tensor) or tokens.ndim != 2 or not tokens.is_floating_point():
@@ -180,10 +180,8 @@ def _checked_selection(
     image_ids = image_identifiers(image_ids)
     signals = (as_doubles(top1), as_doubles(region), as_doubles(global_))
     named = {"image_ids": image_ids, "top1": signals[0], "region": signals[1], "global_": signals[2]}
-    if positions is not None:
-        named["positions"] = positions
-    if views is not None:
-        named["views"] = views
+    optional = {"positions": positions, "views": views}
+    named |= {name: values for name, values in optional.items() if values is not None}
     for name, values in named.items():
         if len(values) != len(tokens) or getattr(values, "ndim", 1) != 1:
             raise ParameterError(name, f"{len(values)} values", f"one for each of the {len(tokens)} tokens")
@@ -193,19 +191,17 @@ def _checked_selection(
     outside = signals[0][(signals[0] < 0) | (signals[0] > 1)]
     if len(outside):
         raise ParameterError("top1", float(outside[0]), "probabilities in [0, 1]")
-    per_grid = Counter(image_ids if views is None else zip(image_ids, views, strict=True))
+    view_of_row = [None] * len(tokens) if views is None else [int(view) for view in views]
+    grids = list(zip(image_ids, view_of_row, strict=True))
     n_needed = max(criterion.n_clusters, N_NEIGHBOURS)
-    for grid, n_tokens in per_grid.items():
+    for (image_id, view), n_tokens in Counter(grids).items():
         if n_tokens < n_needed:
-            which = f"image {grid!r}" if views is None else f"view {grid[1]} of image {grid[0]!r}"
-            what = "image" if views is None else "view"
+            what, of = ("image", "") if view is None else ("view", f"{view} of image ")
             accepted = f"at least {n_needed} of every {what} (n_clusters, k)"
-            raise ParameterError("tokens", f"{n_tokens} of {which}", accepted)
-    per_image = Counter(image_ids)
-    if len(per_image) <= criterion.min_images:
+            raise ParameterError("tokens", f"{n_tokens} of {what} {of}{image_id!r}", accepted)
+    n_images = len(set(image_ids))
+    if n_images <= criterion.min_images:
         raise ParameterError(
-            "min_images",
-            criterion.min_images,
-            f"fewer than the {len(per_image)} images that the tokens come from",
+            "min_images", criterion.min_images, f"fewer than the {n_images} images that the tokens come from"
         )
-    return image_ids, signals
+    return grids, signals

@@ -7,6 +7,7 @@ among the probed positions of the image, all views together.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 
 import numpy as np
 import pandas as pd
@@ -244,7 +245,15 @@ def correlation_table(
     -------
     pandas.DataFrame
         ``first``, ``second``, ``value``, ``low``, ``high``, ``n``, ``n_clusters``; one row a pair.
+
+    Raises
+    ------
+    ParameterError
+        If a column is missing, or the coefficient or scope is another one.
     """
+    pairs = list(pairs)
+    for name in chain.from_iterable(pairs):
+        _check_column(frame, name, "pairs")
     measures: dict[str, Callable[..., Estimate]] = {"spearman": spearman, "kendall": kendall}
     if coefficient not in measures:
         raise ParameterError("coefficient", coefficient, "'spearman' or 'kendall'")
@@ -402,10 +411,14 @@ def on_grid(frame: pd.DataFrame, column: str, n_tokens: int) -> np.ndarray:
     return cells
 
 
+def _check_column(frame: pd.DataFrame, name: str, parameter: str) -> None:
+    if name not in frame.columns:
+        raise ParameterError(parameter, name, f"one of {list(frame.columns)}")
+
+
 def _signal(frame: pd.DataFrame, signal: str) -> pd.Series:
     """Return a column without NaN, or raise."""
-    if signal not in frame.columns:
-        raise ParameterError("signal", signal, f"one of {list(frame.columns)}")
+    _check_column(frame, signal, "signal")
     if frame[signal].isna().any():
         raise ParameterError(
             "signal", f"{signal} with {int(frame[signal].isna().sum())} NaN", "a signal without NaN"

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from codebook_examples import flip_byte
+from codebook_examples import flip_byte, sample_codebook
 from messages import one_line
 
-from rcblib.codebook import Codebook
+from rcblib.codebook import Codebook, load_codebook
 from rcblib.criterion import PRESETS
 from rcblib.records import ChecksumError, CodebookError
 from rcblib.released import load_released_tensor, released_registry
@@ -249,6 +249,23 @@ def test_registered_shape_is_checked(release):
     release.write()
     with pytest.raises(CodebookError, match=r"holds \(6, 4\), registered is \[7, 4\]"):
         Codebook.from_released("llava-1.5-7b")
+
+
+def test_load_codebook_tells_released_codebooks_from_others(release, monkeypatch):
+    monkeypatch.chdir(release.root)
+    for name in ("llava-1.5-7b", str(release.served / "release.pt"), release.served / "release.pt"):
+        assert load_codebook(name).metadata["sha256_verified"] is True
+    sample_codebook().save_pretrained(release.root / "codebooks" / "scenes")
+    for name in ("scenes", "codebooks/scenes", release.root / "codebooks" / "scenes"):
+        assert "sha256_verified" not in load_codebook(name).metadata
+    with pytest.raises(CodebookError, match="'llava-1.6' is no folder with codebook.json, no embedded name"):
+        load_codebook("llava-1.6")
+    with pytest.raises(CodebookError, match="'own.pt' is no file and no released name"):
+        load_codebook("own.pt")
+    # A folder of that name is what the user sees, so it comes first.
+    for name in ("llava-1.5-7b", "own.pt"):
+        sample_codebook(family="other").save_pretrained(release.root / name)
+        assert load_codebook(name).family == "other"
 
 
 def test_unknown_released_name(release):

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from messages import one_line
 
 from rcblib.geometry import window
 from rcblib.records import ParameterError, Sample, SceneObject, SequenceSample
@@ -214,6 +215,13 @@ def test_rows_without_a_value_are_left_out_of_their_pair_only():
     frame.loc[:4, "partial"] = np.nan
     found = correlation_table(frame, [("signal", "partial"), ("signal", "other")], generator=generator())
     assert found["n"].tolist() == [35, 40]
+
+
+def test_correlating_a_column_that_is_missing_is_refused_before_any_work():
+    frame = table(n_images=2)
+    with pytest.raises(ParameterError, match="pairs: got 'no_such'; accepted: one of") as error:
+        correlation_table(frame, [("signal", "other"), ("signal", "no_such")], generator=None)
+    assert str(list(frame.columns)) in one_line(error)
 
 
 def test_an_unknown_coefficient_is_refused():
