@@ -73,6 +73,8 @@ def shrunken(recipe: Recipe) -> Recipe:
             loop=replace(stage.loop, n_steps=2, batch_size=3, n_workers=0, log_every=1),
             n_tokens=stage.n_tokens and 8,
             n_side=6 if stage.kind == "symbols" else stage.n_side,
+            n_layers=min(stage.n_layers, 1),
+            word_layer=min(stage.word_layer, 1),
         )
         for stage in recipe.stages
     )

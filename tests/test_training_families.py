@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from rcblib.mllm.embedded import IMAGE_ID, build_tokenizer
 from rcblib.records import ParameterError, Question
@@ -15,7 +16,7 @@ from rcblib.scenes.groups import generate_group, group_questions
 from rcblib.scenes.language import all_texts
 from rcblib.scenes.questions import captions
 from rcblib.scenes.video import generate_video
-from rcblib.training.language import FORMS, LanguageBatches, Packer, PixelTrainer, answer_loss
+from rcblib.training.language import FORMS, IGNORED, LanguageBatches, Packer, PixelTrainer, answer_loss
 from rcblib.training.recipe import (
     LLAVA_NEXT_SCENES,
     LLAVA_ONEVISION_SCENES,
@@ -33,7 +34,7 @@ from rcblib.training.sequences import (
     practice_question,
     with_options,
 )
-from rcblib.training.transfer import adopt
+from rcblib.training.transfer import adopt, identity_layers
 from tests.test_training import TINY, Recorder, shrunken
 
 TINY_NEXT = shrunken(LLAVA_NEXT_SCENES)
@@ -223,6 +224,48 @@ class TestSequenceBatches:
             assert packer.tokenizer.unk_token_id not in packer.tokenizer(asked.text).input_ids
 
 
+class TestWords:
+    @pytest.mark.parametrize(
+        ("text", "letter", "word"),
+        [
+            ("Which image shows a star? a. image two b. image one Answer with the letter.", "b", "one"),
+            ("Which color? a. red b. blue Answer with the letter.", "a", "red"),
+            ("Which order? a. star, ring, cross b. star, cross, ring Answer with the letter.", "b", "cross"),
+            ("What color is the star? a. red b. not shown Answer with the letter.", "b", "not"),
+        ],
+    )
+    def test_the_question_mark_is_to_say_what_tells_the_right_option(self, packer, text, letter, word):
+        packed = packer.pack([[Question(0, "multi_image", text, letter)]])
+        (place,) = (packed["words"][0] != IGNORED).nonzero()[0].tolist()
+        spell = packer.tokenizer.convert_ids_to_tokens
+        assert spell(int(packed["ids"][0, place])) == "?"
+        assert spell(int(packed["words"][0, place])) == word
+        assert spell(packed["labels"][0][packed["labels"][0] != IGNORED].tolist())[0] == letter
+
+    def test_questions_without_options_have_no_such_word(self, packer):
+        packed = packer.pack([[Question(0, "color", "What color is the star?", "red")]])
+        assert (packed["words"] == IGNORED).all()
+
+    def test_words_are_read_behind_their_layer_and_join_the_loss(self, packer):
+        model = lively(TINY_ONEVISION)
+        llm, embed, head = model.model.language_model, model.get_input_embeddings(), model.lm_head
+        text = "Which color? a. red b. blue Answer with the letter."
+        batch = packer.pack([[Question(0, "multi_image", text, "a")]])
+        visual = torch.randn(1, 5, embed.embedding_dim, dtype=torch.double)
+        seen = []
+        llm.layers[0].register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+        with torch.no_grad():
+            plain, _ = answer_loss(llm, embed, head, packer.prefix, visual, batch)
+            both, numbers = answer_loss(llm, embed, head, packer.prefix, visual, batch, word_layer=1)
+            place = len(packer.prefix) + 5 + int((batch["words"][0] != IGNORED).nonzero())
+            said = head(llm.norm(seen[-1][:, place]))
+        word = batch["words"][batch["words"] != IGNORED]
+        n_answer = int((batch["labels"] != IGNORED).sum())
+        expected = plain + torch.nn.functional.cross_entropy(said.float(), word) / n_answer
+        torch.testing.assert_close(both, expected)
+        assert numbers["word"] == float(said.argmax() == word)
+
+
 class TestTransfer:
     @pytest.fixture(scope="class")
     def llava_state(self, tmp_path_factory):
@@ -259,6 +302,34 @@ class TestTransfer:
         assert torch.equal(model.embed_tokens.weight[:-1], state["embed_tokens.weight"])
         assert torch.equal(model.embed_tokens.weight[-1], last)
         assert {name.rsplit(".", 1)[-1] for name in report["fresh"]} == {"bias"}
+
+    def test_further_layers_pass_on_what_they_are_given(self):
+        symbols = [stage for stage in TINY_ONEVISION.stages if stage.kind == "symbols"]
+        few, more = (_trainer(TINY_ONEVISION, stage, _tokenizer(TINY_ONEVISION)) for stage in symbols[-2:])
+        assert (len(few.llm.model.layers), len(more.llm.model.layers)) == (1, 2)
+        state = few.state_dict()
+        more.load_state_dict(state | identity_layers(more.llm.model, state, "llm.model."))
+        ids = torch.arange(10, 22)[None]
+        with torch.no_grad():
+            assert torch.equal(more.llm(ids).logits, few.llm(ids).logits)
+        again = more.state_dict()
+        assert not identity_layers(more.llm.model, again, "llm.model.")
+
+    def test_the_newline_of_symbols_becomes_that_of_pixels(self, tmp_path):
+        names = [stage.name for stage in TINY_ONEVISION.stages]
+        run_stages(TINY, [stage.name for stage in TINY.stages], tmp_path, weights=tmp_path, device="cpu")
+        run_stages(TINY_ONEVISION, names[: names.index("onevision_align")], tmp_path, tmp_path, device="cpu")
+        still = replace(TINY_ONEVISION.stage("onevision_align"), scales=(("connector", 1.0),))
+        recipe = replace(TINY_ONEVISION, stages=(still,))
+        run_stages(recipe, ["onevision_align"], tmp_path, tmp_path, device="cpu")
+        symbols, pixels = (
+            load_file(tmp_path / f"{name}.safetensors") for name in ("sequence_letters", "onevision_align")
+        )
+        assert torch.equal(pixels["llava.model.image_newline"], symbols["newline"])
+        taken = {key for key in symbols if key.startswith("llm.model.")}
+        for key in taken:  # frozen
+            assert torch.equal(pixels[key.replace("llm.model", "llava.model.language_model")], symbols[key])
+        assert len(taken) > 10
 
 
 def test_stage_names_are_unique_over_recipes():

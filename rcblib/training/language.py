@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from rcblib.records import Question
-from rcblib.scenes.choices import LETTERS
+from rcblib.scenes.choices import LETTERS, read_options
 from rcblib.scenes.generator import Scene, SceneConfig, generate_scene
 from rcblib.scenes.questions import captions, task_questions, yes_no_question
 from rcblib.scenes.vocabulary import CATEGORIES, COLOR_NAMES, co_occurrence
@@ -67,42 +67,62 @@ class Packer:
         self.tokenizer = tokenizer
         text = tokenizer(f"USER: {tokenizer.convert_ids_to_tokens(image_token_id)}\n").input_ids
         self.prefix = text[: text.index(image_token_id)]
+        self.question_mark = tokenizer.convert_tokens_to_ids("?")
         self._ids = lru_cache(maxsize=4096)(self._encode)
 
     def __getstate__(self) -> dict:
         # A cache does not travel to worker processes; where they are spawned, a packer is pickled.
-        return {"tokenizer": self.tokenizer, "prefix": self.prefix}
+        return {key: value for key, value in self.__dict__.items() if key != "_ids"}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
         self._ids = lru_cache(maxsize=4096)(self._encode)
 
-    def _encode(self, question: str, answer: str) -> tuple[list[int], int]:
+    def _encode(self, question: str, answer: str) -> tuple[list[int], list[int], list[int]]:
+        """Return the token ids of a question with its answer, their labels, and their words, as `pack` says."""
         asked = self.tokenizer(f"{question} ASSISTANT:", add_special_tokens=False).input_ids
         said = self.tokenizer(answer, add_special_tokens=False).input_ids
-        return asked + said + [self.tokenizer.eos_token_id], len(asked)
+        said += [self.tokenizer.eos_token_id]
+        words = [IGNORED] * (len(asked) + len(said))
+        if options := read_options(question):
+            words[asked.index(self.question_mark)] = self._telling_word(options, answer)
+        return asked + said, [IGNORED] * (len(asked) - 1) + said + [IGNORED], words
+
+    def _telling_word(self, options: Mapping[str, str], answer: str) -> int:
+        """Return the token that tells the right option from all others: two in "image two", of images."""
+        spelled = {
+            letter: self.tokenizer(option, add_special_tokens=False).input_ids
+            for letter, option in options.items()
+        }
+        right = spelled.pop(answer)
+        for n in range(1, len(right)):
+            if all(other[:n] != right[:n] for other in spelled.values()):
+                return right[n - 1]
+        return right[-1]
 
     def pack(self, scenes: Sequence[Sequence[Question]]) -> dict[str, torch.Tensor]:
-        """Return `ids`, `labels`, `segment` and `offset`, each `(n_scenes, n_text)`, padded on the right.
+        """Return `ids`, `labels`, `words`, `segment` and `offset`, each `(n_scenes, n_text)`, padded on the right.
 
-        `labels` holds the answer tokens (each shifted to where it is predicted), `segment` numbers questions from 1
-        (0 is padding), `offset` counts positions inside a question.
+        `labels` holds the answer tokens (each shifted to where it is predicted), `words`, at the question mark before
+        options, the token that tells the right one from the others, `segment` numbers questions from 1 (0 is padding),
+        `offset` counts positions inside a question.
         """
         rows = []
         for questions in scenes:
-            ids, labels, segment, offset = [], [], [], []
+            ids, labels, words, segment, offset = [], [], [], [], []
             for number, question in enumerate(questions, 1):
-                part, n_asked = self._ids(question.text, question.answer)
+                part, said, word = self._ids(question.text, question.answer)
                 ids += part
-                labels += [IGNORED] * (n_asked - 1) + part[n_asked:] + [IGNORED]
+                labels += said
+                words += word
                 segment += [number] * len(part)
                 offset += range(len(part))
-            rows.append((ids, labels, segment, offset))
+            rows.append((ids, labels, words, segment, offset))
         longest = max(len(r[0]) for r in rows)
-        fill = (self.tokenizer.pad_token_id, IGNORED, 0, 0)
+        fill = (self.tokenizer.pad_token_id, IGNORED, IGNORED, 0, 0)
         return {
             key: torch.tensor([r[i] + [fill[i]] * (longest - len(r[i])) for r in rows])
-            for i, key in enumerate(("ids", "labels", "segment", "offset"))
+            for i, key in enumerate(("ids", "labels", "words", "segment", "offset"))
         }
 
 
@@ -176,9 +196,18 @@ def block_mask(segment: torch.Tensor, n_before: int) -> torch.Tensor:
 
 
 def answer_loss(
-    llm: nn.Module, embed: nn.Embedding, head: nn.Module, prefix: list[int], visual: torch.Tensor, batch: dict
+    llm: nn.Module,
+    embed: nn.Embedding,
+    head: nn.Module,
+    prefix: list[int],
+    visual: torch.Tensor,
+    batch: dict,
+    word_layer: int = 0,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Return the mean cross-entropy of the answer tokens after visual tokens `(n_scenes, n_visual, d)`.
+
+    With a `word_layer` that of the `words` is added, read off behind that layer: what the answer to a multiple-choice
+    question is comes first, at the end of the question, and which option's letter it has after it.
 
     Parameters
     ----------
@@ -188,6 +217,8 @@ def answer_loss(
         Word embeddings and output head.
     prefix : list of int
         Token ids before the image.
+    word_layer : int
+        Counted from 1; 0 asks for letters alone.
     """
     n = len(batch["ids"])
     before = torch.tensor(prefix, device=visual.device)
@@ -200,13 +231,24 @@ def answer_loss(
         [torch.arange(n_before, device=visual.device).expand(n, -1), n_before + batch["offset"]], 1
     )
     hidden = llm(
-        inputs_embeds=inputs, attention_mask=mask.unsqueeze(1), position_ids=positions, use_cache=False
+        inputs_embeds=inputs,
+        attention_mask=mask.unsqueeze(1),
+        position_ids=positions,
+        use_cache=False,
+        output_hidden_states=bool(word_layer),
     )
     wanted = batch["labels"] != IGNORED
     logits = head(hidden.last_hidden_state[:, n_before:][wanted])
     target = batch["labels"][wanted]
     loss = F.cross_entropy(logits.float(), target)
-    return loss, _accuracies(logits, target, batch, wanted)
+    numbers = _accuracies(logits, target, batch, wanted)
+    chosen = batch["words"] != IGNORED
+    if word_layer and chosen.any():
+        said = head(llm.norm(hidden.hidden_states[word_layer][:, n_before:][chosen]))
+        words = batch["words"][chosen]
+        loss = loss + F.cross_entropy(said.float(), words) * len(words) / len(target)
+        numbers["word"] = (said.argmax(-1) == words).float().mean()
+    return loss, numbers
 
 
 def _accuracies(
@@ -263,9 +305,16 @@ class SymbolicTrainer(nn.Module):
     a mixture; Gaussian noise keeps the LLM from expecting exact rows.
     """
 
-    def __init__(self, llm: PreTrainedModel, packer: Packer, noise: float = 0.3, newline: bool = False):
+    def __init__(
+        self,
+        llm: PreTrainedModel,
+        packer: Packer,
+        noise: float = 0.3,
+        newline: bool = False,
+        word_layer: int = 0,
+    ):
         super().__init__()
-        self.llm, self.packer, self.noise = llm, packer, noise
+        self.llm, self.packer, self.noise, self.word_layer = llm, packer, noise, word_layer
         self.filler = nn.Parameter(0.02 * torch.randn(llm.config.hidden_size))
         if newline:
             self.newline = nn.Parameter(0.02 * torch.randn(llm.config.hidden_size))
@@ -304,15 +353,17 @@ class SymbolicTrainer(nn.Module):
             self.packer.prefix,
             self.visual(batch),
             {**batch, "kinds": kind_tensors(self.kinds, batch["ids"].device)},
+            self.word_layer,
         )
 
 
 class PixelTrainer(nn.Module):
     """Train a whole MLLM on pixels; what is frozen is decided by what the caller lets learn."""
 
-    def __init__(self, llava: PreTrainedModel, packer: Packer, vision_frozen: bool):
+    def __init__(self, llava: PreTrainedModel, packer: Packer, vision_frozen: bool, word_layer: int = 0):
         super().__init__()
         self.llava, self.packer, self.vision_frozen = llava, packer, vision_frozen
+        self.word_layer = word_layer
         self.kinds = AnswerKinds.of(packer.tokenizer)
         llava.model.vision_tower.requires_grad_(not vision_frozen)
 
@@ -367,6 +418,7 @@ class PixelTrainer(nn.Module):
             self.packer.prefix,
             self.visual(batch),
             {**batch, "kinds": kind_tensors(self.kinds, batch["ids"].device)},
+            self.word_layer,
         )
 
 

@@ -31,7 +31,7 @@ from rcblib.scenes.language import all_texts
 from rcblib.training.language import LanguageBatches, Packer, PixelTrainer, SymbolicTrainer
 from rcblib.training.loop import LoopConfig, run_stage
 from rcblib.training.sequences import SequenceBatches
-from rcblib.training.transfer import adopt
+from rcblib.training.transfer import adopt, identity_layers
 from rcblib.training.vision import ClipTrainer, SiglipTrainer, VisionBatches, VisionLoss, VisionTrainer
 
 WEIGHTS = Path("data/training")
@@ -48,7 +48,8 @@ class Stage:
     kind : str
         ``"vision"`` (CLIP pair with patch labels), ``"symbols"`` (LLM alone) or ``"pixels"`` (whole LLaVA).
     starts_from : tuple of str
-        Stages whose weights it loads, of this recipe or another; one of its own kind continues, others supply parts.
+        Stages whose weights it loads, of this recipe or another; one of its own kind alone continues, several supply
+        parts, the later ones in place of the earlier ones'.
     loop : LoopConfig
         Length and pace.
     scenes : SceneConfig
@@ -63,6 +64,11 @@ class Stage:
         Questions of the benchmarks' form about a group or video, at most.
     n_drills : int
         Plain questions about what each picture of a group or video shows, see `SequenceBatches`.
+    n_layers : int
+        Layers of the LLM in this stage; 0 for all of the recipe's. Those that the stage before lacks begin as the
+        identity.
+    word_layer : int
+        The layer behind which the right option's words are asked for, see `answer_loss`; 0 for none.
     scales : tuple of (str, float)
         For a pixel stage, the parts that learn (`vision`, `connector`, `newline`, `llm`) and their rates relative to
         the loop's.
@@ -78,6 +84,8 @@ class Stage:
     forms: tuple[str, ...] = ()
     n_choices: int = 3
     n_drills: int = 0
+    n_layers: int = 0
+    word_layer: int = 0
     scales: tuple[tuple[str, float], ...] = ()
 
 
@@ -203,8 +211,8 @@ LLAVA_ONEVISION_SCENES = Recipe(
     # The last layer is read, so one less than CLIP's, of which the last but one is.
     vision=LLAVA_SCENES.vision | {"num_hidden_layers": 5, "hidden_act": "gelu_pytorch_tanh"},
     caption=LLAVA_SCENES.caption,
-    # Two layers more than the LLM it starts from: what an answer is comes before which letter it has.
-    text=LLAVA_SCENES.text | {"num_hidden_layers": 6},
+    # Two layers more than the LLM it starts from to tell pictures apart, and two to find an answer's letter.
+    text=LLAVA_SCENES.text | {"num_hidden_layers": 8},
     pinpoints=((96, 96), (96, 192), (192, 96), (192, 192)),
     stages=(
         Stage(
@@ -222,6 +230,7 @@ LLAVA_ONEVISION_SCENES = Recipe(
             ("symbols_fine",),
             LoopConfig(1500, 32, 2e-3, seed=10),
             n_side=6,
+            n_layers=6,
             forms=("images", "video", "image"),
         ),
         Stage(
@@ -230,6 +239,7 @@ LLAVA_ONEVISION_SCENES = Recipe(
             ("sequence_symbols",),
             LoopConfig(1500, 16, 2e-3, seed=13),
             n_side=6,
+            n_layers=6,
             forms=("images", "video", "images", "video", "image"),
             n_drills=8,
         ),
@@ -239,28 +249,54 @@ LLAVA_ONEVISION_SCENES = Recipe(
             ("sequence_drills",),
             LoopConfig(1000, 16, 2e-3, seed=14),
             n_side=6,
+            n_layers=6,
             forms=("images", "video", "images", "video", "image"),
             n_choices=9,
             n_drills=3,
         ),
         Stage(
-            "onevision_connector",
+            "sequence_words",
+            "symbols",
+            ("sequence_letters",),
+            LoopConfig(500, 16, 2e-3, seed=15),
+            n_side=6,
+            forms=("images", "video", "images", "video", "image"),
+            n_choices=9,
+            n_drills=3,
+            word_layer=6,
+        ),
+        # Needs no letters yet, so it can be trained beside `sequence_words`.
+        Stage(
+            "onevision_align",
             "pixels",
             ("siglip_full", "sequence_letters"),
-            LoopConfig(300, 16, 2e-3, seed=11, log_every=20),
+            LoopConfig(150, 16, 3e-3, seed=16, log_every=10),
+            forms=("image", "video", "image", "images"),
+            n_choices=0,
+            n_drills=4,
+            n_layers=6,
+            scales=(("connector", 1.0), ("newline", 0.1)),
+        ),
+        Stage(
+            "onevision_connector",
+            "pixels",
+            ("onevision_align", "sequence_words"),
+            LoopConfig(250, 16, 2e-3, seed=11, log_every=10),
             forms=("images", "video", "image"),
             n_choices=6,
             n_drills=4,
+            word_layer=6,
             scales=(("connector", 1.0), ("newline", 1.0), ("llm", 0.25)),
         ),
         Stage(
             "onevision_all",
             "pixels",
             ("onevision_connector",),
-            LoopConfig(200, 16, 7e-4, seed=12, log_every=20),
+            LoopConfig(200, 16, 7e-4, seed=12, log_every=10),
             forms=("images", "video", "image"),
             n_choices=6,
             n_drills=4,
+            word_layer=6,
             scales=(("vision", 0.5), ("connector", 1.0), ("newline", 1.0), ("llm", 1.0)),
         ),
     ),
@@ -373,7 +409,9 @@ def _prepare(
     parts = _parts(trainer)
     for name, state in before.items():
         origin, earlier = find_stage(name)
-        if (origin.family, earlier.kind) == (recipe.family, stage.kind):
+        if len(before) == 1 and (origin.family, earlier.kind) == (recipe.family, stage.kind):
+            if stage.kind == "symbols":
+                state |= identity_layers(trainer.llm.model, state, "llm.model.")
             trainer.load_state_dict(state)
             continue
         pair = "siglip" if origin.family == "llava_onevision" else "vision"
@@ -394,22 +432,27 @@ def _trainer(recipe: Recipe, stage: Stage, tokenizer: PreTrainedTokenizerFast) -
         clip = build_clip(len(tokenizer), recipe.vision, recipe.caption, recipe.vision["hidden_size"])
         return ClipTrainer(clip, loss)
     packer = Packer(tokenizer, IMAGE_ID)
+    text = recipe.text | ({"num_hidden_layers": stage.n_layers} if stage.n_layers else {})
     if stage.kind == "symbols":
-        llm = build_llm(recipe.family, len(tokenizer), recipe.text)
-        return SymbolicTrainer(llm, packer, newline=bool(stage.forms))
+        llm = build_llm(recipe.family, len(tokenizer), text)
+        return SymbolicTrainer(llm, packer, newline=bool(stage.forms), word_layer=stage.word_layer)
     video_id = len(tokenizer) - 1 if recipe.family == "llava_onevision" else None
-    mllm = build_mllm(recipe.family, len(tokenizer), recipe.vision, recipe.text, recipe.pinpoints, video_id)
-    return PixelTrainer(mllm, packer, vision_frozen="vision" not in dict(stage.scales))
+    mllm = build_mllm(recipe.family, len(tokenizer), recipe.vision, text, recipe.pinpoints, video_id)
+    trainer = PixelTrainer(mllm, packer, "vision" not in dict(stage.scales), stage.word_layer)
+    for name, part in _parts(trainer).items() if stage.scales else ():
+        part.requires_grad_(name in dict(stage.scales))
+    return trainer
 
 
 # Where the weights of a stage of each kind hold each part of an MLLM.
 _PREFIXES = {
     "vision": {"vision": "clip.vision_model."},
     "siglip": {"vision": "siglip.vision_model."},
-    "symbols": {"llm": "llm.model."},
+    "symbols": {"llm": "llm.model.", "newline": "newline"},
     "pixels": {
         "vision": "llava.model.vision_tower.",
         "connector": "llava.model.multi_modal_projector.",
+        "newline": "llava.model.image_newline",
         "llm": "llava.model.language_model.",
     },
 }
@@ -449,7 +492,8 @@ def _processor(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> ProcessorM
 
 
 def _below(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    """Return the parameters of a part by their names inside it; a part that is one parameter calls it "0"."""
+    return {key.removeprefix(prefix) or "0": value for key, value in state.items() if key.startswith(prefix)}
 
 
 def _load(name: str, folder: Path, weights: Path) -> dict[str, torch.Tensor]:

@@ -53,6 +53,33 @@ def adopt(module: nn.Module, state: Mapping[str, torch.Tensor]) -> dict[str, lis
     return report
 
 
+def identity_layers(
+    decoder: nn.Module, state: Mapping[str, torch.Tensor], prefix: str
+) -> dict[str, torch.Tensor]:
+    """Return parameters for the layers that a state of fewer layers lacks, which change nothing at first.
+
+    Parameters
+    ----------
+    decoder : torch.nn.Module
+        A decoder with ``layers``, just made; what each further layer adds is set to zero, so that it passes on what it
+        is given.
+    state : Mapping
+        Parameters of a trainer that holds such a decoder with as many layers or fewer.
+    prefix : str
+        Of the decoder's parameters in `state`.
+
+    Notes
+    -----
+    Source: Chen et al. 2016 (Net2Net), deepening without changing the function.
+    """
+    further = {}
+    for name, parameter in decoder.named_parameters(prefix=prefix.removesuffix(".")):
+        if ".layers." in name and name not in state:
+            added = name.endswith(("o_proj.weight", "down_proj.weight"))
+            further[name] = torch.zeros_like(parameter) if added else parameter.detach().clone()
+    return further
+
+
 def _pool_heads(weight: torch.Tensor, n_rows: int, module: nn.Module) -> torch.Tensor:
     """Average the rows of consecutive heads, `(n_heads * d_head, d)` to `(n_rows, d)`."""
     width = module.config.head_dim
