@@ -67,6 +67,8 @@ QUANTITIES = {
     "later": "its further words",
     "yes_no": "yes or no",
     "color": "colour",
+    "word": "word of the right option",
+    "letter": "its letter",
 }
 SCORES_FILE = "scores.json"
 CARD_FILE = "README.md"

@@ -10,7 +10,9 @@ from pathlib import Path
 import nbformat
 import pytest
 import tiny
+import torch
 
+from rcblib.codebook import Codebook
 from tools.notebook_list import read_notebook_list
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -185,6 +187,40 @@ def test_a_notebook_runs_with_tiles_and_without_a_cls(name, own, tmp_path):
     assert not any("cls" in result for result in written["results"])
     shown = "".join(output["data"].get("text/plain", "") for output in outputs if "data" in output)
     assert "cls_rank" not in shown and "cls_similarity" not in shown
+
+
+def test_own_photos_and_an_own_clip_are_asked_about_together(tmp_path):
+    model, processor = tiny.tiny_onevision()
+    width = model.config.text_config.hidden_size
+    photos = tiny.random_images(5, size=(64, 48))
+    (tmp_path / "photos").mkdir()
+    for number, image in enumerate(photos[:2]):
+        image.save(tmp_path / "photos" / f"{number}.jpg")
+    photos[0].save(tmp_path / "clip.gif", save_all=True, append_images=photos[1:], duration=100)
+    prototypes = torch.randn(4, width, generator=torch.Generator().manual_seed(0))
+    Codebook(prototypes, family="llava_onevision").save_pretrained(tmp_path / "codebook")
+    done = papermill(
+        "images_and_video",
+        tmp_path / "out.ipynb",
+        model=tiny.save(tmp_path / "model", model, processor),
+        codebook=tmp_path / "codebook",
+        groups=f"group:{tmp_path / 'photos'}",
+        videos=tmp_path / "clip.gif",
+        n_frames=3,
+        max_new_tokens=2,
+        results_folder=tmp_path / "results",
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    written = json.loads((tmp_path / "results" / "images_and_video.json").read_text(encoding="utf-8"))
+    assert written["results"]["multi_image_unpruned"]["value"] == 1  # compared with what it says itself
+    assert written["results"]["video_unpruned"]["value"] == 1
+    assert 0 <= written["results"]["video_random_relative_score_retain_20"]["value"] <= 1
+    assert not any("shuffled" in result or "guessing" in result for result in written["results"])
+    executed = nbformat.read(tmp_path / "out.ipynb", as_version=4)
+    outputs = [output for cell in executed.cells if cell.cell_type == "code" for output in cell.outputs]
+    printed = "".join(output.text for output in outputs if output.output_type == "stream")
+    assert "Own pictures have no known answers." in printed
+    assert "On several images, with 10% of the tokens," in str(outputs[-1])
 
 
 @pytest.mark.parametrize(
