@@ -30,7 +30,7 @@ from rcblib.scenes.generator import WORLDS, SceneConfig
 from rcblib.scenes.language import all_texts
 from rcblib.training.language import LanguageBatches, Packer, PixelTrainer, SymbolicTrainer
 from rcblib.training.loop import LoopConfig, run_stage
-from rcblib.training.sequences import SequenceBatches
+from rcblib.training.sequences import FRAME_COUNTS, SequenceBatches
 from rcblib.training.transfer import adopt, identity_layers
 from rcblib.training.vision import ClipTrainer, SiglipTrainer, VisionBatches, VisionLoss, VisionTrainer
 
@@ -64,6 +64,8 @@ class Stage:
         Questions of the benchmarks' form about a group or video, at most.
     n_drills : int
         Plain questions about what each picture of a group or video shows, see `SequenceBatches`.
+    frame_counts : tuple of int
+        Frames of a video, one number a step.
     n_layers : int
         Layers of the LLM in this stage; 0 for all of the recipe's. Those that the stage before lacks begin as the
         identity.
@@ -84,6 +86,7 @@ class Stage:
     forms: tuple[str, ...] = ()
     n_choices: int = 3
     n_drills: int = 0
+    frame_counts: tuple[int, ...] = FRAME_COUNTS
     n_layers: int = 0
     word_layer: int = 0
     scales: tuple[tuple[str, float], ...] = ()
@@ -288,6 +291,19 @@ LLAVA_ONEVISION_SCENES = Recipe(
             word_layer=6,
             scales=(("vision", 0.5), ("connector", 1.0), ("newline", 1.0), ("llm", 0.7)),
         ),
+        # Clips as long as those that are asked about later.
+        Stage(
+            "onevision_long",
+            "pixels",
+            ("onevision_all",),
+            LoopConfig(180, 16, 1e-3, seed=17, log_every=10),
+            forms=("images", "video", "images", "video", "image"),
+            n_choices=9,
+            n_drills=2,
+            frame_counts=(8, 12, 16),
+            word_layer=6,
+            scales=(("connector", 0.5), ("newline", 1.0), ("llm", 1.0)),
+        ),
     ),
 )
 RECIPES = {recipe.name: recipe for recipe in (LLAVA_SCENES, LLAVA_NEXT_SCENES, LLAVA_ONEVISION_SCENES)}
@@ -381,6 +397,7 @@ def _prepare(
             symbolic,
             stage.n_choices,
             stage.n_drills,
+            frame_counts=stage.frame_counts,
         )
     else:
         processor = _processor(recipe, tokenizer).image_processor if recipe.pinpoints else None

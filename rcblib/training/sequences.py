@@ -117,6 +117,8 @@ class SequenceBatches(Dataset):
         any, all of the latter are asked openly too.
     split : str
         Of handwriting and photographs.
+    frame_counts : tuple of int
+        Frames of a video, one number a step.
     """
 
     def __init__(
@@ -130,19 +132,20 @@ class SequenceBatches(Dataset):
         n_choices: int = 3,
         n_drills: int = 0,
         split: str = "train",
+        frame_counts: tuple[int, ...] = FRAME_COUNTS,
     ):
         if not forms or set(forms) - set(FORMS):
             raise ParameterError("forms", forms, f"some of {', '.join(FORMS)}")
         self.packer, self.seed, self.batch_size, self.n_side = packer, seed, batch_size, n_side
         self.forms, self.symbolic, self.split = forms, symbolic, split
-        self.n_choices, self.n_drills = n_choices, n_drills
+        self.n_choices, self.n_drills, self.frame_counts = n_choices, n_drills, frame_counts
 
     def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
         form = self.forms[step % len(self.forms)]
         rng = np.random.default_rng([self.seed, step, 2])
-        n_pictures = {"image": 1, "images": rng.choice(IMAGE_COUNTS), "video": rng.choice(FRAME_COUNTS)}[form]
+        drawn = {"image": 1, "images": rng.choice(IMAGE_COUNTS), "video": rng.choice(self.frame_counts)}
         indices = range(step * self.batch_size, (step + 1) * self.batch_size)
-        items = [self._item(form, index, int(n_pictures), rng) for index in indices]
+        items = [self._item(form, index, int(drawn[form]), rng) for index in indices]
         batch = self.packer.pack([questions for _, questions in items])
         batch["form"] = torch.tensor(FORMS.index(form))
         if not self.symbolic:
