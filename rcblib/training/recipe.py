@@ -304,6 +304,18 @@ LLAVA_ONEVISION_SCENES = Recipe(
             word_layer=6,
             scales=(("connector", 0.5), ("newline", 1.0), ("llm", 1.0)),
         ),
+        Stage(
+            "onevision_last",
+            "pixels",
+            ("onevision_long",),
+            LoopConfig(110, 16, 1e-3, seed=18, log_every=10),
+            forms=("images", "video", "images", "video", "image"),
+            n_choices=9,
+            n_drills=2,
+            frame_counts=(8, 12, 16),
+            word_layer=6,
+            scales=(("connector", 0.5), ("newline", 1.0), ("llm", 1.0)),
+        ),
     ),
 )
 RECIPES = {recipe.name: recipe for recipe in (LLAVA_SCENES, LLAVA_NEXT_SCENES, LLAVA_ONEVISION_SCENES)}
