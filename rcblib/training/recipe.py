@@ -130,6 +130,7 @@ class Recipe:
 
 
 _DENSE = SceneConfig(n_objects=(0.1, 0.25, 0.35, 0.3))
+_MOSTLY_SEVERAL = ("images", "video", "images", "video", "image")
 
 LLAVA_SCENES = Recipe(
     name="llava-scenes",
@@ -243,7 +244,7 @@ LLAVA_ONEVISION_SCENES = Recipe(
             LoopConfig(1500, 16, 2e-3, seed=13),
             n_side=6,
             n_layers=6,
-            forms=("images", "video", "images", "video", "image"),
+            forms=_MOSTLY_SEVERAL,
             n_drills=8,
         ),
         Stage(
@@ -253,7 +254,7 @@ LLAVA_ONEVISION_SCENES = Recipe(
             LoopConfig(1000, 16, 2e-3, seed=14),
             n_side=6,
             n_layers=6,
-            forms=("images", "video", "images", "video", "image"),
+            forms=_MOSTLY_SEVERAL,
             n_choices=9,
             n_drills=3,
         ),
@@ -263,7 +264,7 @@ LLAVA_ONEVISION_SCENES = Recipe(
             ("sequence_letters",),
             LoopConfig(500, 16, 2e-3, seed=15),
             n_side=6,
-            forms=("images", "video", "images", "video", "image"),
+            forms=_MOSTLY_SEVERAL,
             n_choices=9,
             n_drills=3,
             word_layer=6,
@@ -291,30 +292,25 @@ LLAVA_ONEVISION_SCENES = Recipe(
             word_layer=6,
             scales=(("vision", 0.5), ("connector", 1.0), ("newline", 1.0), ("llm", 0.7)),
         ),
-        # Clips as long as those that are asked about later.
-        Stage(
-            "onevision_long",
-            "pixels",
-            ("onevision_all",),
-            LoopConfig(180, 16, 1e-3, seed=17, log_every=10),
-            forms=("images", "video", "images", "video", "image"),
-            n_choices=9,
-            n_drills=2,
-            frame_counts=(8, 12, 16),
-            word_layer=6,
-            scales=(("connector", 0.5), ("newline", 1.0), ("llm", 1.0)),
-        ),
-        Stage(
-            "onevision_last",
-            "pixels",
-            ("onevision_long",),
-            LoopConfig(110, 16, 1e-3, seed=18, log_every=10),
-            forms=("images", "video", "images", "video", "image"),
-            n_choices=9,
-            n_drills=2,
-            frame_counts=(8, 12, 16),
-            word_layer=6,
-            scales=(("connector", 0.5), ("newline", 1.0), ("llm", 1.0)),
+        # Clips as long as those that are asked about later; the second and third of these stages go on like the first.
+        *(
+            Stage(
+                name,
+                "pixels",
+                (start,),
+                LoopConfig(n_steps, 16, 1e-3, seed=seed, log_every=10),
+                forms=_MOSTLY_SEVERAL,
+                n_choices=9,
+                n_drills=2,
+                frame_counts=(8, 12, 16),
+                word_layer=6,
+                scales=(("connector", 0.5), ("newline", 1.0), ("llm", 1.0)),
+            )
+            for name, start, n_steps, seed in (
+                ("onevision_long", "onevision_all", 180, 17),
+                ("onevision_long_2", "onevision_long", 110, 18),
+                ("onevision_long_3", "onevision_long_2", 340, 19),
+            )
         ),
     ),
 )
