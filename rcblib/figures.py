@@ -38,7 +38,7 @@ CYCLE = ("#0173b2", "#de8f05", "#029e73", "#cc78bc", "#ca9161", "#56b4e9", "#d55
 # Signals by the names of their columns in probe tables; a prefix is enough, so "region_textbook" is "region".
 SIGNALS = {
     "attention": ("text-to-image attention", CYCLE[0]),
-    "top1": ("single-token probability", CYCLE[1]),
+    "top1": ("top-1 probability", CYCLE[1]),
     "region": ("region divergence (nats)", CYCLE[2]),
     "global": ("global divergence (nats)", CYCLE[3]),
     "cls_similarity": ("similarity to [CLS]", CYCLE[4]),

@@ -225,7 +225,7 @@ def test_interval_plot_lists_rows_from_the_top(axes):
     )
     figures.interval_plot(axes, frame, reference=0.5, xlabel="area")
     assert [tick.get_text() for tick in axes.get_yticklabels()] == [
-        "single-token probability",
+        "top-1 probability",
         "something else",
     ]
     assert axes.get_ylim() == (1.5, -0.5)
