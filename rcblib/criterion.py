@@ -139,6 +139,20 @@ FAMILY_PRESETS = {
 """Preset whose structure a model of each family takes."""
 
 
+def preset_of(family: str) -> str:
+    """Name the preset whose structure a model of a family takes.
+
+    Raises
+    ------
+    ParameterError
+        For a family of which no codebook was published.
+    """
+    if family not in FAMILY_PRESETS:
+        accepted = f"{', '.join(PRESETS)}, or a .json file, as none was published for {family}"
+        raise ParameterError("preset", "auto", accepted)
+    return FAMILY_PRESETS[family]
+
+
 def as_doubles(values: Any) -> np.ndarray:
     """Widen numbers to double precision, in which the criterion compares.
 

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from rcblib.codebook import load_codebook
 from rcblib.datasets import N_FRAMES, PHOTO_SUFFIXES, VideoFile, read_image
 from rcblib.mllm import Adapter, adapter_for, load_model
+from rcblib.mllm.placement import module_device
 from rcblib.pruners import ClsSimilarityPruner, CodebookPruner, Pruner, RandomPruner
 from rcblib.pruners.base import POSITION_IDS, SCOPES
 from rcblib.pruners.codebook import FAMILY_RULES
@@ -262,6 +263,9 @@ class RcbModel(lmms or object):
         """Raise: a conversation of several rounds is not supported."""
         raise ParameterError("output_type", "generate_until_multi_round", "generate_until")
 
+    def clean(self) -> None:
+        """Do nothing where lmms-eval takes models apart after a run: the next task goes on with this one."""
+
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
         """Raise: how likely a given answer is would have to be asked past `generate`, where no pruner stands."""
         raise ParameterError("output_type", "loglikelihood or multiple_choice", "generate_until")
@@ -306,7 +310,7 @@ class RcbModel(lmms or object):
         inputs = self.processor(
             text=[entry.prompt for entry in batch], return_tensors="pt", padding=True, **given
         )
-        inputs = inputs.to(self.model.device, self.model.dtype)
+        inputs = inputs.to(module_device(self.model.get_input_embeddings()), self.model.dtype)
         settings, until = _generation_settings(batch[0].settings)
         settings["pad_token_id"] = self.processor.tokenizer.pad_token_id
         placeholders = [adapter.image_token_id, adapter.video_token_id]

@@ -34,6 +34,9 @@ MAIN_METRICS = {
 FULL = "full"
 """Name of the setting that keeps all visual tokens."""
 
+GREEDY = "temperature=0,do_sample=False"
+"""Generation settings of the paper: the most probable word, every time."""
+
 _IMAGE_KEYS = ("image_id", "image_source", "img_id")
 _LARGE = 2**28
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -179,6 +182,7 @@ def run_tasks(
     limit: int | None = None,
     folder: str | Path | None = None,
     name: str = FULL,
+    gen_kwargs: str = GREEDY,
 ) -> pd.DataFrame:
     """Run tasks of lmms-eval with one setting of the model, through lmms-eval's own evaluator.
 
@@ -193,10 +197,14 @@ def run_tasks(
     limit : int, optional
         Questions a task, the first ones; all by default.
     folder : path-like, optional
-        Where the table is kept under the setting's name; a later call with the same tasks, arguments and limit reads
-        it, as long as the files of local tasks, models and codebooks are the same.
+        Where the table of each task is kept when it is finished, as ``<name>/<task>.json``; a later call with the same
+        arguments, limit and generation settings reads it, as long as the files of local tasks, models and codebooks
+        are the same.
     name : str
         Name of the setting.
+    gen_kwargs : str
+        Generation settings, as ``key=value,...``, that take the place of a task's own. By default every answer is the
+        greedy one, also where a task would draw it at random, as Mantis-Eval's file does.
 
     Returns
     -------
@@ -216,14 +224,56 @@ def run_tasks(
     if missing := missing_packages():
         raise UnsupportedModelError(f"{' and '.join(missing)} not installed: pip install 'rcblib[lmms]'")
     checked = ModelArguments.read(arguments)
-    wanted = to_plain({"tasks": list(tasks), "arguments": dict(arguments), "limit": limit})
-    wanted["files"] = _state([*include_path, *_own_files(checked)])
-    kept = None if folder is None else Path(folder) / f"{name}.json"
-    if kept is not None and kept.is_file():
-        content = read_json(kept)
-        if content.get("wanted") == wanted:
-            return pd.DataFrame(content["rows"]).astype({"score": float, "value": float})
-    from lmms_eval.evaluator import simple_evaluate
+    if not tasks or len(set(tasks)) < len(tasks):
+        raise ParameterError("tasks", list(tasks), "names of tasks, each once")
+    files = _state([*include_path, *_own_files(checked)])
+    wanted, kept, tables = {}, {}, {}
+    for task in tasks:
+        wanted[task] = to_plain(
+            {
+                "task": task,
+                "arguments": dict(arguments),
+                "limit": limit,
+                "gen_kwargs": gen_kwargs,
+                "files": files,
+            }
+        )
+        if folder is not None:
+            kept[task] = Path(folder) / name / f"{task}.json"
+            content = read_json(kept[task]) if kept[task].is_file() else {}
+            if content.get("wanted") == wanted[task]:
+                tables[task] = pd.DataFrame(content["rows"]).astype({"score": float, "value": float})
+    remaining = [task for task in tasks if task not in tables]
+    if remaining:
+        from lmms_eval.evaluator import simple_evaluate
+
+        manager = _task_manager(remaining, include_path)
+        model = RcbModel(**arguments)
+    for task in remaining:
+        report = simple_evaluate(
+            model=model,
+            tasks=[task],
+            task_manager=manager,
+            limit=limit,
+            batch_size=checked.batch_size,
+            bootstrap_iters=0,
+            log_samples=True,
+            gen_kwargs=gen_kwargs,
+            verbosity="WARNING",
+            process_docs_parallel=1,
+        )
+        if report is None:  # another process of a parallel run has it
+            continue
+        tables[task] = _rows(report, model.counts, name)
+        if folder is not None:
+            write_json(kept[task], {"wanted": wanted[task], "rows": tables[task].to_dict("records")})
+    return pd.concat(
+        [tables[task] for task in tasks if task in tables] or [pd.DataFrame()], ignore_index=True
+    )
+
+
+def _task_manager(tasks: Sequence[str], include_path: Sequence[str | Path]) -> Any:
+    """Return lmms-eval's list of tasks, which has those wanted."""
     from lmms_eval.tasks import TaskManager
 
     folders = [str(TASKS_FOLDER), *map(str, include_path)]
@@ -234,29 +284,10 @@ def run_tasks(
         )
         unknown = [task for task in tasks if task not in manager.all_tasks]
         if not unknown:
-            break
-    if unknown or not tasks:
-        raise ParameterError(
-            "tasks", unknown, "names of lmms-eval's tasks or groups, or of task files of one's own"
-        )
-    model = RcbModel(**arguments)
-    report = simple_evaluate(
-        model=model,
-        tasks=list(tasks),
-        task_manager=manager,
-        limit=limit,
-        batch_size=checked.batch_size,
-        bootstrap_iters=0,
-        log_samples=True,
-        verbosity="WARNING",
-        process_docs_parallel=1,
+            return manager
+    raise ParameterError(
+        "tasks", unknown, "names of lmms-eval's tasks or groups, or of task files of one's own"
     )
-    if report is None:  # another process of a parallel run has it
-        return pd.DataFrame()
-    frame = _rows(report, model.counts, name)
-    if kept is not None:
-        write_json(kept, {"wanted": wanted, "rows": frame.to_dict("records")})
-    return frame
 
 
 def _own_files(arguments: ModelArguments) -> list[Path]:

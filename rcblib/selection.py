@@ -79,8 +79,9 @@ def build_codebook(
         stage.
 
     Source: section 4 of the paper and its released clustering script.
-    Differs: the script adds a position's m tied tokens m² times (quirk 48); here every token counts once. It knows no
-    views; that grids are clustered one by one follows from their being pruned one by one.
+    Differs: the script adds a position's m tied tokens m² times (quirk 48); here every token counts once, also one that
+    two views of an image share because it is read twice, as a whole and as a tile. The script knows no views; that
+    grids are clustered one by one follows from their being pruned one by one.
     """
     grids, signals = _checked_selection(tokens, image_ids, top1, region, global_, criterion, positions, views)
     image_ids = tuple(image_id for image_id, _ in grids)
@@ -94,6 +95,7 @@ def build_codebook(
         for members in _clusters(tokens, rows, criterion.n_clusters, generator):
             if len(members) <= criterion.cluster_size_max:
                 pooled += [row for row in members if low[row]]
+    pooled = _without_copies(tokens, pooled, grids)
     counts = (
         f"{len(image_ids)} tokens of {len(set(image_ids))} images, {int(low.sum())} low-information (top-1 "
         f"probability < {criterion.tau_p}, influence < {criterion.tau_jsd}), {len(pooled)} of them in "
@@ -145,6 +147,18 @@ def build_codebook(
             **(metadata or {}),
         },
     )
+
+
+def _without_copies(tokens: torch.Tensor, rows: list[int], grids: Sequence[_Grid]) -> list[int]:
+    """Leave out rows whose token, to the last bit, another view of the same image has given before."""
+    first_view: dict[tuple[int | str, bytes], int | None] = {}
+    distinct = []
+    for row in rows:
+        image_id, view = grids[row]
+        token = tokens[row].detach().cpu().double().numpy().tobytes()
+        if first_view.setdefault((image_id, token), view) == view:
+            distinct.append(row)
+    return distinct
 
 
 def _clusters(

@@ -1,6 +1,9 @@
 """Check the model for lmms-eval against `evaluate`, through lmms-eval's own evaluator, on tasks that lie on disk."""
 
 import json
+import os
+import subprocess
+import sys
 import tomllib
 from importlib import import_module
 from pathlib import Path
@@ -391,9 +394,10 @@ def test_finished_settings_are_read_and_wrong_input_is_one_line(local, tmp_path,
 
     wanted = {"include_path": [local], "limit": 2, "folder": tmp_path}
     first = run_tasks(["scenes_local"], arguments(), **wanted)
-    content = json.loads((tmp_path / "full.json").read_text(encoding="utf-8"))
+    kept = tmp_path / "full" / "scenes_local.json"
+    content = json.loads(kept.read_text(encoding="utf-8"))
     content["rows"][0]["prediction"] = "from the file"
-    write_json(tmp_path / "full.json", content)
+    write_json(kept, content)
     again = run_tasks(["scenes_local"], arguments(), **wanted)
     assert again["prediction"].tolist() == ["from the file", *first["prediction"].tolist()[1:]]
     again = run_tasks(["scenes_local"], arguments(batch_size=1), **wanted)
@@ -407,8 +411,97 @@ def test_finished_settings_are_read_and_wrong_input_is_one_line(local, tmp_path,
     )
     with pytest.raises(ParameterError, match=r"^tasks: got \['no_such_task'\]"):
         run_tasks(["no_such_task"], arguments())
+    with pytest.raises(ParameterError, match=r"^tasks: got \['scenes_local', 'scenes_local'\]; accepted: "):
+        run_tasks(["scenes_local"] * 2, arguments())
     with pytest.raises(UnsupportedModelError, match="^model: got 'no such model'"):
         run_tasks(["scenes_local"], {"pretrained": "no such model"}, include_path=[local])
+
+
+@with_lmms_eval
+def test_tasks_that_were_finished_before_a_failure_are_kept(local, scenes, questions, tmp_path, monkeypatch):
+    write_task(tmp_path / "tasks", "scenes_other", scenes[:2], questions[:2])
+    both, places = ["scenes_local", "scenes_other"], [local, tmp_path / "tasks"]
+    expected = run_tasks(both, arguments(), include_path=places)
+    assert expected["task"].tolist() == [both[0]] * len(questions) + [both[1]] * 2
+    answer, asked = RcbModel.generate_until, []
+
+    def fail_at_the_second(self, requests):
+        asked.append(len(requests))
+        if len(asked) == 2:
+            raise RuntimeError("lost")
+        return answer(self, requests)
+
+    monkeypatch.setattr(RcbModel, "generate_until", fail_at_the_second)
+    with pytest.raises(RuntimeError, match="lost"):
+        run_tasks(both, arguments(), include_path=places, folder=tmp_path)
+    found = run_tasks(both, arguments(), include_path=places, folder=tmp_path)
+    assert asked == [len(questions), 2, 2]
+    pd.testing.assert_frame_equal(found, expected)
+
+
+@with_lmms_eval
+def test_answers_are_greedy_where_a_task_would_draw_them(local, tmp_path):
+    text = (local / "scenes_local.yaml").read_text(encoding="utf-8")
+    assert "temperature: 0\n  do_sample: false" in text
+    drawn = text.replace("temperature: 0\n  do_sample: false", "temperature: 50\n  do_sample: true")
+    (tmp_path / "drawn.yaml").write_text(
+        drawn.replace("task: scenes_local", "task: scenes_drawn"), encoding="utf-8"
+    )
+    greedy = run_tasks(["scenes_local"], arguments(), include_path=[local])
+    for kwargs, is_greedy in (({}, True), ({"gen_kwargs": ""}, False)):
+        found = run_tasks(["scenes_drawn"], arguments(), include_path=[tmp_path], **kwargs)
+        assert (found["prediction"].tolist() == greedy["prediction"].tolist()) == is_greedy
+
+
+@with_lmms_eval
+def test_a_model_in_parts_answers_as_a_whole_one(local, tmp_path, monkeypatch):
+    accelerate = pytest.importorskip("accelerate")
+    whole = run_tasks(["scenes_local"], arguments(), include_path=[local])
+
+    def load_in_parts(*given, **more):
+        model, processor = load_model(*given, **more)
+        places = {"model.vision_tower": "disk", "model.multi_modal_projector": "cpu"}
+        places |= {"model.language_model": "cpu", "lm_head": "cpu"}
+        accelerate.dispatch_model(model, places, main_device="cpu", offload_dir=tmp_path, force_hooks=True)
+        assert model.device.type == "meta"
+        return model, processor
+
+    monkeypatch.setattr("rcblib.lmms_plugin.load_model", load_in_parts)
+    parts = run_tasks(["scenes_local"], arguments(), include_path=[local])
+    pd.testing.assert_frame_equal(parts, whole)
+
+
+@with_lmms_eval
+def test_several_processes_share_the_questions_and_give_the_answers_of_one(local, questions, tmp_path):
+    settings = arguments(**PRUNERS["codebook"], counts_file=str(tmp_path / "counts.json"))
+    script = tmp_path / "run.py"
+    script.write_text(
+        "from rcblib.lmms_runs import run_tasks\n"
+        f"table = run_tasks(['scenes_local'], {settings}, include_path=[{str(local)!r}], folder={str(tmp_path)!r})\n"
+        "print('rows', len(table), flush=True)\n",
+        encoding="utf-8",
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", script]
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "ACCELERATE_USE_CPU": "true",
+        "PYTHONPATH": str(REPOSITORY),
+    }
+    done = subprocess.run(
+        command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=540
+    )
+    assert done.returncode == 0, done.stderr
+    assert sorted(line for line in done.stdout.splitlines() if line.startswith("rows")) == [
+        "rows 0",
+        "rows 5",
+    ]
+    rows = json.loads((tmp_path / "full" / "scenes_local.json").read_text(encoding="utf-8"))["rows"]
+    one = run_tasks(["scenes_local"], arguments(**PRUNERS["codebook"]), include_path=[local])
+    for column in ("doc_id", "prediction", "score", "n_visual_tokens", "n_retained"):
+        assert [row[column] for row in rows] == one[column].tolist()
+    counts = json.loads((tmp_path / "counts.json").read_text(encoding="utf-8"))["answers"]
+    assert [count["doc_id"] for count in counts] == one["doc_id"].tolist()  # none twice, though 5 is odd
 
 
 @with_lmms_eval

@@ -225,3 +225,19 @@ def test_grids_of_one_image_are_clustered_one_by_one():
     few[0] = 2  # one token stands alone
     with pytest.raises(ParameterError, match="tokens: got '1 of view 2 of image 0'"):
         build_codebook(tokens, image_ids, zeros, zeros, zeros, criterion, views=few)
+
+
+def test_a_token_that_two_views_of_an_image_share_counts_once():
+    # An image that fills one tile is read twice: as a whole and as that tile. Equal tokens of one view, of two images
+    # or of no view are several tokens.
+    grid = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+    grid[1] = grid[0]
+    tokens = torch.cat([grid, grid]).repeat(3, 1)
+    image_ids, views = np.repeat([0, 1, 2], 16), np.tile(np.repeat([0, 1], 8), 3)
+    zeros = np.zeros(len(tokens))
+    criterion = CodebookCriterion(n_clusters=5, cluster_size_max=16, n_prototype_clusters=5, min_images=2)
+    codebook = build_codebook(tokens, image_ids, zeros, zeros, zeros, criterion, views=views)
+    assert codebook.metadata["selection"]["n_after_stage_1"] == 3 * 8
+    assert set(codebook.metadata["views"]) == {0}
+    without = build_codebook(tokens, image_ids, zeros, zeros, zeros, criterion)
+    assert without.metadata["selection"]["n_after_stage_1"] == len(tokens)

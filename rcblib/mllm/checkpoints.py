@@ -22,7 +22,7 @@ from transformers import (
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
 from rcblib.mllm.loading import adapter_for, model_source
-from rcblib.records import ParameterError
+from rcblib.records import ParameterError, UnsupportedModelError
 
 CLIP_L_336 = dict(
     image_size=336, patch_size=14, hidden_size=1024, intermediate_size=4096, num_hidden_layers=24,
@@ -181,9 +181,18 @@ def picture_rows(model: Any, height: int, width: int) -> tuple[int, int]:
         Times that the encoder runs: reduced image and tiles.
     n_rows : int
         Rows that the LLM reads, newlines included.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If the model's vision encoder reads pictures of any size, so that it has no tile.
     """
     config = model.config
-    tile = config.vision_config.image_size
+    tile = getattr(config.vision_config, "image_size", None)
+    if tile is None:
+        raise UnsupportedModelError(
+            f"model_type: got {config.model_type!r}; supported here: families whose vision encoder has one image size"
+        )
     pinpoints = getattr(config, "image_grid_pinpoints", None)
     adapter = adapter_for(model)
     if not pinpoints:

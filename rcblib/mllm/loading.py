@@ -87,7 +87,8 @@ def load_model(
         where its hardware has it, else float16.
     device_map : str or Mapping, optional
         Spread the model over several devices, as transformers does: ``"auto"``, ``"balanced"``, ``"balanced_low_0"``,
-        ``"sequential"``, or a device for each named module; `device` must then be ``"auto"``. Needs accelerate.
+        ``"sequential"``, or a device for each named module; `device` must then be ``"auto"``. Needs accelerate. An
+        empty text stands for none, as for `quantization`: a notebook's parameters are texts.
     quantization : str, optional
         ``"4bit"`` stores the LLM's linear layers as 4-bit NF4 numbers (bitsandbytes) and computes in `dtype`. Needs
         bitsandbytes, accelerate and a CUDA device. Vision encoder and connector stay in `dtype`, so that visual
@@ -118,6 +119,7 @@ def load_model(
     Inputs of a model in parts go where its word embeddings are computed (`rcblib.mllm.placement.module_device`), which
     ``model.device`` need not name; each part's rows are moved where they are needed.
     """
+    device_map, quantization = device_map or None, quantization or None
     _check_placement(device, device_map)
     device = _device(device)
     _check_quantization(quantization, device)
