@@ -337,11 +337,17 @@ def probing(
         Inputs read together; each is the whole picture with one window replaced.
     attention : bool
         Whether text-to-image attention is read too, for one input.
+
+    Notes
+    -----
+    Besides what `prefill_bytes` counts, each input's rows are held once more, put together from its views. Logits of
+    all inputs are gathered in the CPU's memory and not counted.
     """
     n_tokens = n_visual + n_text
+    assembled = shape.d_model * n_visual * batch_size * number_bytes(storage)
     activations = [
         encoding_bytes(shape, storage, n_grids),
-        prefill_bytes(shape, storage, n_tokens, batch_size),
+        prefill_bytes(shape, storage, n_tokens, batch_size) + assembled,
     ]
     if attention:
         maps = attention_map_bytes(shape, n_tokens)

@@ -4,6 +4,7 @@ The environment is a new one that sees the packages installed here but not the l
 variables to leave the network alone. What Colab adds, a mounted Drive, is a module that only notes what it is asked.
 """
 
+import importlib
 import json
 import os
 import subprocess
@@ -178,6 +179,20 @@ def test_what_colab_installs_leaves_its_kernel_alone():
     assert set(extras["kernel"]) < set(extras["notebooks"])
     kept = {"ipykernel", "ipython", "jupyterlab", "papermill"}
     assert {line.split(">=")[0] for line in set(extras["notebooks"]) - set(extras["kernel"])} == kept
+
+
+@pytest.mark.parametrize("on_colab", [True, False])
+def test_the_notebook_of_benchmarks_installs_what_runs_them_on_colab(on_colab, monkeypatch):
+    notebook = read(REPOSITORY / "notebooks" / "real_benchmarks.ipynb")
+    (cell,) = (cell for cell in notebook.cells if cell.id == "data")
+    first, _, _ = cell.source.partition("folder = ")
+    commands, missing = [], [["lmms-eval"], []]
+    monkeypatch.setattr(subprocess, "run", lambda command, check: commands.append((command, check)))
+    known = {"missing_packages": lambda: missing.pop(0), "project_root": lambda: Path("project")}
+    exec(first, known | {"ON_COLAB": on_colab, "subprocess": subprocess, "sys": sys, "importlib": importlib})
+    pip = [sys.executable, "-m", "pip", "install", "-q", "-e", "project[lmms]"]
+    assert commands == ([(pip, True)] if on_colab else [])
+    assert len(missing) == (0 if on_colab else 1)
 
 
 def test_the_pages_workflow_puts_the_copies_on_the_branch_that_badges_name(tmp_path):

@@ -29,7 +29,8 @@ from rcblib.mllm.checkpoints import (
     narrow_config,
     picture_rows,
 )
-from rcblib.records import ParameterError, UnsupportedModelError
+from rcblib.probe import probe
+from rcblib.records import ONE_WORD_QUESTION, ParameterError, UnsupportedModelError
 
 PUBLISHED = dict(zip(CHECKPOINTS, (7.06, 13.35, 8.36, 8.03), strict=True))
 """Parameters of the checkpoints' weight files, in units of 10**9."""
@@ -143,6 +144,19 @@ def test_activations_of_a_prefill_are_what_is_allocated(name, dtype):
 
         computed = prefill_bytes(shape, N_BYTES[dtype], n_tokens, batch_size)
         assert measured_peak(read) == pytest.approx(computed, rel=0.03)
+
+
+def test_activations_of_probing_are_what_is_allocated():
+    model, (_, processor) = narrow(CHECKPOINTS[0]), tiny.reduced_llava_15()
+    (image,) = tiny.random_images(1, (336, 336))
+    adapter = adapter_for(model, processor)
+    n_text = len(adapter.prompt_ids(adapter.prompt(ONE_WORD_QUESTION))) - 1
+
+    def run():
+        return probe(model, processor, image, positions=range(12), batch_size=12, attention=False)
+
+    job = probing(ModelShape.from_model(model), "float32", 576, n_text=n_text, batch_size=12)
+    assert measured_peak(run) == pytest.approx(job.activations, rel=0.03)
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)

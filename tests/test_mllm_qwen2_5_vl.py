@@ -15,8 +15,10 @@ from transformers import (
 )
 
 from rcblib.codebook import Codebook
+from rcblib.criterion import preset_of
 from rcblib.evaluate import evaluate
 from rcblib.mllm import adapter_for, load_model
+from rcblib.mllm.checkpoints import picture_rows
 from rcblib.mllm.qwen2_5_vl import Qwen2_5_VLProcessor
 from rcblib.probe import probe
 from rcblib.pruners import CodebookPruner, RandomPruner
@@ -560,3 +562,12 @@ def test_real_settings_at_reduced_width_read_what_the_model_reads(size, grid):
     pruner = RandomPruner(retain_ratio=1.0, seed=0, position_ids="kept")
     expected = generate(adapter, inputs, max_new_tokens=2)
     assert torch.equal(generate(adapter, inputs, pruner, max_new_tokens=2), expected)
+
+
+def test_what_is_not_known_of_the_family_is_said_in_one_line(adapter):
+    with pytest.raises(UnsupportedModelError, match="^model_type: got 'qwen2_5_vl'; supported here: "):
+        picture_rows(adapter.model, 480, 640)
+    with pytest.raises(
+        ParameterError, match="^preset: got 'auto'; accepted: llava-1.5-7b, .* none was published"
+    ):
+        preset_of(adapter.family)
