@@ -15,6 +15,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.font_manager import FontProperties
@@ -28,7 +29,6 @@ from rcblib.records import ParameterError
 if TYPE_CHECKING:
     import PIL.Image
     from IPython.display import HTML
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 INK = "#2b2b2b"
@@ -125,7 +125,7 @@ def heat_map(
     limits: tuple[float, float] | None = None,
     cmap: str = _SEQUENTIAL,
     alpha: float = 0.72,
-    colorbar: bool = True,
+    colorbar: bool | Axes = True,
 ) -> Axes:
     """Lay a signal of every visual token over the image, which is shown in grey beneath.
 
@@ -147,8 +147,8 @@ def heat_map(
         Colour map.
     alpha : float
         Opacity of the signal, 0 to 1.
-    colorbar : bool
-        Whether to draw the scale.
+    colorbar : bool or matplotlib.axes.Axes
+        Whether to draw the scale beside the map, or the axes to draw it in, for one scale of several maps.
 
     Raises
     ------
@@ -169,7 +169,9 @@ def heat_map(
         zorder=2,
     )
     if colorbar:
-        bar = axes.figure.colorbar(drawn, ax=axes, fraction=0.046, pad=0.03, label=label)
+        shared = isinstance(colorbar, Axes)
+        place = {"cax": colorbar} if shared else {"ax": axes, "fraction": 0.046, "pad": 0.03}
+        bar = axes.figure.colorbar(drawn, label=label, **place)
         bar.outline.set_visible(False)
         bar.solids.set(alpha=1)
         bar.locator = MaxNLocator(5)
@@ -927,6 +929,7 @@ def learning_curves(
                         marker=marker,
                         markersize=2.5,
                         linewidth=1.2,
+                        linestyle="-" if number < len(CYCLE) else "--",
                         label=name if first else None,
                     )
             for end in ends[:-1]:

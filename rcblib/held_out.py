@@ -224,7 +224,7 @@ def score_model(
 
 def sequence_tasks(family: str) -> list[str]:
     """List the tasks about several images and videos that a family is asked."""
-    return [task for task in SEQUENCES if task in GOALS[family]]
+    return [task for task in SEQUENCES if task in GOALS.get(family, {})]
 
 
 def blind_scores(family: str, split: str, n_images: int, seed: int) -> dict[str, dict[str, dict[str, Any]]]:
@@ -306,7 +306,7 @@ def _words(question: Question) -> str:
 
 def judge(family: str, task: str, value: float, on_cpu: bool) -> str:
     """Say whether a score reaches its goal: ``"yes"``, ``"yes, for a CPU"`` or ``"no"``; empty without a goal."""
-    if task not in GOALS[family]:
+    if task not in GOALS.get(family, {}):
         return ""
     goal, suffices = GOALS[family][task]
     if value >= goal:

@@ -56,6 +56,14 @@ def test_heat_map_leaves_positions_that_were_not_probed_uncovered(axes, image):
     assert axes.get_title(loc="left") == "signal"
 
 
+def test_one_scale_serves_several_heat_maps(image):
+    figure, (first, second, scale) = plt.subplots(1, 3)
+    figures.heat_map(first, image, np.arange(12.0), GRID, limits=(0, 20), colorbar=scale)
+    figures.heat_map(second, image, np.arange(12.0) + 8, GRID, limits=(0, 20), colorbar=False)
+    assert figure.axes == [first, second, scale]
+    assert scale.get_ylim() == first.images[1].get_clim() == second.images[1].get_clim() == (0, 20)
+
+
 @pytest.mark.parametrize("n_values", [11, 13])
 def test_a_value_for_every_token_is_needed(axes, image, n_values):
     with pytest.raises(ParameterError, match=r"values: got 'shape .*3×4 grid: \(12,\)"):
@@ -423,6 +431,14 @@ def test_learning_curves_put_losses_above_and_part_the_stages():
     figure = figures.learning_curves(frame)
     assert figure.axes[0].get_yscale() == "log"
     plt.close(figure)
+
+
+def test_learning_curves_tell_more_quantities_apart_than_there_are_colours():
+    names = [f"quantity {number}" for number in range(2 * len(figures.CYCLE))]
+    rows = [("LLM", "all", scenes, name, 0.5) for name in ["loss", *names] for scenes in (1, 2)]
+    frame = pd.DataFrame(rows, columns=["kind", "stage", "scenes", "quantity", "value"])
+    lower = figures.learning_curves(frame).axes[1]
+    assert len({(line.get_color(), line.get_linestyle()) for line in lower.lines}) == len(names)
 
 
 def test_intervals_of_one_label_share_a_line_where_a_column_tells_them_apart(axes):
