@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 from rcblib.codebook import load_codebook
-from rcblib.datasets import N_FRAMES, PHOTO_SUFFIXES, VideoFile, read_image
+from rcblib.datasets import N_FRAMES, PHOTO_SUFFIXES, VideoFile, as_rgb, read_image
 from rcblib.mllm import Adapter, adapter_for, load_model
 from rcblib.mllm.placement import module_device
 from rcblib.pruners import ClsSimilarityPruner, CodebookPruner, Pruner, RandomPruner
@@ -39,6 +40,7 @@ _SETTINGS = (
 )  # fmt: skip
 _SAMPLING = ("temperature", "top_p", "top_k")
 _MAX_NEW_TOKENS = 1024
+_PATIENCE = timedelta(weeks=52)
 _APART = 2**32  # more than a task has documents, so that numbers of different images differ
 
 
@@ -70,7 +72,8 @@ class ModelArguments:
     n_frames : int
         Frames taken of a video.
     counts_file : str or None
-        JSON file for the visual tokens of every answer; not written by default.
+        JSON file for the visual tokens of every answer; not written by default. Where several processes share the
+        questions, each writes its own, with its number in front of the suffix: ``counts.0.json``, ``counts.1.json``.
     """
 
     pretrained: str
@@ -86,7 +89,7 @@ class ModelArguments:
     max_similarity: float | None = None
     layout: str = bounded("packed", choices=LAYOUTS)
     scope: str = bounded("tile", choices=SCOPES)
-    position_ids: str = bounded("renumbered", choices=POSITION_IDS)
+    position_ids: str = bounded("auto", choices=POSITION_IDS)
     seed: int = bounded(0, minimum=0)
     n_frames: int = bounded(N_FRAMES, minimum=1)
     counts_file: str | None = None
@@ -149,8 +152,9 @@ class RcbModel(lmms or object):
     pruner : Pruner or None
         The method.
     counts : list of dict
-        For each answer ``task``, ``split``, ``doc_id``, and the rows that the LLM reads of all its images or videos,
-        newlines included: ``n_visual_tokens`` without and ``n_retained`` with pruning.
+        For each answer of this process ``task``, ``split``, ``doc_id``, and the rows that the LLM reads of all its
+        images or videos, newlines included: ``n_visual_tokens`` without and ``n_retained`` with pruning. Answers that
+        lmms-eval takes from its own cache are not among them.
 
     Raises
     ------
@@ -167,8 +171,10 @@ class RcbModel(lmms or object):
         self.arguments = ModelArguments.read(arguments)
         self.pruner = self.arguments.make_pruner()
         from accelerate import Accelerator
+        from accelerate.utils import InitProcessGroupKwargs
 
-        self.accelerator = Accelerator()
+        # Processes have as many questions each, not as much work: none may give up waiting for another.
+        self.accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)])
         device, device_map = self.arguments.device, self.arguments.device_map
         n_processes, number = self.accelerator.num_processes, self.accelerator.local_process_index
         if n_processes > 1 and device_map is not None:
@@ -263,6 +269,14 @@ class RcbModel(lmms or object):
         """Raise: a conversation of several rounds is not supported."""
         raise ParameterError("output_type", "generate_until_multi_round", "generate_until")
 
+    def all_counts(self) -> list[dict[str, Any]]:
+        """Return the `counts` of all processes, by task and document; every process has to call it."""
+        if self.world_size == 1:
+            return list(self.counts)
+        from accelerate.utils import gather_object
+
+        return _in_order(gather_object(self.counts))
+
     def clean(self) -> None:
         """Do nothing where lmms-eval takes models apart after a run: the next task goes on with this one."""
 
@@ -286,7 +300,7 @@ class RcbModel(lmms or object):
         images, videos = [], []
         for entry in _flat(shown):
             if isinstance(entry, PIL.Image.Image):
-                images.append(entry.convert("RGB"))
+                images.append(as_rgb(entry))
             elif isinstance(entry, str | os.PathLike) and _is_photo(entry):
                 images.append(read_image(entry))
             elif isinstance(entry, str | os.PathLike):
@@ -307,9 +321,9 @@ class RcbModel(lmms or object):
             given["images"] = [image for (image,) in several] if n_images == 1 else several
         if frames:
             given["videos"] = [list(video) for entry in batch for video in entry.videos]
-        inputs = self.processor(
-            text=[entry.prompt for entry in batch], return_tensors="pt", padding=True, **given
-        )
+        prompts = [entry.prompt for entry in batch]
+        given["add_special_tokens"] = adapter.wants_first_token(prompts[0])
+        inputs = self.processor(text=prompts, return_tensors="pt", padding=True, **given)
         inputs = inputs.to(module_device(self.model.get_input_embeddings()), self.model.dtype)
         settings, until = _generation_settings(batch[0].settings)
         settings["pad_token_id"] = self.processor.tokenizer.pad_token_id
@@ -317,7 +331,7 @@ class RcbModel(lmms or object):
         placeholders = inputs["input_ids"].new_tensor([own for own in placeholders if own is not None])
         n_all = torch.isin(inputs["input_ids"], placeholders).sum(-1).tolist()
         n_retained = n_all
-        if self.pruner is None or not given:
+        if self.pruner is None or not (n_images or frames):
             output = self.model.generate(**inputs, **settings)
         else:
             n_each = n_images + len(frames)
@@ -337,14 +351,15 @@ class RcbModel(lmms or object):
         ]
 
     def _record(self, counts: list[dict[str, Any]]) -> None:
-        """Keep the counts of all processes, and write them if a file was named."""
-        if self.world_size > 1:
-            from accelerate.utils import gather_object
+        """Keep counts, and write them if a file was named.
 
-            counts = gather_object(counts)
-        self.counts += sorted(counts, key=lambda row: (row["task"], row["doc_id"]))
-        path = self.arguments.counts_file
-        if path is not None and self.rank == 0:
+        Processes do not meet here: one whose answers are all in lmms-eval's cache is not asked for any.
+        """
+        self.counts += _in_order(counts)
+        if self.arguments.counts_file is not None:
+            path = Path(self.arguments.counts_file)
+            if self.world_size > 1:
+                path = path.with_name(f"{path.stem}.{self.rank}{path.suffix}")
             facts = {"model_arguments": dataclasses.asdict(self.arguments), "provenance": provenance()}
             write_json(path, {**facts, "answers": self.counts})
 
@@ -370,6 +385,10 @@ def manifest() -> Any:
     from lmms_eval.models.registry_v2 import ModelManifest
 
     return ModelManifest(MODEL_NAME, simple_class_path=f"{RcbModel.__module__}.{RcbModel.__qualname__}")
+
+
+def _in_order(counts: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    return sorted(counts, key=lambda row: (row["task"], row["doc_id"]))
 
 
 def _flat(shown: Any) -> Iterator[Any]:

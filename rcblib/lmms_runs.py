@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import re
@@ -12,9 +13,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
 from rcblib.codebook_files import embedded_codebooks
 from rcblib.lmms_plugin import MODEL_NAME, ModelArguments, RcbModel
+from rcblib.lmms_tasks.utils import CAPTIONS
 from rcblib.mllm.loading import embedded_models
 from rcblib.records import ParameterError, Question, Sample, SequenceSample, UnsupportedModelError
 from rcblib.runs import atomic_write, file_sha256, read_json, to_plain, write_json
@@ -199,7 +202,7 @@ def run_tasks(
     folder : path-like, optional
         Where the table of each task is kept when it is finished, as ``<name>/<task>.json``; a later call with the same
         arguments, limit and generation settings reads it, as long as the files of local tasks, models and codebooks
-        are the same.
+        are the same. What a task writes out for a judge is kept beside it, as ``<name>/<task>.captions.json``.
     name : str
         Name of the setting.
     gen_kwargs : str
@@ -210,9 +213,9 @@ def run_tasks(
     -------
     pandas.DataFrame
         One row a question and task: ``setting``, ``task``, ``metric``, ``value`` (that of the whole task, as lmms-eval
-        reports it), ``doc_id``, ``image`` (of questions about the same image the same, where the task says so),
-        ``prediction``, ``score`` (of the question; NaN where the task scores all answers together only) and
-        ``n_visual_tokens``, ``n_retained``.
+        reports it; NaN where a task writes answers out and scores none), ``doc_id``, ``image`` (of questions about the
+        same image the same, where the task says so), ``prediction``, ``score`` (of the question; NaN where the task
+        scores all answers together only) and ``n_visual_tokens``, ``n_retained``.
 
     Raises
     ------
@@ -249,24 +252,36 @@ def run_tasks(
 
         manager = _task_manager(remaining, include_path)
         model = RcbModel(**arguments)
-    for task in remaining:
-        report = simple_evaluate(
-            model=model,
-            tasks=[task],
-            task_manager=manager,
-            limit=limit,
-            batch_size=checked.batch_size,
-            bootstrap_iters=0,
-            log_samples=True,
-            gen_kwargs=gen_kwargs,
-            verbosity="WARNING",
-            process_docs_parallel=1,
-        )
-        if report is None:  # another process of a parallel run has it
-            continue
-        tables[task] = _rows(report, model.counts, name)
-        if folder is not None:
-            write_json(kept[task], {"wanted": wanted[task], "rows": tables[task].to_dict("records")})
+    try:
+        for task in remaining:
+            report = simple_evaluate(
+                model=model,
+                tasks=[task],
+                task_manager=manager,
+                limit=limit,
+                batch_size=checked.batch_size,
+                bootstrap_iters=0,
+                log_samples=True,
+                gen_kwargs=gen_kwargs,
+                verbosity="WARNING",
+                process_docs_parallel=1,
+            )
+            counts = model.all_counts()
+            if report is None:  # the first process of a parallel run has it
+                continue
+            tables[task] = _rows(report, counts, name)
+            if folder is not None:
+                captions = [sample[CAPTIONS] for sample in report["samples"][task] if CAPTIONS in sample]
+                if captions:
+                    facts = {"setting": name, "arguments": to_plain(dict(arguments))}
+                    write_json(kept[task].with_suffix(".captions.json"), {**facts, "captions": captions})
+                write_json(kept[task], {"wanted": wanted[task], "rows": tables[task].to_dict("records")})
+    finally:
+        # lmms-eval's functions and their caller refer to one another: the next model must not be loaded beside this.
+        model = report = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
     return pd.concat(
         [tables[task] for task in tasks if task in tables] or [pd.DataFrame()], ignore_index=True
     )
@@ -342,11 +357,11 @@ def _rows(report: Mapping[str, Any], counts: Sequence[Mapping[str, Any]], name: 
 
 
 def _main_value(task: str, report: Mapping[str, Any]) -> tuple[str, float]:
-    """Return the metric that stands for a task, and its value; NaN where it is no number."""
+    """Return the metric that stands for a task, and its value; NaN where it is no number, or no score."""
     listed = [entry["metric"] for entry in report["configs"][task].get("metric_list", [])]
     metric = MAIN_METRICS.get(task, listed[0] if listed else "")
     values = [value for key, value in report["results"][task].items() if key.split(",")[0] == metric]
-    is_number = bool(values) and isinstance(values[0], int | float | np.number)
+    is_number = metric != CAPTIONS and bool(values) and isinstance(values[0], int | float | np.number)
     return metric, float(values[0]) if is_number else math.nan
 
 
@@ -376,7 +391,8 @@ def score_results(
     dict
         For each task ``<task>_score_full``, and for each setting ``<task>_score_<setting>``,
         ``<task>_relative_score_<setting>`` (pruned over full) and ``<task>_retained_<setting>`` (mean share of visual
-        tokens). An interval is given where the questions' own scores make up the task's value as their mean.
+        tokens). An interval is given where the questions' own scores make up the task's value as their mean. A task
+        whose answers are written out for a judge has no scores, and so only the share.
 
     Raises
     ------
@@ -385,15 +401,18 @@ def score_results(
     """
     results: dict[str, dict[str, Any]] = {}
     for task, rows in full.groupby("task", sort=False):
-        results[f"{task}_score_{FULL}"] = _score_result(rows, generator)
+        is_scored = rows["metric"].iloc[0] != CAPTIONS
+        if is_scored:
+            results[f"{task}_score_{FULL}"] = _score_result(rows, generator)
         for name, frame in pruned.items():
             own = frame[frame["task"] == task]
             if own["doc_id"].tolist() != rows["doc_id"].tolist():
                 raise ParameterError(
                     name, f"{len(own)} questions of {task}", f"the {len(rows)} that were asked in full"
                 )
-            results[f"{task}_score_{name}"] = _score_result(own, generator)
-            results[f"{task}_relative_score_{name}"] = _relative_result(rows, own, generator)
+            if is_scored:
+                results[f"{task}_score_{name}"] = _score_result(own, generator)
+                results[f"{task}_relative_score_{name}"] = _relative_result(rows, own, generator)
             share = own["n_retained"] / own["n_visual_tokens"]
             results[f"{task}_retained_{name}"] = {
                 "value": float(share.mean()),

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tomllib
+import weakref
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -190,10 +191,14 @@ def test_captions_are_written_and_not_scored(tmp_path):
 
     class Arguments:
         output_path = tmp_path
+        model_args = "pretrained=this"
 
-    assert utils.write_captions(rows, Arguments) == 1
-    written = json.loads((tmp_path / "submissions" / utils.CAPTIONS_FILE).read_text(encoding="utf-8"))
-    assert written == [{"id": "7", "question": "Describe it.", "caption": "A dog.", "reference": "A cat."}]
+    assert utils.write_captions(rows, Arguments) == utils.write_captions(rows, Arguments) == 1
+    first, second = (json.loads(path.read_text("utf-8")) for path in (tmp_path / "submissions").iterdir())
+    assert first == second and first["model_args"] == "pretrained=this"
+    assert first["captions"] == [
+        {"id": "7", "question": "Describe it.", "caption": "A dog.", "reference": "A cat."}
+    ]
 
 
 def rows(scores, value, **columns):
@@ -381,11 +386,40 @@ def test_detailed_captions_are_written_for_a_judge(scenes, tmp_path, monkeypatch
     (tmp_path / "stand_in.yaml").write_text("\n".join(lines), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RCB_ROOT", str(REPOSITORY))
-    table = run_tasks(["dc100_stand_in"], arguments(), include_path=[tmp_path])
-    written = json.loads((tmp_path / "submissions" / utils.CAPTIONS_FILE).read_text(encoding="utf-8"))
-    assert [row["caption"] for row in written] == table["prediction"].tolist()
-    assert all(row["caption"] for row in written)
-    assert [row["reference"] for row in written] == [scene.captions[0] for scene in scenes[:2]]
+    task, folder, tables = "dc100_stand_in", tmp_path / "results", {}
+    for name, more in (("full", {}), ("retain_1", {"pruner": "random", "retain_ratio": 0.01})):
+        tables[name] = run_tasks([task], arguments(**more), include_path=[tmp_path], folder=folder, name=name)
+        written = json.loads((folder / name / f"{task}.captions.json").read_text(encoding="utf-8"))
+        assert written["setting"] == name and written["arguments"]["pretrained"] == MODEL
+        assert [row["caption"] for row in written["captions"]] == tables[name]["prediction"].tolist()
+        assert all(row["caption"] for row in written["captions"])
+        assert [row["reference"] for row in written["captions"]] == [
+            scene.captions[0] for scene in scenes[:2]
+        ]
+    assert not (tmp_path / "submissions").exists()
+    assert tables["full"]["value"].isna().all()
+    # How many captions there are is no score: nothing is said but the share of tokens.
+    results = score_results(
+        tables["full"], {"retain_1": tables["retain_1"]}, generator=np.random.default_rng(0)
+    )
+    assert list(results) == [f"{task}_retained_retain_1"]
+    assert results[f"{task}_retained_retain_1"]["value"] == 1 / 144
+
+
+@with_lmms_eval
+def test_one_model_is_gone_before_the_next_is_loaded(local, monkeypatch):
+    loaded = []
+
+    def load_alone(*given, **more):
+        assert not [reference for reference in loaded if reference() is not None]
+        model, processor = load_model(*given, **more)
+        loaded.append(weakref.ref(model))
+        return model, processor
+
+    monkeypatch.setattr("rcblib.lmms_plugin.load_model", load_alone)
+    for more in ({}, PRUNERS["codebook"], {}):
+        run_tasks(["scenes_local"], arguments(**more), include_path=[local], limit=2)
+    assert len(loaded) == 3 and loaded[-1]() is None
 
 
 @with_lmms_eval
@@ -471,16 +505,8 @@ def test_a_model_in_parts_answers_as_a_whole_one(local, tmp_path, monkeypatch):
     pd.testing.assert_frame_equal(parts, whole)
 
 
-@with_lmms_eval
-def test_several_processes_share_the_questions_and_give_the_answers_of_one(local, questions, tmp_path):
-    settings = arguments(**PRUNERS["codebook"], counts_file=str(tmp_path / "counts.json"))
-    script = tmp_path / "run.py"
-    script.write_text(
-        "from rcblib.lmms_runs import run_tasks\n"
-        f"table = run_tasks(['scenes_local'], {settings}, include_path=[{str(local)!r}], folder={str(tmp_path)!r})\n"
-        "print('rows', len(table), flush=True)\n",
-        encoding="utf-8",
-    )
+def in_two_processes(script):
+    """Run a script in two processes that know of each other, on the CPU; return what they printed."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", script]
     environment = {
         **os.environ,
@@ -492,16 +518,51 @@ def test_several_processes_share_the_questions_and_give_the_answers_of_one(local
         command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=540
     )
     assert done.returncode == 0, done.stderr
-    assert sorted(line for line in done.stdout.splitlines() if line.startswith("rows")) == [
-        "rows 0",
-        "rows 5",
-    ]
+    return done.stdout.splitlines()
+
+
+@with_lmms_eval
+def test_several_processes_share_the_questions_and_give_the_answers_of_one(local, tmp_path):
+    settings = arguments(**PRUNERS["codebook"], counts_file=str(tmp_path / "counts.json"))
+    script = tmp_path / "run.py"
+    script.write_text(
+        "from rcblib.lmms_runs import run_tasks\n"
+        f"table = run_tasks(['scenes_local'], {settings}, include_path=[{str(local)!r}], folder={str(tmp_path)!r})\n"
+        "print('rows', len(table), flush=True)\n",
+        encoding="utf-8",
+    )
+    printed = in_two_processes(script)
+    assert sorted(line for line in printed if line.startswith("rows")) == ["rows 0", "rows 5"]
     rows = json.loads((tmp_path / "full" / "scenes_local.json").read_text(encoding="utf-8"))["rows"]
     one = run_tasks(["scenes_local"], arguments(**PRUNERS["codebook"]), include_path=[local])
     for column in ("doc_id", "prediction", "score", "n_visual_tokens", "n_retained"):
         assert [row[column] for row in rows] == one[column].tolist()
-    counts = json.loads((tmp_path / "counts.json").read_text(encoding="utf-8"))["answers"]
-    assert [count["doc_id"] for count in counts] == one["doc_id"].tolist()  # none twice, though 5 is odd
+    files = [tmp_path / f"counts.{number}.json" for number in range(2)]
+    counts = [json.loads(path.read_text(encoding="utf-8"))["answers"] for path in files]
+    # None twice, though 5 is odd and lmms-eval asks every process as often.
+    assert [[count["doc_id"] for count in part] for part in counts] == [[0, 2, 4], [1, 3]]
+
+
+@with_lmms_eval
+def test_a_process_whose_answers_are_all_cached_does_not_keep_the_other_waiting(local, tmp_path):
+    script = tmp_path / "run.py"
+    script.write_text(
+        "from lmms_eval.evaluator import simple_evaluate\n"
+        "from lmms_eval.tasks import TaskManager\n"
+        "from rcblib.lmms_plugin import RcbModel\n"
+        f"model = RcbModel(**{arguments()})\n"
+        "for limit in (1, 2):\n"
+        "    report = simple_evaluate(\n"
+        "        model=model, tasks=['scenes_local'], limit=limit, bootstrap_iters=0, batch_size=2,\n"
+        f"        task_manager=TaskManager(include_path={str(local)!r}, include_defaults=False),\n"
+        f"        use_cache={str(tmp_path / 'cache')!r},\n"
+        "    )\n"
+        "    asked = [count['doc_id'] for count in model.counts]\n"
+        "    print('asked', limit, model.rank, asked, flush=True)\n",
+        encoding="utf-8",
+    )
+    printed = sorted(line for line in in_two_processes(script) if line.startswith("asked"))
+    assert printed == ["asked 1 0 [0]", "asked 1 1 []", "asked 2 0 [0]", "asked 2 1 [1]"]
 
 
 @with_lmms_eval

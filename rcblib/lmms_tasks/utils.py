@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ from rcblib.metrics import score_predictions
 from rcblib.runs import write_json
 from rcblib.scenes.choices import read_options
 
-CAPTIONS_FILE = "dc100_en_captions.json"
-"""Where `write_captions` puts captions, in ``submissions`` below lmms-eval's output path or the working directory."""
+CAPTIONS = "captions"
+"""The metric of a task that writes captions out and scores nothing."""
 
 
 def images(doc: Mapping[str, Any]) -> list[Any]:
@@ -78,7 +79,7 @@ def caption(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, dict[st
         (doc[name] for name in ("question_id", "image_id", "id") if doc.get(name) is not None), None
     )
     kept = {"id": identity, "question": doc.get("question"), "caption": results[0]}
-    return {"captions": {**kept, "reference": doc.get("answer")}}
+    return {CAPTIONS: {**kept, "reference": doc.get("answer")}}
 
 
 def write_captions(results: Sequence[Mapping[str, Any]], args: Any = None) -> int:
@@ -89,13 +90,18 @@ def write_captions(results: Sequence[Mapping[str, Any]], args: Any = None) -> in
     results : sequence of Mapping
         What `caption` returned for each image.
     args : argparse.Namespace, optional
-        lmms-eval's command line; the file goes below its output path.
+        lmms-eval's command line. The file goes to ``submissions`` below its output path (the working directory
+        without one), under a name that holds date and time, so that settings run after each other stay apart.
+        Without a command line nothing is written here: `rcblib.lmms_runs.run_tasks` keeps captions itself.
 
     Returns
     -------
     int
-        How many captions were written. lmms-eval shows it in the place of a score; it is none.
+        How many captions there are. lmms-eval shows it in the place of a score; it is none.
     """
-    folder = Path(getattr(args, "output_path", None) or ".") / "submissions"
-    write_json(folder / CAPTIONS_FILE, list(results))
+    if args is not None:
+        folder = Path(getattr(args, "output_path", None) or ".") / "submissions"
+        now = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
+        facts = {name: str(getattr(args, name, "")) for name in ("model", "model_args", "tasks", "limit")}
+        write_json(folder / f"dc100_en_captions_{now}.json", {**facts, "captions": list(results)})
     return len(results)
