@@ -309,7 +309,7 @@ class _Session:
         rest = torch.tensor(prompt.ids[start:], dtype=torch.long)
         last = (torch.arange(len(rest)) + n_before).expand(len(positions[-1]), -1)
         ids, positions = torch.cat([*ids, rest]), torch.cat([*positions, last], dim=1)
-        if pruner is not None and pruner.position_ids == "renumbered":
+        if pruner is not None and not pruner.keeps_positions(self.adapter):
             positions = torch.arange(len(ids)).expand(len(positions), -1)
         return _Input(rows, ids, positions, sum(counts), sum(map(len, rows)))
 
@@ -331,7 +331,7 @@ class _Session:
             position_ids[:, i, start:] = entry.positions
         if n_axes > 1:
             inputs["position_ids"] = position_ids
-        elif pruner is not None and pruner.position_ids == "kept":
+        elif pruner is not None and pruner.keeps_positions(self.adapter):
             inputs["position_ids"] = position_ids[0]
         inputs = {name: column.to(self.device) for name, column in inputs.items()}
         rows = [own for entry in batch for own in entry.rows]

@@ -2,16 +2,15 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import tiny
 import torch
 from messages import one_line
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from tiny_qwen import REAL_IDS, REAL_TEXT, REAL_VISION, TINY_TEXT, TINY_VISION, build, tiny_qwen
 from transformers import (
-    PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
-    Qwen2VLImageProcessorPil,
 )
 
 from rcblib.codebook import Codebook
@@ -19,47 +18,10 @@ from rcblib.criterion import preset_of
 from rcblib.evaluate import evaluate
 from rcblib.mllm import adapter_for, load_model
 from rcblib.mllm.checkpoints import picture_rows
-from rcblib.mllm.qwen2_5_vl import Qwen2_5_VLProcessor
-from rcblib.probe import probe
+from rcblib.probe import probe, view_pictures
 from rcblib.pruners import CodebookPruner, RandomPruner
 from rcblib.records import ONE_WORD_QUESTION, ParameterError, Question, Sample, UnsupportedModelError
 from rcblib.scoring import keep_indices, redundancy_scores
-
-TEMPLATE = (
-    "{% for turn in messages %}{% if loop.first and turn['role'] != 'system' %}"
-    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
-    "<|im_start|>{{ turn['role'] }}\n{% for part in turn['content'] %}{% if part['type'] == 'image' %}"
-    "<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part['text'] }}{% endif %}{% endfor %}<|im_end|>\n"
-    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-"""Conversation form of the checkpoints."""
-
-SPECIAL = (
-    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>",
-    "<|video_pad|>",
-)  # fmt: skip
-REAL_IDS = dict(zip(SPECIAL, (151643, 151644, 151645, 151652, 151653, 151655, 151656), strict=True))
-TINY_IDS = {word: i for i, word in enumerate(SPECIAL)}
-
-TINY_VISION = dict(
-    depth=2, hidden_size=32, intermediate_size=48, num_heads=4, out_hidden_size=48, fullatt_block_indexes=[1]
-)
-TINY_TEXT = dict(
-    hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=3, num_key_value_heads=1,
-    max_position_embeddings=512, rope_parameters={"rope_type": "default", "mrope_section": [2, 3, 3]},
-)  # fmt: skip
-"""Heads of 16 values: two rotated pairs by time, three by height, three by width."""
-
-REAL_VISION = dict(
-    depth=32, hidden_size=1280, intermediate_size=3420, num_heads=16, out_hidden_size=3584, window_size=112,
-    fullatt_block_indexes=[7, 15, 23, 31], tokens_per_second=2,
-)  # fmt: skip
-REAL_TEXT = dict(
-    vocab_size=152064, hidden_size=3584, intermediate_size=18944, num_hidden_layers=28, num_attention_heads=28,
-    num_key_value_heads=4, max_position_embeddings=128000,
-    rope_parameters={"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
-)  # fmt: skip
-"""LLM of Qwen2.5-VL-7B."""
 
 SIZES = [(100, 60), (40, 130), (90, 90)]  # width and height in pixels
 GRIDS = [(2, 4), (5, 1), (3, 3)]  # tokens of 28 x 28 pixels, at most nine
@@ -71,47 +33,9 @@ PROMPTS = [
 ]
 
 
-def stand_in_tokenizer(ids):
-    words = tiny.WORDS + ["user", "assistant", "system", "helpful", "."]
-    free = (i for i in itertools.count() if i not in ids.values())
-    vocabulary = ids | dict(zip(dict.fromkeys(words), free, strict=False))
-    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<|endoftext|>"))
-    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"\w+|[^\w\s]"), behavior="removed", invert=True)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>", padding_side="left"
-    )
-    tokenizer.add_special_tokens({"additional_special_tokens": list(ids)})
-    return tokenizer
-
-
-def build(vision, text, ids, max_pixels=28 * 28 * 9):
-    config = Qwen2_5_VLConfig(
-        vision_config=vision,
-        text_config=dict(
-            bos_token_id=ids["<|endoftext|>"],
-            eos_token_id=ids["<|im_end|>"],
-            pad_token_id=ids["<|endoftext|>"],
-            **text,
-        ),
-        image_token_id=ids["<|image_pad|>"],
-        video_token_id=ids["<|video_pad|>"],
-        vision_start_token_id=ids["<|vision_start|>"],
-        vision_end_token_id=ids["<|vision_end|>"],
-    )
-    model = tiny.endless(
-        Qwen2_5_VLForConditionalGeneration(config), {"bos": ids["<|im_start|>"], "pad": ids["<|endoftext|>"]}
-    )
-    processor = Qwen2_5_VLProcessor(
-        Qwen2VLImageProcessorPil(min_pixels=28 * 28 * 4, max_pixels=max_pixels),
-        stand_in_tokenizer(ids),
-        chat_template=TEMPLATE,
-    )
-    return model, processor
-
-
 @pytest.fixture(scope="module")
 def adapter():
-    return adapter_for(*build(TINY_VISION, TINY_TEXT | {"vocab_size": 80}, TINY_IDS))
+    return adapter_for(*tiny_qwen())
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +51,7 @@ def batch(adapter, images):
 @pytest.fixture(scope="module")
 def exact():
     """The tiny model in double precision, so that what is equal is equal to many digits."""
-    model, processor = build(TINY_VISION, TINY_TEXT | {"vocab_size": 80}, TINY_IDS)
+    model, processor = tiny_qwen()
     return adapter_for(model.double(), processor)
 
 
@@ -302,7 +226,7 @@ def test_other_rows_are_numbered_one_after_the_other(exact, images):
 
 
 def test_text_to_image_attention_is_that_of_eager_maps(images):
-    adapter = adapter_for(*build(TINY_VISION, TINY_TEXT | {"vocab_size": 80}, TINY_IDS))
+    adapter = adapter_for(*tiny_qwen())
     prompt = adapter.prompt("What does this image show ?", 2)
     rows = [adapter.assemble(image) for image in adapter.encode(images[:2])]
     found = adapter.text_to_image_attention(prompt, rows)
@@ -322,7 +246,9 @@ def test_text_to_image_attention_is_that_of_eager_maps(images):
 
 @pytest.mark.parametrize("settings", [{}, {"num_beams": 3}, {"max_new_tokens": 1}], ids=str)
 def test_retaining_everything_equals_the_unpruned_model(adapter, batch, settings):
-    pruner = RandomPruner(retain_ratio=1.0, seed=0, position_ids="kept")
+    pruner = RandomPruner(
+        retain_ratio=1.0, seed=0
+    )  # this family's positions are kept where nothing else is said
     expected = generate(adapter, batch, **settings)
     assert torch.equal(generate(adapter, batch, pruner, **settings), expected)
     assert pruner.n_retained == pruner.n_tokens == [8, 5, 9]
@@ -337,7 +263,8 @@ def test_retaining_everything_gives_the_same_logits(exact, images):
     pruned, plain = generate(exact, inputs, pruner, **settings), generate(exact, inputs, **settings)
     assert torch.equal(pruned.sequences, plain.sequences)
     torch.testing.assert_close(torch.stack(pruned.logits), torch.stack(plain.logits), rtol=0, atol=1e-5)
-    renumbered = generate(exact, inputs, RandomPruner(retain_ratio=1.0, seed=0), **settings)
+    pruner = RandomPruner(retain_ratio=1.0, seed=0, position_ids="renumbered")
+    renumbered = generate(exact, inputs, pruner, **settings)
     assert (renumbered.logits[0][:2] - plain.logits[0][:2]).abs().amax(-1).min() > 1e-2
 
 
@@ -362,7 +289,7 @@ def test_answers_depend_on_every_image_and_on_its_grid(adapter, batch, images):
         inputs = adapter.processor(text=PROMPTS, images=others, return_tensors="pt", padding=True)
         prompt = 0 if i == 0 else 1
         assert not torch.equal(generate(adapter, inputs)[prompt], expected[prompt])
-    renumbered = RandomPruner(retain_ratio=1.0, seed=0)
+    renumbered = RandomPruner(retain_ratio=1.0, seed=0, position_ids="renumbered")
     assert not torch.equal(generate(adapter, batch, renumbered)[:2], expected[:2])
     assert torch.equal(generate(adapter, batch, renumbered)[2], expected[2])
 
@@ -437,7 +364,7 @@ def test_an_evaluation_answers_as_generate_does(adapter, images, position_ids):
 
 
 def test_half_precision_retains_everything_too(images):
-    model, processor = build(TINY_VISION, TINY_TEXT | {"vocab_size": 80}, TINY_IDS)
+    model, processor = tiny_qwen()
     adapter = adapter_for(model.to(torch.bfloat16), processor)
     inputs = dict(processor(text=PROMPTS, images=images, return_tensors="pt", padding=True))
     pruner = RandomPruner(retain_ratio=1.0, seed=0, position_ids="kept")
@@ -571,3 +498,10 @@ def test_what_is_not_known_of_the_family_is_said_in_one_line(adapter):
         ParameterError, match="^preset: got 'auto'; accepted: llava-1.5-7b, .* none was published"
     ):
         preset_of(adapter.family)
+
+
+def test_what_the_encoder_sees_of_a_photo_is_shown_whole(adapter, images):
+    """Its pixels are patches in a row, which are no picture."""
+    for image in images:
+        (picture,) = view_pictures(adapter.processor, image)
+        np.testing.assert_allclose(picture, np.asarray(image, dtype=np.float32) / 255, atol=1e-6)

@@ -41,6 +41,8 @@ class Adapter(ABC):
         The word whose embedding replaces a token that is left out, in the family's checkpoints.
     pixel_inputs : tuple of str
         Arguments of `generate` that hold images and videos.
+    n_position_axes : int
+        How many numbers say where the LLM reads a row, as `row_positions` gives them.
     has_cls : bool
         Whether the vision encoder has a [CLS] row.
     """
@@ -48,6 +50,7 @@ class Adapter(ABC):
     family: ClassVar[str]
     preset_token_id: ClassVar[int]
     pixel_inputs: ClassVar[tuple[str, ...]] = ("pixel_values",)
+    n_position_axes: ClassVar[int] = 1
     has_cls: bool
 
     def __init__(self, model: Any, processor: Any = None):
@@ -529,8 +532,12 @@ class Adapter(ABC):
         A template that writes the first token itself gets no second one.
         """
         tokenizer = self._require_processor().tokenizer
-        begun = tokenizer.bos_token is not None and prompt.startswith(tokenizer.bos_token)
-        return tokenizer(prompt, add_special_tokens=not begun)["input_ids"]
+        return tokenizer(prompt, add_special_tokens=self.wants_first_token(prompt))["input_ids"]
+
+    def wants_first_token(self, prompt: str) -> bool:
+        """Tell whether the tokenizer has to put its first token before a prompt, which the template has not done."""
+        first = self._require_processor().tokenizer.bos_token
+        return first is None or not prompt.startswith(first)
 
     def _embed(self, ids: Sequence[int]) -> torch.Tensor:
         """Return the word embeddings of ids, ``(n, d_model)``."""

@@ -23,11 +23,11 @@ class Qwen25VLAdapter(Adapter):
 
     The LLM counts positions on three axes: time, height, width. A token of text has the same number on all three; a
     visual token stands at the image's beginning plus ``(0, row, column)``; the text behind an image goes on
-    ``max(height, width)`` after its beginning. Pruning with ``position_ids="kept"`` leaves every token that survives,
-    and all text, where it was in the full prompt, so that retaining everything is plain `generate`. With
-    ``"renumbered"`` rows and columns are forgotten: what survives is numbered one after the other, the same on all
-    axes, as the model itself numbers a prompt whose grids it is not told. Retaining everything then is not plain
-    `generate`, but the model on a prompt numbered like text.
+    ``max(height, width)`` after its beginning. Pruning leaves every token that survives, and all text, where it was in
+    the full prompt, so that retaining everything is plain `generate`. With ``position_ids="renumbered"`` rows and
+    columns are forgotten: what survives is numbered one after the other, the same on all axes, as the model itself
+    numbers a prompt whose grids it is not told. Retaining everything then is not plain `generate`, but the model on a
+    prompt numbered like text.
 
     Notes
     -----
@@ -41,6 +41,7 @@ class Qwen25VLAdapter(Adapter):
     pixel_inputs = (
         "pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw", "second_per_grid_ts",
     )  # fmt: skip
+    n_position_axes = 3
     has_cls = False
 
     @property

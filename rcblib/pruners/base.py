@@ -17,7 +17,7 @@ from rcblib.mllm import Adapter, adapter_for
 from rcblib.records import LAYOUTS, EncodedImage, ParameterError, VisualView
 from rcblib.scoring import keep_indices
 
-POSITION_IDS = ("renumbered", "kept")
+POSITION_IDS = ("auto", "renumbered", "kept")
 SCOPES = ("tile", "image", "video")
 
 _REFUSED = (
@@ -61,18 +61,19 @@ class Pruner:
     prompt to match, and returns sequences as without pruning: the prompt as given, then the new tokens.
     Prompts without images pass through. The model is left as it was, also after an error. Retaining
     everything, packed, gives the unpruned model's tokens; with a model that counts positions on several
-    axes only where they are ``"kept"``.
+    axes only where they are kept, as by default.
 
     Parameters
     ----------
     retain_ratio : float or None
         Share of the tokens to keep, in [0, 1]; ``round(n_tokens * retain_ratio)`` of each set that `scope` says,
         half to even. Newlines are not counted.
-    position_ids : {"renumbered", "kept"}
+    position_ids : {"auto", "renumbered", "kept"}
         Positions of the shortened prompt: numbered anew, as the release does, or those that the tokens had in
         the full prompt, the answer continuing after it. With ``"flatten"`` the full prompt is the one that has all
         tokens in that layout. With a model that counts positions on several axes, ``"kept"`` keeps a token's position
-        on each; ``"renumbered"`` numbers all that is left one after the other, the same on every axis.
+        on each; ``"renumbered"`` numbers all that is left one after the other, the same on every axis, which forgets
+        where in the photo a token was. ``"auto"`` is ``"kept"`` for such a model, else ``"renumbered"``.
     layout : {"packed", "flatten"}
         How what survives of an image with tiles is read. ``"packed"``: in the model's own order, with every newline;
         padding is no token and is never kept. ``"flatten"``, as in the release: tile after tile, tokens of padding
@@ -108,7 +109,7 @@ class Pruner:
     """
 
     retain_ratio: float | None = None
-    position_ids: str = "renumbered"
+    position_ids: str = "auto"
     layout: str = "packed"
     scope: str = "tile"
     kept: list[torch.Tensor] = field(default_factory=list, init=False, repr=False, compare=False)
@@ -152,6 +153,10 @@ class Pruner:
     def budget(self) -> dict[str, Any]:
         """Return the arguments by which `keep_indices` turns scores into positions."""
         return {"retain_ratio": self.retain_ratio}
+
+    def keeps_positions(self, adapter: Adapter) -> bool:
+        """Tell whether tokens keep the positions that they had in the full prompt of a model."""
+        return self.position_ids == "kept" or self.position_ids == "auto" and adapter.n_position_axes > 1
 
     def check(self, adapter: Adapter) -> None:
         """Raise where the method does not fit the model; called before anything is generated."""
@@ -292,7 +297,8 @@ class Pruner:
         settings = _Settings(adapter.model.generation_config, generation_config, arguments)
         prompt = _Prompt(arguments, settings.value("pad_token_id"), settings.value("eos_token_id"))
         settings.check_max_length(prompt.length)
-        if self.position_ids == "kept" and settings.value("use_cache") is False:
+        keeps_positions = self.keeps_positions(adapter)
+        if keeps_positions and settings.value("use_cache") is False:
             # Without a cache, transformers takes gaps in position ids for borders between packed sequences.
             raise ParameterError("use_cache", False, "True, with the position_ids policy 'kept'")
 
@@ -300,7 +306,7 @@ class Pruner:
             arguments, cls_similarity=self.needs_cls_similarity, cls_attention=self.needs_cls_attention
         )
         rows = self._prune(adapter, images, prompt)
-        cut = prompt.cut(with_positions=self.position_ids == "kept")
+        cut = prompt.cut(with_positions=keeps_positions)
         n_cut = cut["input_ids"].shape[1]
         generation_config, arguments = settings.shortened(prompt.length - n_cut)
         arguments = {name: value for name, value in arguments.items() if name not in adapter.pixel_inputs}
