@@ -86,6 +86,14 @@ def test_other_settings_are_refused(settings, message):
         FrameProcessor(**settings)
 
 
+@pytest.mark.parametrize("videos", [[[]], [], [[], tiny.random_images(1)]])
+def test_videos_without_frames_are_one_line(videos):
+    with pytest.raises(
+        ParameterError, match="^videos: got 'no frames'; accepted: one frame or more of every"
+    ):
+        processor()(text=["<video>"], videos=videos)
+
+
 def test_parts_of_another_kind_are_refused():
     with pytest.raises(TypeError, match="video_processor: got NoneType"):
         LlavaOnevisionProcessor(

@@ -98,6 +98,16 @@ def test_4_bit_needs_a_cuda_device(monkeypatch):
         load_model("no-such-model", "cpu", quantization="4bit")
 
 
+def test_weights_go_to_a_gpu_without_a_stop_in_the_machines_memory(folder, monkeypatch):
+    gpu = torch.device("cuda", 0)
+    given = (str(folder), gpu, None, None, torch.float16)
+    pytest.importorskip("accelerate")
+    assert loading._placement(*given) == {"device_map": {"": gpu}}
+    monkeypatch.setattr(loading, "find_spec", lacking("accelerate"))
+    assert loading._placement(*given) == {}
+    assert loading._placement(str(folder), torch.device("cpu"), None, None, torch.float32) == {}
+
+
 def test_4_bit_leaves_visual_tokens_as_they_are(folder, monkeypatch):
     bitsandbytes = pytest.importorskip("bitsandbytes")
     # Its numbers are the same on a CPU, only slow.

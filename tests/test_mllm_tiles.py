@@ -1,5 +1,6 @@
 """Check that images in tiles, several images and videos are read as LLaVA-NeXT and OneVision read them."""
 
+import json
 import math
 
 import pytest
@@ -430,6 +431,21 @@ def test_forms_of_onevision_that_are_not_covered_are_refused():
         adapter_for(other)
 
 
+@pytest.mark.parametrize(
+    ("size", "n_lines"), [((1000, 4), 0), ((4, 1000), 6), ((5000, 30), 0), ((30, 5000), 6)]
+)
+def test_a_photo_so_long_that_no_token_lies_on_it_is_read_as_the_model_reads_it(tiled, size, n_lines):
+    """Of tiles without a token newlines may be left; what the model makes of such photos is not refused."""
+    images = tiny.random_images(1, size)
+    (image,) = tiled.encode(images)
+    (rows,) = own_features(tiled, pixels_of(tiled, images))
+    assert torch.equal(tiled.assemble(image), rows)
+    assert image.n_rows - image.n_tokens == n_lines
+    assert [view.grid for view in image.views][0] == (6, 6)
+    gathered, places = tiled.gather(image, [torch.tensor([0, 7])])
+    assert torch.equal(gathered, rows[places]) and len(gathered) == 2 + n_lines
+
+
 # Loading
 
 
@@ -447,6 +463,37 @@ def test_saved_folders_load_ready_to_use(build, tmp_path):
     if loaded.video_token_id is not None:
         ours, theirs = (adapter.encode_video(images) for adapter in (loaded, saved))
         assert torch.equal(loaded.assemble(ours), saved.assemble(theirs))
+
+
+@pytest.mark.parametrize("build", [tiny.tiny_llava, tiny.tiny_next, tiny.tiny_onevision])
+@pytest.mark.parametrize("drop_file", [False, True], ids=["without its settings", "without its file"])
+def test_a_processor_that_was_saved_without_what_it_needs_counts_as_the_model(build, drop_file, tmp_path):
+    """Older snapshots of checkpoints have processors of this kind."""
+    adapter = adapter_for(*build())
+    folder = tiny.save(tmp_path, adapter.model, adapter.processor)
+    path = folder / "processor_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    template = folder / "chat_template.jinja"
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": template.read_text("utf-8")}))
+    template.unlink()
+    kind = {"llava": "CLIP", "llava_next": "LlavaNext", "llava_onevision": "LlavaOnevision"}[adapter.family]
+    own = settings.pop("image_processor") | {"image_processor_type": f"{kind}ImageProcessor"}
+    (folder / "preprocessor_config.json").write_text(json.dumps(own), encoding="utf-8")
+    counting = ("patch_size", "vision_feature_select_strategy", "num_additional_image_tokens")
+    counting += ("num_image_tokens", "vision_aspect_ratio")
+    assert set(counting) & set(settings)
+    settings = {name: value for name, value in settings.items() if name not in counting}
+    path.write_text(json.dumps(settings), encoding="utf-8")
+    if drop_file:
+        path.unlink()
+    model, processor = load_model(folder)
+    images, prompt = tiny.random_images(1), adapter.prompt(QUESTION)
+    found = processor(text=[prompt], images=images, return_tensors="pt")
+    expected = adapter.processor(text=[prompt], images=images, return_tensors="pt")
+    assert torch.equal(found["input_ids"], expected["input_ids"])
+    with torch.no_grad():
+        ours, theirs = (m(**inputs).logits for m, inputs in ((model, found), (adapter.model, expected)))
+    assert torch.equal(ours, theirs)
 
 
 # Real settings

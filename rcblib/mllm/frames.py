@@ -85,6 +85,7 @@ class FrameProcessor(VideoProcessorMixin):
             ``pixel_values_videos``: for each video ``(n_frames, 3, height, width)`` float32.
         """
         chosen = {name: value for name, value in settings.items() if value is not None}
+        _check_frames(videos)
         frames = [self._frames(video, chosen) for video in make_batched_videos(videos)]
         return BatchFeature({"pixel_values_videos": frames}, tensor_type=return_tensors)
 
@@ -109,6 +110,13 @@ class FrameProcessor(VideoProcessorMixin):
         return (frames.float() - mean) / std
 
 
+def _check_frames(videos: Any) -> None:
+    """Raise where a list of videos is empty, or a video of it."""
+    if isinstance(videos, list | tuple):
+        if not videos or any(isinstance(video, list | tuple) and not video for video in videos):
+            raise ParameterError("videos", "no frames", "one frame or more of every video")
+
+
 class LlavaOnevisionProcessor(PilProcessor, transformers.LlavaOnevisionProcessor):
     """Process text, images and videos for LLaVA-OneVision without torchvision.
 
@@ -117,6 +125,11 @@ class LlavaOnevisionProcessor(PilProcessor, transformers.LlavaOnevisionProcessor
     """
 
     frame_processor = FrameProcessor
+
+    def __call__(self, *given: Any, videos: Any = None, **more: Any) -> BatchFeature:
+        """Do what the class in `transformers` does; videos without frames are refused first."""
+        _check_frames(videos)
+        return super().__call__(*given, videos=videos, **more)
 
     def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
         """Check the type of a part; for videos without looking for a class that needs torchvision."""

@@ -127,23 +127,44 @@ def load_model(
     source = _locate(name_or_path)
     config = _read_config(source, name_or_path)
     try:
+        placement = _placement(source, device, device_map, quantization, dtype)
         model = AutoModelForImageTextToText.from_pretrained(
             source,
             dtype=dtype,
             attn_implementation=attn_implementation,
             use_safetensors=True,
             trust_remote_code=False,
-            **_placement(source, device, device_map, quantization, dtype),
+            **placement,
         )
         processor = _processor(source, config["model_type"])
     except (OSError, ValueError, SafetensorError) as error:
         raise _unreadable(name_or_path, error) from error
+    _match_model(processor, model)
     processor.tokenizer.padding_side = "left"
     if processor.tokenizer.pad_token is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
-    if device_map is None and quantization is None:
+    if "device_map" not in placement:
         model = model.to(device)
     return model.eval(), processor
+
+
+def _match_model(processor: Any, model: Any) -> None:
+    """Have a processor write as many placeholders as the model makes visual tokens.
+
+    What a processor needs for this is in the model's config too, and the processor's own files may lack it: those of
+    older snapshots do, and then count wrong, or fail.
+    """
+    config = model.config
+    if not hasattr(processor, "vision_feature_select_strategy"):
+        return
+    vision = config.vision_config
+    processor.vision_feature_select_strategy = config.vision_feature_select_strategy
+    if hasattr(processor, "num_image_tokens"):  # LLaVA-OneVision, whose encoder has no [CLS]
+        processor.num_image_tokens = (vision.image_size // vision.patch_size) ** 2
+        processor.vision_aspect_ratio = config.vision_aspect_ratio
+    else:
+        processor.patch_size = vision.patch_size
+        processor.num_additional_image_tokens = int(adapter_for(model).has_cls)
 
 
 def _processor(source: str, model_type: str) -> Any:
@@ -267,6 +288,8 @@ def _placement(
 ) -> dict[str, Any]:
     """Return the arguments that place a model while it is read; none where it is read first and moved then."""
     arguments = {} if device_map is None else {"device_map": device_map}
+    if not arguments and device.type == "cuda" and find_spec("accelerate") is not None:
+        arguments["device_map"] = {"": device}  # weights need not fit into the machine's own memory
     if quantization is None:
         return arguments
     with torch.device("meta"):

@@ -145,7 +145,8 @@ class TiledAdapter(LlavaTypeAdapter):
         n_cells = tuple(n * side for n in n_tiles)
         cells = torch.arange(math.prod(n_cells)).view(1, *n_cells)
         visible = unpad_image(cells, size)[0]
-        first = divmod(int(visible[0, 0]), n_cells[1])
+        # Of a photo that is very long, so little is left that no token lies on it.
+        first = divmod(int(visible[0, 0]), n_cells[1]) if visible.numel() else (0, 0)
         n_read = self._resampled(*visible.shape)
         scale = min(length / own for length, own in zip(target, size, strict=True))
         resized = [min(math.ceil(own * scale), length) for length, own in zip(target, size, strict=True)]
