@@ -14,7 +14,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar, overload
 
@@ -415,6 +415,20 @@ class VideoFile(Dataset[SequenceSample]):
             index, self._load, "video", self._sizes, source="video", file_name=self.path.name
         )
 
+    def frames(self) -> list[Sample]:
+        """Return the frames that are taken as images, each for itself; they stay in memory once one was loaded."""
+        load, n = cache(self._load), len(self._sizes)
+        return [
+            Sample(
+                i,
+                lambda i=i: load()[i],
+                *size,
+                source="video",
+                file_name=f"{self.path.name}, frame {i + 1} of {n}",
+            )
+            for i, size in enumerate(self._sizes)
+        ]
+
 
 def read_image(path: str | os.PathLike, upright: bool = True) -> Image.Image:
     """Read an image file as RGB.
@@ -432,7 +446,24 @@ def read_image(path: str | os.PathLike, upright: bool = True) -> Image.Image:
         If the file is missing, no image, or damaged.
     """
     with _readable(path), Image.open(path) as image:
-        return (ImageOps.exif_transpose(image) if upright else image).convert("RGB")
+        return as_rgb(ImageOps.exif_transpose(image) if upright else image)
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """Return an image as RGB with 8 bits a channel; grey values of 16 bits are scaled.
+
+    Raises
+    ------
+    ImageError
+        If its values have no range that is known: whole numbers of 32 bits, or fractions.
+    """
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image).astype(np.uint32) // 257).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise ImageError(
+            f"image: got values of mode {image.mode!r}; accepted: 8 bits a channel, or 16 bits of grey"
+        )
+    return image.convert("RGB")
 
 
 @contextlib.contextmanager
@@ -868,12 +899,17 @@ def open_images(
 ) -> list[Sample]:
     """Open a dataset of single images and list them; arguments and errors as in `open_dataset`.
 
+    A video file is read as its frames, `n` of them evenly spaced (`N_FRAMES` without `n`), each an image by itself: so
+    any model can be asked about them, also one that takes no videos.
+
     Raises
     ------
     ParameterError
-        If the samples are groups of images, or videos.
+        If the samples are groups of images, or generated videos.
     """
     dataset = open_dataset(name_or_path, split, n)
+    if isinstance(dataset, VideoFile):
+        return (dataset if n is None else VideoFile(dataset.path, n)).frames()
     samples = list(dataset)
     for sample in samples:
         if isinstance(sample, SequenceSample):

@@ -28,7 +28,16 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from rcblib.datasets import Coverage, object_coverage, read_image, visible_box
+from rcblib.datasets import (
+    PHOTO_SUFFIXES,
+    VIDEO_SUFFIXES,
+    Coverage,
+    VideoFile,
+    as_rgb,
+    object_coverage,
+    read_image,
+    visible_box,
+)
 from rcblib.divergence import combined_influence, divergence, entropy, top1_probability
 from rcblib.geometry import (
     check_features,
@@ -286,6 +295,11 @@ def _opened(
         if not image:
             raise ImageError("image: got an empty list; accepted: at least one image")
         image = [_photo(each) for each in image]
+    elif isinstance(image, str | os.PathLike) and _is_film(image):
+        if sample is not None:
+            raise ParameterError("sample", sample.image_id, "none, or the image itself, with a video file")
+        sample = VideoFile(image)[0]
+        image = load_pictures(sample)
     else:
         image = _photo(image)
     pictures = image if isinstance(image, list) else [image]
@@ -299,10 +313,15 @@ def _opened(
     return pictures, kind, sample
 
 
+def _is_film(path: str | os.PathLike) -> bool:
+    suffix = Path(path).suffix.lower()
+    return suffix in VIDEO_SUFFIXES and suffix not in PHOTO_SUFFIXES
+
+
 def _photo(image: Photo) -> PIL.Image.Image:
     """Return an image as RGB, from its file where it is one."""
     if isinstance(image, PIL.Image.Image):
-        return image.convert("RGB")
+        return as_rgb(image)
     if not isinstance(image, str | os.PathLike):
         raise ImageError(f"image: got {type(image).__name__}; accepted: a PIL image or a file")
     return read_image(image)
@@ -892,17 +911,19 @@ def view_pictures(
     list of numpy.ndarray
         ``(height, width, 3)`` values in [0, 1] for each view. Without `views`, or where they have no region: what the
         vision encoder gets, resized, cropped, cut into tiles, but not normalised. A tile is then shown whole, also
-        where the LLM reads only a part of it.
+        where the LLM reads only a part of it. Of an encoder that gets patches of a whole photo, the photo.
 
     Raises
     ------
     ParameterError
         If views without a region are not as many as the pictures that the encoder gets.
     """
-    image = image.convert("RGB")
+    image = as_rgb(image)
     if views and all(view.region is not None for view in views):
         return [_cut(image, view.region) for view in views]
     batch = processor.image_processor([image], do_normalize=False, return_tensors="pt")
+    if torch.as_tensor(batch["pixel_values"]).ndim < 4:  # cut into patches: the photo as a whole, resized
+        return [_cut(image, (0.0, 0.0, 1.0, 1.0))]
     pixels = torch.as_tensor(batch["pixel_values"][0])
     tiles = pixels if pixels.ndim == 4 else pixels[None]  # (n_views, 3, height, width)
     if views is not None and len(views) != len(tiles):
@@ -997,7 +1018,7 @@ def load_pictures(sample: AnySample) -> list[PIL.Image.Image]:
     noun = "image" if isinstance(sample, Sample) else "images"
     name = sample.file_name or f"{noun.removesuffix('s')} {sample.image_id}"
     try:
-        pictures = [picture.convert("RGB") for picture in sample.images]
+        pictures = [as_rgb(picture) for picture in sample.images]
     except ImageError:
         raise
     except Exception as error:  # whatever a dataset's loader raises

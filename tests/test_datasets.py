@@ -23,6 +23,7 @@ from rcblib.datasets import (
     VideoDataset,
     VideoFile,
     _upright_frame,
+    as_rgb,
     images_for,
     object_coverage,
     open_dataset,
@@ -641,6 +642,37 @@ def test_a_film_without_frames(tmp_path):
         container.mux(stream.encode())
     with pytest.raises(ImageError, match="^video: 'sound.wav' has no frames$"):
         VideoFile(tmp_path / "sound.wav")
+
+
+@pytest.mark.parametrize(("name", "write"), [("clip.mp4", film), ("clip.gif", animation)])
+def test_a_video_file_is_its_frames_where_single_images_are_asked_for(tmp_path, name, write):
+    path = write(tmp_path / name, grey_frames())
+    (clip,) = VideoFile(path, 4)
+    frames = open_images(path, "test", 4)
+    assert [(frame.image_id, frame.file_name) for frame in frames] == [
+        (i, f"{name}, frame {i + 1} of 4") for i in range(4)
+    ]
+    for frame, expected in zip(frames, clip.images, strict=True):
+        assert (frame.width, frame.height) == expected.size
+        assert np.array_equal(np.asarray(frame.image), np.asarray(expected))
+    assert len(open_images(path)) == len(GREYS)
+    with pytest.raises(ParameterError, match="^n_frames: got 0"):
+        open_images(path, n=0)
+
+
+def test_grey_values_of_16_bits_are_scaled_and_unknown_ranges_refused(tmp_path):
+    values = np.array([[0, 257, 32896], [65535, 256, 514]], dtype=np.uint16)
+    Image.fromarray(values).save(tmp_path / "deep.png")
+    image = read_image(tmp_path / "deep.png")
+    assert image.mode == "RGB"
+    assert np.asarray(image)[..., 0].tolist() == [[0, 1, 128], [255, 0, 2]]
+    for values in (np.ones((2, 2), np.float32), np.ones((2, 2), np.int32)):
+        picture = Image.fromarray(values)
+        picture.save(tmp_path / "unknown.tif")
+        with pytest.raises(ImageError, match="'unknown.tif' cannot be read .*mode '[FI]'; accepted: 8 bits"):
+            read_image(tmp_path / "unknown.tif")
+        with pytest.raises(ImageError, match="^image: got values of mode '[FI]'"):
+            as_rgb(picture)
 
 
 def test_a_film_without_the_package_that_decodes_it(tmp_path, monkeypatch):

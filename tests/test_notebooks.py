@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 import tiny
 import torch
+from tiny_qwen import tiny_qwen
 
 from rcblib.codebook import Codebook
 from tools.notebook_list import read_notebook_list
@@ -187,6 +189,31 @@ def test_a_notebook_runs_with_tiles_and_without_a_cls(name, own, tmp_path):
     assert not any("cls" in result for result in written["results"])
     shown = "".join(output["data"].get("text/plain", "") for output in outputs if "data" in output)
     assert "cls_rank" not in shown and "cls_similarity" not in shown
+
+
+@pytest.mark.parametrize("name", [*ON_PHOTOS, "pruned_inference"])
+def test_a_notebook_runs_with_photos_of_grids_of_their_own_and_a_family_beyond_the_papers(name, tmp_path):
+    model, processor = tiny_qwen(max_pixels=28 * 28 * 30)
+    (tmp_path / "photos").mkdir()
+    for size in ((140, 112), (112, 168)):  # 4 x 5 and 6 x 4 tokens
+        tiny.random_images(1, size=size)[0].save(tmp_path / "photos" / f"{size[0]}.png")
+    width = model.config.get_text_config().hidden_size
+    prototypes = torch.randn(4, width, generator=torch.Generator().manual_seed(0))
+    Codebook(prototypes, family="qwen2_5_vl").save_pretrained(tmp_path / "codebook")
+    done = papermill(
+        name,
+        tmp_path / "out.ipynb",
+        model=tiny.save(tmp_path / "model", model, processor),
+        images=tmp_path / "photos",
+        results_folder=tmp_path / "results",
+        **{"codebook": tmp_path / "codebook", "max_new_tokens": 2} if name == "pruned_inference" else {},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    written = json.loads((tmp_path / "results" / f"{name}.json").read_text(encoding="utf-8"))
+    assert written["config"]["images"] == str(tmp_path / "photos")
+    if name != "pruned_inference":
+        (table,) = (tmp_path / "results" / "probe").glob("*/*1.parquet")
+        assert len(pd.read_parquet(table)) == 20  # by name the second photo, 140.png
 
 
 def test_own_photos_and_an_own_clip_are_asked_about_together(tmp_path):

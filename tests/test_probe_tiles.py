@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from pycocotools.mask import encode
 
+from rcblib.datasets import VideoFile
 from rcblib.divergence import divergence, entropy, top1_probability
 from rcblib.geometry import paper_ranks, window
 from rcblib.mllm import ADAPTERS, adapter_for
@@ -328,6 +329,24 @@ def test_samples_files_and_lists_give_the_same_table(onevision, tmp_path):
 
 
 # Videos
+
+
+def test_a_video_file_is_probed_as_its_frames(onevision, tiled, tmp_path):
+    av = pytest.importorskip("av", reason="the package av is not installed")
+    with av.open(tmp_path / "clip.mp4", "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 32, 24, "yuv420p"
+        for frame in tiny.random_images(3, (32, 24)):
+            container.mux(stream.encode(av.VideoFrame.from_image(frame)))
+        container.mux(stream.encode())
+    settings = {"positions": [0, 4], "views": (0, 2)}
+    table = probe(*onevision, tmp_path / "clip.mp4", **settings)
+    assert table[["picture", "position"]].to_numpy().tolist() == [[0, 0], [0, 4], [2, 0], [2, 4]]
+    pd.testing.assert_frame_equal(table, probe(*onevision, VideoFile(tmp_path / "clip.mp4")[0], **settings))
+    with pytest.raises(UnsupportedModelError, match="'llava_next', takes images only"):
+        probe(*tiled, tmp_path / "clip.mp4")
+    with pytest.raises(ParameterError, match="^sample: "):
+        probe(*onevision, tmp_path / "clip.mp4", sample=sequence_of(3, "video"))
 
 
 def test_a_window_of_a_video_lies_inside_one_frame(onevision):
