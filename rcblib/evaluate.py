@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import torch
 
-from rcblib.codebook import Codebook
 from rcblib.geometry import check_features, check_integer
 from rcblib.metrics import score_predictions
 from rcblib.mllm import Adapter, adapter_for
@@ -422,7 +420,7 @@ class _Session:
             "samples": self.images_hash,
             "categories": self.categories,
             "max_new_tokens": self.max_new_tokens,
-            "pruner": _description(pruner),
+            "pruner": {} if pruner is None else pruner.description(),
         }
 
 
@@ -508,21 +506,6 @@ class _Progress:
             rate = n_done / (now - self.start)
             print(f"{self.title}: question {n_done} of {self.n}, {rate:.1f} a second", flush=True)
             self.printed = now
-
-
-def _description(pruner: Pruner | None) -> dict[str, Any]:
-    """Return a pruner's settings, a codebook's as a hash of its prototypes."""
-    if pruner is None:
-        return {}
-    settings: dict[str, Any] = {"class": type(pruner).__name__}
-    for entry in dataclasses.fields(pruner):
-        value = getattr(pruner, entry.name)
-        if isinstance(value, Codebook):
-            raw = value.prototypes.detach().cpu().contiguous()
-            settings[entry.name] = hashlib.sha256(raw.view(torch.uint8).numpy().tobytes()).hexdigest()
-        elif entry.init:
-            settings[entry.name] = value
-    return settings
 
 
 def latency_and_memory(

@@ -17,8 +17,10 @@ from tqdm import tqdm
 
 from rcblib.codebook import load_codebook
 from rcblib.datasets import N_FRAMES, PHOTO_SUFFIXES, VideoFile, as_rgb, read_image
+from rcblib.lmms_answers import AnswerFile
 from rcblib.mllm import Adapter, adapter_for, load_model
 from rcblib.mllm.placement import module_device
+from rcblib.probe import model_fingerprint
 from rcblib.pruners import ClsSimilarityPruner, CodebookPruner, Pruner, RandomPruner
 from rcblib.pruners.base import POSITION_IDS, SCOPES
 from rcblib.pruners.codebook import FAMILY_RULES
@@ -74,6 +76,9 @@ class ModelArguments:
     counts_file : str or None
         JSON file for the visual tokens of every answer; not written by default. Where several processes share the
         questions, each writes its own, with its number in front of the suffix: ``counts.0.json``, ``counts.1.json``.
+    answers_folder : str or None
+        Folder where every answer is kept as soon as it is given (`rcblib.lmms_answers.AnswerFile`): a run that was cut
+        off and is started again reads them, and asks only what is left. Not written by default.
     """
 
     pretrained: str
@@ -93,6 +98,7 @@ class ModelArguments:
     seed: int = bounded(0, minimum=0)
     n_frames: int = bounded(N_FRAMES, minimum=1)
     counts_file: str | None = None
+    answers_folder: str | None = None
 
     @classmethod
     def read(cls, given: Mapping[str, Any]) -> ModelArguments:
@@ -198,6 +204,14 @@ class RcbModel(lmms or object):
         if self.pruner is not None:
             self.pruner.check(adapter)
         self._rank, self._world_size = self.accelerator.process_index, n_processes
+        self._kept = None
+        if self.arguments.answers_folder is not None:
+            made_with = {
+                "model": model_fingerprint(self.model),
+                "pruner": {} if self.pruner is None else self.pruner.description(),
+                "n_frames": self.arguments.n_frames,
+            }
+            self._kept = AnswerFile(self.arguments.answers_folder, made_with, self.rank)
         self.counts: list[dict[str, Any]] = []
 
     @property
@@ -236,8 +250,15 @@ class RcbModel(lmms or object):
         adapter = adapter_for(self.model, self.processor)
         answers = [""] * len(requests)
         counts: list[dict[str, Any]] = [{}] * len(requests)
-        with tqdm(total=len(requests), disable=self.rank != 0, desc="answers") as progress:
-            for chosen in self._batches(requests):
+        keys = ["" if self._kept is None else self._kept.key(request) for request in requests]
+        kept = {} if self._kept is None else self._kept.read()
+        for i, key in enumerate(keys):
+            if key in kept:
+                answers[i], counts[i] = kept[key]["answer"], kept[key]["count"]
+        left = [i for i, key in enumerate(keys) if key not in kept]
+        done = len(requests) - len(left)
+        with tqdm(total=len(requests), initial=done, disable=self.rank != 0, desc="answers") as progress:
+            for chosen in self._batches(requests, left):
                 inputs = [self._input(adapter, requests[i]) for i in chosen]
                 # Prompts that a processor takes together have as many images, and videos as many frames.
                 for shape in dict.fromkeys(entry.shape for entry in inputs):
@@ -255,6 +276,10 @@ class RcbModel(lmms or object):
                             "n_retained": n_retained,
                         }
                         self.cache_hook.add_partial("generate_until", (context, settings), text)
+                if self._kept is not None:
+                    self._kept.append(
+                        {"key": keys[i], "answer": answers[i], "count": counts[i]} for i in chosen
+                    )
                 progress.update(len(chosen))
         # lmms-eval repeats requests so that all processes get as many; those answers are not counted.
         real = [
@@ -284,11 +309,11 @@ class RcbModel(lmms or object):
         """Raise: how likely a given answer is would have to be asked past `generate`, where no pruner stands."""
         raise ParameterError("output_type", "loglikelihood or multiple_choice", "generate_until")
 
-    def _batches(self, requests: Sequence[Any]) -> Iterator[list[int]]:
-        """Yield numbers of requests that are generated with the same settings, as many as a batch takes."""
+    def _batches(self, requests: Sequence[Any], left: Sequence[int]) -> Iterator[list[int]]:
+        """Yield numbers of requests, of those left, that are generated with the same settings, a batch at a time."""
         groups: dict[str, list[int]] = {}
-        for i, request in enumerate(requests):
-            groups.setdefault(repr(sorted(request.args[1].items())), []).append(i)
+        for i in left:
+            groups.setdefault(repr(sorted(requests[i].args[1].items())), []).append(i)
         for members in groups.values():
             for start in range(0, len(members), self.batch_size):
                 yield members[start : start + self.batch_size]

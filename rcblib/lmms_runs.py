@@ -6,6 +6,7 @@ import gc
 import json
 import math
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,7 +21,7 @@ from rcblib.lmms_plugin import MODEL_NAME, ModelArguments, RcbModel
 from rcblib.lmms_tasks.utils import CAPTIONS
 from rcblib.mllm.loading import embedded_models
 from rcblib.records import ParameterError, Question, Sample, SequenceSample, UnsupportedModelError
-from rcblib.runs import atomic_write, file_sha256, read_json, to_plain, write_json
+from rcblib.runs import atomic_write, config_hash, file_sha256, read_json, to_plain, write_json
 from rcblib.statistics import mean_interval, paired_ratio
 
 TASKS_FOLDER = Path(__file__).resolve().parent / "lmms_tasks"
@@ -202,7 +203,8 @@ def run_tasks(
     folder : path-like, optional
         Where the table of each task is kept when it is finished, as ``<name>/<task>.json``; a later call with the same
         arguments, limit and generation settings reads it, as long as the files of local tasks, models and codebooks
-        are the same. What a task writes out for a judge is kept beside it, as ``<name>/<task>.captions.json``.
+        are the same. Until then its answers are kept one by one, so that a call that was cut off is taken up where it
+        ended. What a task writes out for a judge is kept beside it, as ``<name>/<task>.captions.json``.
     name : str
         Name of the setting.
     gen_kwargs : str
@@ -251,7 +253,10 @@ def run_tasks(
         from lmms_eval.evaluator import simple_evaluate
 
         manager = _task_manager(remaining, include_path)
-        model = RcbModel(**arguments)
+        answers = None
+        if folder is not None:
+            answers = Path(folder) / name / f"answers-{config_hash({'files': files})}"
+        model = RcbModel(**{"answers_folder": answers and str(answers), **arguments})
     try:
         for task in remaining:
             report = simple_evaluate(
@@ -276,6 +281,8 @@ def run_tasks(
                     facts = {"setting": name, "arguments": to_plain(dict(arguments))}
                     write_json(kept[task].with_suffix(".captions.json"), {**facts, "captions": captions})
                 write_json(kept[task], {"wanted": wanted[task], "rows": tables[task].to_dict("records")})
+        if remaining and answers is not None and model.rank == 0:
+            shutil.rmtree(answers, ignore_errors=True)  # the tables have them
     finally:
         # lmms-eval's functions and their caller refer to one another: the next model must not be loaded beside this.
         model = report = None

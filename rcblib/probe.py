@@ -922,7 +922,7 @@ def view_pictures(
     if views and all(view.region is not None for view in views):
         return [_cut(image, view.region) for view in views]
     batch = processor.image_processor([image], do_normalize=False, return_tensors="pt")
-    if torch.as_tensor(batch["pixel_values"]).ndim < 4:  # cut into patches: the photo as a whole, resized
+    if torch.as_tensor(batch["pixel_values"]).ndim < 4:  # patches in a row, of a whole photo
         return [_cut(image, (0.0, 0.0, 1.0, 1.0))]
     pixels = torch.as_tensor(batch["pixel_values"][0])
     tiles = pixels if pixels.ndim == 4 else pixels[None]  # (n_views, 3, height, width)

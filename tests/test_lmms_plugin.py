@@ -20,6 +20,7 @@ from rcblib import lmms_plugin
 from rcblib.codebook import Codebook
 from rcblib.datasets import SceneDataset, questions_for
 from rcblib.evaluate import evaluate
+from rcblib.lmms_answers import AnswerFile
 from rcblib.lmms_plugin import ModelArguments, RcbModel, _ended, _generation_settings, _prompt
 from rcblib.lmms_runs import (
     MAIN_METRICS,
@@ -471,6 +472,71 @@ def test_tasks_that_were_finished_before_a_failure_are_kept(local, scenes, quest
     found = run_tasks(both, arguments(), include_path=places, folder=tmp_path)
     assert asked == [len(questions), 2, 2]
     pd.testing.assert_frame_equal(found, expected)
+
+
+@with_lmms_eval
+def test_a_template_that_begins_the_text_itself_is_not_begun_twice(local, monkeypatch):
+    firsts = []
+
+    def load_with_such_a_template(*given, **more):
+        model, processor = load_model(*given, **more)
+        processor.chat_template = "<s>" + processor.chat_template
+        generate = model.generate
+
+        def watched(input_ids, **arguments):
+            firsts.append((input_ids == model.config.text_config.bos_token_id).sum(-1).tolist())
+            return generate(input_ids=input_ids, **arguments)
+
+        model.generate = watched
+        return model, processor
+
+    plain = run_tasks(["scenes_local"], arguments(), include_path=[local], limit=2)
+    monkeypatch.setattr("rcblib.lmms_plugin.load_model", load_with_such_a_template)
+    found = run_tasks(["scenes_local"], arguments(), include_path=[local], limit=2)
+    assert sum(firsts, []) == [1, 1]
+    pd.testing.assert_frame_equal(found, plain)
+
+
+@with_lmms_eval
+def test_a_run_that_is_cut_off_asks_only_what_is_left(local, questions, tmp_path, monkeypatch):
+    settings = arguments(**PRUNERS["codebook"], batch_size=2)
+    expected = run_tasks(["scenes_local"], settings, include_path=[local])
+    answer, asked = RcbModel._answer, []
+
+    def cut_off_at_the_third_batch(self, adapter, batch):
+        asked.append(len(batch))
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return answer(self, adapter, batch)
+
+    monkeypatch.setattr(RcbModel, "_answer", cut_off_at_the_third_batch)
+    with pytest.raises(KeyboardInterrupt):
+        run_tasks(["scenes_local"], settings, include_path=[local], folder=tmp_path)
+    (kept,) = (tmp_path / "full").glob("answers-*/answers.0.jsonl")
+    lines = kept.read_text(encoding="utf-8")
+    # As if the process had been killed while it wrote: the fourth answer is there in part.
+    kept.write_text(lines[:-9], encoding="utf-8")
+    found = run_tasks(["scenes_local"], settings, include_path=[local], folder=tmp_path)
+    assert len(questions) == 5 and asked == [2, 2, 1, 2]
+    pd.testing.assert_frame_equal(found, expected)
+    assert [path.name for path in (tmp_path / "full").iterdir()] == ["scenes_local.json"]
+
+
+def test_kept_answers_are_those_of_the_same_request_and_settings(tmp_path):
+    def request(context="Is it ?", settings=None, doc_id=0):
+        return SimpleNamespace(args=(context, settings or {"until": []}, None, doc_id, "task", "test"))
+
+    files = [AnswerFile(tmp_path, {"pruner": "none"}, number) for number in range(2)]
+    assert files[0].read() == {}
+    count = {"doc_id": np.int64(0), "n_retained": 3}
+    for i, file in enumerate(files):
+        file.append([{"key": file.key(request(doc_id=i)), "answer": f"Zwölf\n{i}", "count": count}])
+    expected = {files[0].key(request(doc_id=i)): {"answer": f"Zwölf\n{i}", "count": count} for i in range(2)}
+    assert files[0].read() == files[1].read() == expected
+    other = AnswerFile(tmp_path, {"pruner": "random"})
+    assert other.key(request()) not in other.read()
+    for changed in (request("Is she ?"), request(settings={"until": ["."]}), request(doc_id=2)):
+        assert files[0].key(changed) not in expected
 
 
 @with_lmms_eval

@@ -8,7 +8,7 @@ import itertools
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 import torch
@@ -153,6 +153,11 @@ class Pruner:
     def budget(self) -> dict[str, Any]:
         """Return the arguments by which `keep_indices` turns scores into positions."""
         return {"retain_ratio": self.retain_ratio}
+
+    def description(self) -> dict[str, Any]:
+        """Return everything by which this method differs from others, as plain values, to name results by."""
+        own = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.init}
+        return {"class": type(self).__name__} | own
 
     def keeps_positions(self, adapter: Adapter) -> bool:
         """Tell whether tokens keep the positions that they had in the full prompt of a model."""

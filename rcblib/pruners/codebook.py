@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -57,6 +58,12 @@ class CodebookPruner(Pruner):
             "retain_ratio": self.retain_ratio,
             "rule": self.rule,
         }
+
+    def description(self) -> dict[str, Any]:
+        """Return the settings, in the codebook's place a hash of its prototypes."""
+        raw = self.codebook.prototypes.detach().cpu().contiguous()
+        digest = hashlib.sha256(raw.view(torch.uint8).numpy().tobytes()).hexdigest()
+        return super().description() | {"codebook": digest}
 
     def check(self, adapter: Adapter) -> None:
         """Raise a `CodebookError` where the codebook has another width, or a known other family.
