@@ -276,7 +276,10 @@ def run_tasks(
                 continue
             tables[task] = _rows(report, counts, name)
             if folder is not None:
-                captions = [sample[CAPTIONS] for sample in report["samples"][task] if CAPTIONS in sample]
+                samples = (
+                    sample for own in report["samples"].values() for sample in own
+                )  # a group has several
+                captions = [sample[CAPTIONS] for sample in samples if CAPTIONS in sample]
                 if captions:
                     facts = {"setting": name, "arguments": to_plain(dict(arguments))}
                     write_json(kept[task].with_suffix(".captions.json"), {**facts, "captions": captions})

@@ -472,6 +472,12 @@ def test_tasks_that_were_finished_before_a_failure_are_kept(local, scenes, quest
     found = run_tasks(both, arguments(), include_path=places, folder=tmp_path)
     assert asked == [len(questions), 2, 2]
     pd.testing.assert_frame_equal(found, expected)
+    group = "group: scenes_group\ntask:\n  - scenes_local\n  - scenes_other\n"
+    (tmp_path / "tasks" / "scenes_group.yaml").write_text(group, encoding="utf-8")
+    together = run_tasks(["scenes_group"], arguments(), include_path=places, folder=tmp_path)
+    pd.testing.assert_frame_equal(together, expected)
+    again = run_tasks(["scenes_group"], arguments(), include_path=places, folder=tmp_path)
+    pd.testing.assert_frame_equal(again, expected)
 
 
 @with_lmms_eval
