@@ -28,7 +28,7 @@ from rcblib.runs import atomic_write, project_root, provenance, read_json, write
 from rcblib.scenes.generator import WORLDS
 from rcblib.scenes.vocabulary import CATEGORIES, COLOR_NAMES, COUNT_WORDS
 from rcblib.training.recipe import LLAVA_SCENES, RECIPES, Recipe, Stage, find_stage
-from rcblib.training.sequences import FRAME_COUNTS, IMAGE_COUNTS
+from rcblib.training.sequences import IMAGE_COUNTS
 
 LABELS = {
     "one_word": "one word for the dominant object",
@@ -379,8 +379,9 @@ def _turns(stages: Sequence[Stage]) -> str:
     """Say what steps in turn show where that is more than single images."""
     if not any(stage.forms for stage in stages):
         return ""
+    frames = sorted({n for stage in stages if stage.forms for n in stage.frame_counts})
     return f"""\
-- *Several images and videos.* Steps show single scenes, groups of {_either(IMAGE_COUNTS)} and videos of {_either(FRAME_COUNTS)} frames in turn.
+- *Several images and videos.* Steps show single scenes, groups of {_either(IMAGE_COUNTS)} and videos of {_either(frames)} frames in turn.
   Questions about groups and videos are multiple choice, some of them also asked without options; every picture comes
   with practice in finding the letter of an option that is named.
 """  # noqa: E501

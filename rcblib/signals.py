@@ -38,6 +38,48 @@ def attention_columns(frame: pd.DataFrame, rows: str = "last") -> list[str]:
     return sorted((c for c in frame.columns if c.startswith(start)), key=lambda c: int(c[len(start) :]))
 
 
+def without_copies(frame: pd.DataFrame) -> pd.DataFrame:
+    """Drop views that repeat an earlier view of their image, and add their attention to it.
+
+    A photo that fills one tile is read twice, as a whole and as that tile, in the same tokens. What the LLM attends of
+    the second it knows of the first as well, so both are one token that is attended as much as both together; its other
+    signals are those of the first.
+
+    Parameters
+    ----------
+    frame : pandas.DataFrame
+        Probe table.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A copy. A view is taken for a repetition where the same positions say the same word alone, as surely, and with
+        the same entropy, to five digits.
+    """
+    frame = frame.copy()
+    attention = [column for column in frame.columns if column.startswith("attention_")]
+    copies: list[int] = []
+    for _, image in frame.groupby("image_id", sort=False):
+        kept: list[pd.DataFrame] = []
+        for _, view in image.groupby("view", sort=False):
+            first = next((other for other in kept if _says_the_same(other, view)), None)
+            if first is None:
+                kept.append(view)
+                continue
+            frame.loc[first.index, attention] += view[attention].to_numpy()
+            copies += list(view.index)
+    return frame.drop(index=copies)
+
+
+def _says_the_same(first: pd.DataFrame, second: pd.DataFrame) -> bool:
+    """Tell whether the tokens of two views, each alone, give the same answers."""
+    return (
+        first["position"].tolist() == second["position"].tolist()
+        and first["top1_id"].tolist() == second["top1_id"].tolist()
+        and all(np.allclose(first[name], second[name], rtol=1e-5) for name in ("top1_probability", "entropy"))
+    )
+
+
 def with_mean_attention(frame: pd.DataFrame) -> pd.DataFrame:
     """Add ``attention_last`` and ``attention_question``: the means over layers of the columns of each kind.
 

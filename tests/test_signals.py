@@ -22,6 +22,7 @@ from rcblib.signals import (
     side,
     window_mean,
     with_mean_attention,
+    without_copies,
 )
 from rcblib.statistics import Estimate
 
@@ -311,3 +312,42 @@ def test_missing_signals_and_signals_with_nan_are_refused():
             measure(frame, "absent")
         with pytest.raises(ParameterError, match="unknown"):
             measure(frame, "unknown")
+
+
+def test_a_tile_that_repeats_the_whole_image_counts_once():
+    def view(image_id, number, probabilities, attention):
+        columns = {"image_id": image_id, "view": number, "position": range(3), "top1_id": [7, 8, 9]}
+        columns |= {"top1_probability": probabilities, "entropy": 1.0, "global_divergence": attention}
+        return pd.DataFrame(
+            columns | {"attention_last_layer_0": attention, "attention_question_layer_0": 1.0}
+        )
+
+    first, other = [0.2, 0.3, 0.4], [0.2, 0.3, 0.401]
+    frame = pd.concat(
+        [
+            view(0, 0, first, [0.1, 0.2, 0.3]),
+            view(0, 1, np.multiply(first, 1 + 1e-7), [0.4, 0.0, 0.1]),  # rounded otherwise
+            view(0, 2, other, [0.5, 0.5, 0.5]),
+            view(1, 0, first, [0.6, 0.6, 0.6]),  # another image
+        ],
+        ignore_index=True,
+    )
+    before = frame.copy()
+    found = without_copies(frame)
+    pd.testing.assert_frame_equal(frame, before)
+    assert found[["image_id", "view"]].drop_duplicates().to_numpy().tolist() == [[0, 0], [0, 2], [1, 0]]
+    assert found["attention_last_layer_0"].to_numpy() == pytest.approx(
+        [0.5, 0.2, 0.4] + [0.5] * 3 + [0.6] * 3
+    )
+    assert found["attention_question_layer_0"].tolist() == [2.0] * 3 + [1.0] * 6
+    assert found["global_divergence"].tolist()[:3] == [0.1, 0.2, 0.3]
+    pd.testing.assert_frame_equal(
+        without_copies(
+            table()[["image_id", "view", "position"]].assign(
+                top1_id=range(60), top1_probability=0.1, entropy=1.0
+            )
+        ),
+        table()[["image_id", "view", "position"]].assign(
+            top1_id=range(60), top1_probability=0.1, entropy=1.0
+        ),
+    )

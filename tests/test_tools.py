@@ -101,6 +101,31 @@ def test_the_copy_of_another_model_is_named_and_links_to_that_models_pages(tmp_p
     ]
 
 
+def test_commands_on_the_page_of_another_model_run_that_model(tmp_path):
+    listed = "models:\n  other: Other\nnotebooks:\n  - name: first\n    models:\n"
+    found = read_notebook_list(
+        write_list(tmp_path, listed + "      other: {n_images: 3, budgets: [0.1, 0.2]}\n")
+    )
+    command = "`papermill notebooks/first.ipynb out.ipynb`"
+    cells = [
+        f"# A title\n\n{command}",
+        command,
+        f"{command[:-1]} -p scale 4.0`",
+        f"{command[:-1]} -p model a/b`",
+    ]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text) for text in cells])
+    name_run.name_run(notebook, "first", found)
+    assert [cell.source for cell in notebook.cells] == cells
+    name_run.name_run(notebook, "first-other", found)
+    always = f"{command[:-1]} -p model other -p results_folder results/other"
+    assert [cell.source for cell in notebook.cells] == [
+        f'# A title: Other\n\n{always} -p n_images 3 -y "budgets: [0.1, 0.2]"`',
+        f"{always}`",
+        f"{always} -p scale 4.0`",
+        cells[3],
+    ]
+
+
 def test_an_empty_list_is_a_list(tmp_path):
     assert read_notebook_list(write_list(tmp_path, "notebooks: []\n")).notebooks == ()
 

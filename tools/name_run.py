@@ -1,16 +1,20 @@
 """Name the model in the executed copy of a notebook that ran on another model than its own default.
 
-The first heading gains the model's title, so that two pages of one notebook can be told apart, and links to other
-notebooks lead to the pages of the same model where the book has them.
+The first heading gains the model's title, so that two pages of one notebook can be told apart, links to other notebooks
+lead to the pages of the same model where the book has them, and commands that run a notebook name the model: the first
+with all parameters of this run, the others with the model and where its results go.
 
     python tools/name_run.py COPY RUN      COPY is written anew; RUN as in workflow/notebooks.yml, name-model
 """
 
 from __future__ import annotations
 
+import json
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import nbformat
 
@@ -34,9 +38,24 @@ def name_run(notebook: nbformat.NotebookNode, run: str, listed: NotebookList) ->
     for number, cell in enumerate(notebook.cells):
         if cell.cell_type != "markdown":
             continue
+        always = {name: entry.parameters[name] for name in ("model", "results_folder")}
+        given = _options(entry.parameters if number == 0 else always)
+        cell.source = re.sub(
+            r"(papermill notebooks/\w+\.ipynb out\.ipynb)(?![^`]* -p model)", rf"\1 {given}", cell.source
+        )
         if number == 0:
             cell.source = re.sub(r"\A(# .+)", rf"\1: {entry.title}", cell.source.lstrip("\n"), count=1)
         cell.source = re.sub(r"\]\(([a-z0-9_]+)\.ipynb\)", own_page, cell.source)
+
+
+def _options(parameters: Mapping[str, Any]) -> str:
+    """Write parameters as papermill's command line takes them."""
+    plain = {name: value for name, value in parameters.items() if isinstance(value, str | int | float)}
+    others = {name: value for name, value in parameters.items() if name not in plain}
+    return " ".join(
+        [f"-p {name} {value}" for name, value in plain.items()]
+        + [f'-y "{name}: {json.dumps(value)}"' for name, value in others.items()]
+    )
 
 
 def main(arguments: list[str]) -> int:
