@@ -882,9 +882,10 @@ def open_dataset(
         return CocoDataset(name.removeprefix("coco:"), split, n)
     if name.startswith("group:"):
         return PhotoGroup(name.removeprefix("group:"), n)
-    path = Path(name.removeprefix("video:")).expanduser()
-    if name.startswith("video:") or path.is_file() and path.suffix.lower() in VIDEO_SUFFIXES:
-        return VideoFile(path, n_frames)
+    video = _video_path(name)
+    if video is not None:
+        return VideoFile(video, n_frames)
+    path = Path(name).expanduser()
     if not path.is_dir():
         worlds = ", ".join(map(repr, WORLDS))
         names = f"{worlds}, 'groups', 'videos', 'coco:<folder>', 'group:<folder>', 'video:<path>'"
@@ -892,6 +893,13 @@ def open_dataset(
         raise ImageError(f"images: got {name!r}, which is no folder; accepted: {accepted}")
     is_coco = any(_annotation_files(path))
     return CocoDataset(name, split, n) if is_coco else PhotoFolder(name, n)
+
+
+def _video_path(name: str) -> Path | None:
+    """Return the video that a name stands for, where it does: by its prefix, or by the suffix of a file."""
+    path = Path(name.removeprefix("video:")).expanduser()
+    is_video = name.startswith("video:") or path.is_file() and path.suffix.lower() in VIDEO_SUFFIXES
+    return path if is_video else None
 
 
 def open_images(
@@ -907,10 +915,10 @@ def open_images(
     ParameterError
         If the samples are groups of images, or generated videos.
     """
-    dataset = open_dataset(name_or_path, split, n)
-    if isinstance(dataset, VideoFile):
-        return (dataset if n is None else VideoFile(dataset.path, n)).frames()
-    samples = list(dataset)
+    video = _video_path(os.fspath(name_or_path))
+    if video is not None:
+        return VideoFile(video, N_FRAMES if n is None else n).frames()
+    samples = list(open_dataset(name_or_path, split, n))
     for sample in samples:
         if isinstance(sample, SequenceSample):
             what = "a video" if sample.kind == "video" else "several images in one prompt"

@@ -347,8 +347,10 @@ class RcbModel(lmms or object):
         if frames:
             given["videos"] = [list(video) for entry in batch for video in entry.videos]
         prompts = [entry.prompt for entry in batch]
-        given["add_special_tokens"] = adapter.wants_first_token(prompts[0])
-        inputs = self.processor(text=prompts, return_tensors="pt", padding=True, **given)
+        begins = adapter.wants_first_token(prompts[0])
+        inputs = self.processor(
+            text=prompts, return_tensors="pt", padding=True, add_special_tokens=begins, **given
+        )
         inputs = inputs.to(module_device(self.model.get_input_embeddings()), self.model.dtype)
         settings, until = _generation_settings(batch[0].settings)
         settings["pad_token_id"] = self.processor.tokenizer.pad_token_id
@@ -356,7 +358,7 @@ class RcbModel(lmms or object):
         placeholders = inputs["input_ids"].new_tensor([own for own in placeholders if own is not None])
         n_all = torch.isin(inputs["input_ids"], placeholders).sum(-1).tolist()
         n_retained = n_all
-        if self.pruner is None or not (n_images or frames):
+        if self.pruner is None or not given:
             output = self.model.generate(**inputs, **settings)
         else:
             n_each = n_images + len(frames)
