@@ -1,6 +1,6 @@
 """Measure the memory and time of one probing batch and one pruned answer on a GPU, beside what is computed.
 
-    python benchmarks/memory.py --model llava-hf/llava-1.5-7b-hf --random --output memory.json
+    python -m benchmarks.memory --model llava-hf/llava-1.5-7b-hf --random --output memory.json
 
 With --random the checkpoint's full size is filled with random weights and nothing is downloaded; the prompt is then a
 row of word ids, and tokens are kept at random. On a CPU it runs too, in float32: take a small model.
@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 
-from rcblib.footprint import (
+from benchmarks.checkpoints import empty_model, picture_rows
+from benchmarks.footprint import (
     ModelShape,
     cache_bytes,
     encoding_bytes,
@@ -25,10 +26,10 @@ from rcblib.footprint import (
     weight_bytes,
 )
 from rcblib.mllm import adapter_for, load_model
-from rcblib.mllm.checkpoints import empty_model, picture_rows
-from rcblib.perturb import global_inputs
+from rcblib.probe.perturbation import global_inputs
 from rcblib.pruners import RandomPruner
-from rcblib.runs import provenance, write_json
+from rcblib.runs.files import write_json
+from rcblib.runs.provenance import provenance
 
 MIB = 2**20
 

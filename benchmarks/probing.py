@@ -1,6 +1,6 @@
 """Compare plain probing with the library's, as ratios of times measured in one run.
 
-    python benchmarks/probing.py --positions 24
+    python -m benchmarks.probing --positions 24
 
 ``as released``: for every position and every run the image is encoded anew and the LLM takes one input at a time.
 ``one by one``: the image is encoded once, the rest as before. ``batched``: `rcblib.probe`. All three read the same
@@ -17,15 +17,15 @@ import numpy as np
 import PIL.Image
 import torch
 
-from rcblib.geometry import evenly_spaced
 from rcblib.mllm import adapter_for, load_model
 from rcblib.mllm.base import Adapter
-from rcblib.mllm.embedded import build_mllm, build_processor, build_tokenizer
-from rcblib.perturb import global_inputs, region_inputs, single_token_inputs
-from rcblib.probe import probe
+from rcblib.probe.perturbation import global_inputs, region_inputs, single_token_inputs
+from rcblib.probe.run import probe
 from rcblib.records import ONE_WORD_QUESTION
-from rcblib.scenes.language import all_texts
-from rcblib.training.recipe import LLAVA_SCENES
+from rcblib.tensors.geometry import evenly_spaced
+from worlds.models import build_mllm, build_processor, build_tokenizer
+from worlds.scenes.language import all_texts
+from worlds.training.recipe import LLAVA_SCENES
 
 
 def untrained() -> tuple:

@@ -13,35 +13,35 @@ __version__ = "0.1.0"
 
 _HOME = {
     "ClsSimilarityPruner": "pruners",
-    "Codebook": "codebook",
-    "CodebookCriterion": "criterion",
+    "Codebook": "codebook.codebook",
+    "CodebookCriterion": "codebook.criterion",
     "CodebookPruner": "pruners",
     "ONE_WORD_QUESTION": "records",
-    "PRESETS": "criterion",
-    "ProbeConfig": "probe",
-    "ProbeResults": "probe",
+    "PRESETS": "codebook.criterion",
+    "ProbeConfig": "probe.config",
+    "ProbeResults": "probe.store",
     "Pruner": "pruners",
     "Question": "records",
     "RandomPruner": "pruners",
     "Sample": "records",
-    "build_codebook": "selection",
-    "divergence": "divergence",
-    "dpc_knn": "clustering",
-    "entropy": "divergence",
-    "evaluate": "evaluate",
-    "evaluate_grid": "evaluate",
-    "keep_indices": "scoring",
-    "latency_and_memory": "evaluate",
+    "build_codebook": "codebook.build",
+    "divergence": "tensors.divergence",
+    "dpc_knn": "tensors.clustering",
+    "entropy": "tensors.divergence",
+    "evaluate": "evaluate.grid",
+    "evaluate_grid": "evaluate.grid",
+    "keep_indices": "tensors.scoring",
+    "latency_and_memory": "evaluate.timing",
     "load_model": "mllm",
-    "probe": "probe",
-    "probe_dataset": "probe",
-    "rank_by_cls": "geometry",
-    "read_probe": "probe",
-    "redundancy_scores": "scoring",
-    "replace_tokens": "perturb",
-    "top1_probability": "divergence",
-    "window": "geometry",
-    "world_note": "probe",
+    "probe": "probe.run",
+    "probe_dataset": "probe.store",
+    "rank_by_cls": "tensors.geometry",
+    "read_probe": "probe.store",
+    "redundancy_scores": "tensors.scoring",
+    "replace_tokens": "probe.perturbation",
+    "top1_probability": "tensors.divergence",
+    "window": "tensors.geometry",
+    "world_note": "data.opening",
 }
 """Module that each public name comes from."""
 
@@ -62,16 +62,16 @@ def __dir__() -> list[str]:
 
 
 class _Package(types.ModuleType):
-    """Let ``rcblib.probe`` be the function although its module has the same name.
+    """Let ``rcblib.probe`` and ``rcblib.evaluate`` be the functions although rooms have the same names.
 
-    Importing a module sets it as an attribute of its package; where a public function is called like its module, the
-    function is set instead. ``from rcblib.probe import ...`` finds the module all the same.
+    Importing a room would set it as an attribute of its package. Where a public function is called like it, the
+    attribute stays unset, so that `__getattr__` finds the function; ``from rcblib.probe.run import ...`` finds the
+    room all the same.
     """
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if _HOME.get(name) == name and isinstance(value, types.ModuleType):
-            value = getattr(value, name)
-        super().__setattr__(name, value)
+        if not (name in _HOME and isinstance(value, types.ModuleType)):
+            super().__setattr__(name, value)
 
 
 sys.modules[__name__].__class__ = _Package

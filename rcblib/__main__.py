@@ -14,7 +14,7 @@ from rcblib import __version__
 from rcblib.records import ONE_WORD_QUESTION, CodebookError, ImageError, ParameterError, UnsupportedModelError
 
 if TYPE_CHECKING:
-    from rcblib.datasets import Dataset
+    from rcblib.data.base import Dataset
     from rcblib.pruners import Pruner
 
 WRONG_INPUT = 2
@@ -49,11 +49,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     command = arguments[0] if arguments else ""
     try:
-        if command == "train":  # its options are the recipe's own
-            from rcblib.training.recipe import main as train
-
-            train(arguments[1:])
-            return 0
         options = _parser().parse_args(arguments)
         with _warnings_in_one_line(command):
             options.run(options)
@@ -145,27 +140,10 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--max-new-tokens", type=int, default=32)
     evaluate.set_defaults(run=_evaluate)
 
-    scenes = commands.add_parser("scenes", help="write images of the embedded world in COCO's format")
-    scenes.add_argument("--folder", type=Path, required=True, help="where they are written")
-    scenes.add_argument("--n", type=int, help="so many new scenes (default: the sample of the project)")
-    scenes.add_argument("--split", default="validation", help="train, validation or test, with --n")
-    scenes.add_argument("--seed", type=int, default=0, help="stream of scenes, with --n")
-    scenes.set_defaults(run=_scenes)
-
     models = commands.add_parser(
         "models", help="list the embedded models and the families that are supported"
     )
     models.set_defaults(run=_models)
-    memory = commands.add_parser("memory", help="compute the memory that a model needs, without loading it")
-    memory.add_argument("--model", required=True, help="an embedded model, a folder, or a Hugging Face id")
-    memory.add_argument("--height", type=int, default=480, help="of a picture, in pixels (default: 480)")
-    memory.add_argument("--width", type=int, default=640, help="of a picture, in pixels (default: 640)")
-    memory.add_argument("--batch-size", type=int, default=1)
-    memory.add_argument(
-        "--retain-ratio", type=float, default=1.0, help="share of visual tokens kept (default: 1)"
-    )
-    memory.set_defaults(run=_memory)
-    commands.add_parser("train", help="train an embedded model (see `train --help`)", add_help=False)
     info = commands.add_parser("info", help="say which versions, hardware, models and codebooks are here")
     info.set_defaults(run=_info)
     return parser
@@ -194,15 +172,15 @@ def _numbers(text: str) -> str | tuple[int, ...]:
 
 
 def _samples(options: argparse.Namespace) -> Dataset:
-    from rcblib.datasets import open_dataset
+    from rcblib.data.opening import open_dataset
 
     return open_dataset(options.images, options.split, options.n_images, seed=options.seed)
 
 
 def _model(options: argparse.Namespace, samples: Dataset) -> tuple[Any, Any]:
     """Load the model, and say where the samples are not of its world."""
+    from rcblib.data.opening import world_note
     from rcblib.mllm import load_model
-    from rcblib.probe import world_note
 
     model, processor = load_model(
         options.model,
@@ -217,7 +195,8 @@ def _model(options: argparse.Namespace, samples: Dataset) -> tuple[Any, Any]:
 
 
 def _probe(options: argparse.Namespace) -> None:
-    from rcblib.probe import ProbeConfig, probe_dataset
+    from rcblib.probe.config import ProbeConfig
+    from rcblib.probe.store import probe_dataset
 
     config = ProbeConfig(
         question=options.question,
@@ -234,9 +213,9 @@ def _probe(options: argparse.Namespace) -> None:
 def _codebook(options: argparse.Namespace) -> None:
     import torch
 
-    from rcblib.criterion import CodebookCriterion
-    from rcblib.probe import read_probe
-    from rcblib.selection import build_codebook
+    from rcblib.codebook.build import build_codebook
+    from rcblib.codebook.criterion import CodebookCriterion
+    from rcblib.probe.store import read_probe
 
     criterion = CodebookCriterion.from_preset(options.criterion)
     results = read_probe(options.probed)
@@ -260,10 +239,10 @@ def _codebook(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from rcblib.datasets import GroupDataset, VideoDataset, questions_for
-    from rcblib.evaluate import evaluate_grid
-    from rcblib.geometry import check_integer
+    from rcblib.data.questions import questions_for
+    from rcblib.evaluate.grid import evaluate_grid
     from rcblib.mllm import adapter_for
+    from rcblib.tensors.geometry import check_integer
 
     # Everything that can be wrong is looked at before a model is loaded.
     check_integer("batch_size", options.batch_size, 1)
@@ -271,8 +250,8 @@ def _evaluate(options: argparse.Namespace) -> None:
     pruners = _pruners(options)
     samples = _samples(options)
     asked = options.tasks, options.n_per_task, options.seed
-    sequences = isinstance(samples, GroupDataset | VideoDataset)
-    questions = samples.questions(*asked) if sequences else questions_for(samples, *asked)
+    of_its_own = getattr(samples, "questions", None)  # groups and videos of a world
+    questions = of_its_own(*asked) if of_its_own else questions_for(samples, *asked)
     model, processor = _model(options, samples)
     if not adapter_for(model).has_cls:
         ranked = [name for name, given in pruners.items() if any(map(_needs_cls, given))]
@@ -305,9 +284,9 @@ def _needs_cls(pruner: Pruner | None) -> bool:
 
 def _pruners(options: argparse.Namespace) -> dict[str, list[Pruner | None]]:
     """Return the methods at the budgets asked for, all of them checked."""
-    from rcblib.codebook import load_codebook
-    from rcblib.geometry import check_integer
+    from rcblib.codebook.codebook import load_codebook
     from rcblib.pruners import ClsSimilarityPruner, CodebookPruner, RandomPruner
+    from rcblib.tensors.geometry import check_integer
 
     n_seeds = check_integer("random-seeds", options.random_seeds, 0)
     ratios, cut_offs = options.retain_ratio, options.max_similarity
@@ -332,20 +311,6 @@ def _pruners(options: argparse.Namespace) -> dict[str, list[Pruner | None]]:
     return pruners
 
 
-def _scenes(options: argparse.Namespace) -> None:
-    from rcblib.datasets import SceneDataset, write_sample
-    from rcblib.scenes.coco import export_coco
-    from rcblib.scenes.generator import generate_scene
-
-    if options.n is None:
-        write_sample(options.folder)
-    else:
-        n = len(SceneDataset(options.split, options.n, seed=options.seed))
-        scenes = (generate_scene(options.seed, i, options.split) for i in range(n))
-        export_coco(scenes, options.folder, options.split)
-    print(f"scenes in {options.folder}")
-
-
 def _models(options: argparse.Namespace) -> None:
     from rcblib.mllm.loading import ADAPTERS, embedded_models
 
@@ -355,35 +320,11 @@ def _models(options: argparse.Namespace) -> None:
     print(f"supported model types, from a folder or the Hugging Face Hub: {', '.join(ADAPTERS)}")
 
 
-def _memory(options: argparse.Namespace) -> None:
-    from rcblib.footprint import GIB, STORAGES, ModelShape, generation, probing
-    from rcblib.geometry import check_integer
-    from rcblib.mllm.checkpoints import empty_model, picture_rows
-
-    for name in ("height", "width", "batch_size"):
-        check_integer(name, getattr(options, name), 1)
-    model = empty_model(options.model)
-    shape = ModelShape.from_model(model)
-    n_grids, n_rows = picture_rows(model, options.height, options.width)
-    common = {"n_grids": n_grids, "batch_size": options.batch_size}
-    needs = {}
-    for storage in STORAGES:
-        needs[f"{storage}, probe"] = probing(shape, storage, n_rows, **common)
-        needs[f"{storage}, generate"] = generation(
-            shape, storage, n_rows, retain_ratio=options.retain_ratio, **common
-        )
-    print(f"{shape.n_parameters / 1e9:.3f} billion parameters; grids of a picture: {n_grids}, rows: {n_rows}")
-    print(f"{'GiB':24}{'weights':>10}{'cache':>10}{'activations':>14}{'all':>10}")
-    for job, need in needs.items():
-        sizes = [size / GIB for size in (need.weights, need.cache, need.activations, need.total)]
-        print(f"{job:24}" + "{:10.2f}{:10.2f}{:14.2f}{:10.2f}".format(*sizes))
-
-
 def _info(options: argparse.Namespace) -> None:
-    from rcblib.codebook_files import embedded_codebooks
+    from rcblib.codebook.files import embedded_codebooks
+    from rcblib.codebook.released import released_registry
     from rcblib.mllm.loading import embedded_models
-    from rcblib.released import released_registry
-    from rcblib.runs import project_root, provenance
+    from rcblib.runs.provenance import project_root, provenance
 
     for name, value in provenance().items():
         print(f"{name}: {value}")

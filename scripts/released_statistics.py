@@ -9,11 +9,12 @@ import argparse
 import warnings
 from pathlib import Path
 
-from rcblib.codebook import Codebook
-from rcblib.codebook_statistics import codebook_statistics
+from rcblib.codebook.codebook import Codebook
+from rcblib.codebook.released import load_released_tensor, released_registry
+from rcblib.codebook.statistics import codebook_statistics
 from rcblib.records import CodebookError
-from rcblib.released import load_released_tensor, released_registry
-from rcblib.runs import file_sha256, project_root, provenance, write_json
+from rcblib.runs.files import file_sha256, write_json
+from rcblib.runs.provenance import project_root, provenance
 
 
 def describe_codebook(codebook: Codebook) -> dict:

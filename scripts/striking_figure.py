@@ -14,10 +14,11 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 
 from rcblib import load_model, probe
-from rcblib.datasets import SceneDataset
-from rcblib.figures import heat_map, use_style, word_map
+from rcblib.reading.figures.maps import heat_map, word_map
+from rcblib.reading.figures.style import use_style
 from rcblib.records import Sample
-from rcblib.runs import project_root, provenance
+from rcblib.runs.provenance import project_root, provenance
+from worlds.datasets import SceneDataset
 
 DESTINATION = Path("book/figures/striking.png")
 

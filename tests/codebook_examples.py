@@ -3,9 +3,9 @@
 import numpy as np
 import torch
 
-from rcblib.codebook import Codebook
-from rcblib.criterion import CodebookCriterion
-from rcblib.selection import build_codebook
+from rcblib.codebook.build import build_codebook
+from rcblib.codebook.codebook import Codebook
+from rcblib.codebook.criterion import CodebookCriterion
 
 DIMENSION = 6
 CENTRES = torch.eye(DIMENSION) * 2

@@ -9,7 +9,7 @@ import nbformat
 import pandas as pd
 import pytest
 
-from rcblib.figures import inline_chart
+from rcblib.reading.figures.charts import inline_chart
 from tools.check_site import check_site
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import yaml
 
-from rcblib.claims import Claim, Rule, claims_table, combine, read_claims
+from rcblib.reading.claims import Claim, Rule, claims_table, combine, read_claims
 from rcblib.records import ParameterError
 
 CLAIMS = Path(__file__).resolve().parents[1] / "data" / "claims.yml"

@@ -10,11 +10,11 @@ import tiny
 
 from rcblib import __version__
 from rcblib.__main__ import main
-from rcblib.codebook import Codebook
-from rcblib.datasets import CocoDataset
-from rcblib.geometry import paper_ranks
-from rcblib.probe import read_probe
-from rcblib.training import recipe
+from rcblib.codebook.codebook import Codebook
+from rcblib.data.coco import CocoDataset
+from rcblib.probe.store import read_probe
+from rcblib.tensors.geometry import paper_ranks
+from worlds.training import recipe
 
 COMMANDS = ["probe", "codebook", "evaluate", "scenes", "models", "memory", "train", "info"]
 

@@ -5,9 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rcblib import clustering
-from rcblib.clustering import NOISE_SCALE, dpc_knn
 from rcblib.records import ParameterError
+from rcblib.tensors import clustering
+from rcblib.tensors.clustering import NOISE_SCALE, dpc_knn
 
 
 def blobs(n_blobs, n_each, d=8, seed=0):

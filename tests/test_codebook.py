@@ -7,7 +7,7 @@ import torch
 from codebook_examples import sample_codebook
 from messages import one_line
 
-from rcblib.codebook import Codebook
+from rcblib.codebook.codebook import Codebook
 from rcblib.records import CodebookError
 
 

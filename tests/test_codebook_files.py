@@ -8,7 +8,7 @@ import torch
 from codebook_examples import SMALL, flip_byte, recurring_world, sample_codebook
 from messages import one_line
 
-from rcblib.codebook import Codebook
+from rcblib.codebook.codebook import Codebook
 from rcblib.records import ChecksumError, CodebookError, ParameterError
 
 

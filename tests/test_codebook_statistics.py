@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from rcblib.codebook import Codebook
-from rcblib.codebook_statistics import codebook_statistics
-from rcblib.criterion import PRESETS
+from rcblib.codebook.codebook import Codebook
+from rcblib.codebook.criterion import PRESETS
+from rcblib.codebook.released import load_released_tensor, released_registry
+from rcblib.codebook.statistics import codebook_statistics
 from rcblib.records import ParameterError
-from rcblib.released import load_released_tensor, released_registry
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

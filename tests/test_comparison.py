@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rcblib.comparison import (
+from rcblib.reading.comparison import (
     ALL_TASKS,
     advantage_table,
     average_seeds,

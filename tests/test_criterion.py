@@ -8,7 +8,7 @@ import pytest
 import torch
 from messages import one_line
 
-from rcblib.criterion import FAMILY_PRESETS, N_PUBLISHED_IMAGES, PRESETS, CodebookCriterion
+from rcblib.codebook.criterion import FAMILY_PRESETS, N_PUBLISHED_IMAGES, PRESETS, CodebookCriterion
 from rcblib.records import ParameterError
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -12,35 +12,20 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from rcblib.datasets import (
-    POPE_SUBSETS,
-    SAMPLE_SIZES,
-    CocoDataset,
-    GroupDataset,
-    PhotoFolder,
-    PhotoGroup,
-    SceneDataset,
-    VideoDataset,
-    VideoFile,
-    _upright_frame,
-    as_rgb,
-    images_for,
-    object_coverage,
-    open_dataset,
-    open_images,
-    questions_for,
-    read_image,
-    visible_box,
-    write_sample,
-)
-from rcblib.geometry import patch_coverage
+from rcblib.data.choices import read_options
+from rcblib.data.coco import CocoDataset
+from rcblib.data.coverage import object_coverage, visible_box
+from rcblib.data.opening import images_for, open_dataset, open_images
+from rcblib.data.photos import PhotoFolder, PhotoGroup, as_rgb, read_image
+from rcblib.data.questions import POPE_SUBSETS, TASKS, questions_for
+from rcblib.data.video import VideoFile, _upright_frame
 from rcblib.records import ImageError, ParameterError, Sample, SceneObject, SequenceSample
-from rcblib.scenes.choices import read_options
-from rcblib.scenes.coco import encode_mask, export_coco
-from rcblib.scenes.generator import SceneConfig, generate_scene
-from rcblib.scenes.groups import GROUP_KINDS, generate_group, group_questions
-from rcblib.scenes.questions import TASKS
-from rcblib.scenes.video import VIDEO_KINDS, generate_video, video_questions
+from rcblib.tensors.geometry import patch_coverage
+from worlds.datasets import SAMPLE_SIZES, GroupDataset, SceneDataset, VideoDataset, write_sample
+from worlds.scenes.coco import encode_mask, export_coco
+from worlds.scenes.generator import SceneConfig, generate_scene
+from worlds.scenes.groups import GROUP_KINDS, generate_group, group_questions
+from worlds.scenes.video import VIDEO_KINDS, generate_video, video_questions
 
 SHIPPED = Path(__file__).resolve().parents[1] / "data" / "scenes"
 

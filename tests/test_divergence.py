@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rcblib.divergence import combined_influence, divergence, entropy, top1_probability
 from rcblib.records import ParameterError
+from rcblib.tensors.divergence import combined_influence, divergence, entropy, top1_probability
 
 P = torch.tensor([0.9, 0.1]).log()
 Q = torch.tensor([0.5, 0.5]).log()

@@ -9,9 +9,10 @@ import tiny
 import torch
 from pycocotools.mask import encode
 
-from rcblib.codebook import Codebook
-from rcblib.evaluate import evaluate, evaluate_grid, latency_and_memory
-from rcblib.metrics import score_predictions
+from rcblib.codebook.codebook import Codebook
+from rcblib.evaluate.grid import evaluate, evaluate_grid
+from rcblib.evaluate.metrics import score_predictions
+from rcblib.evaluate.timing import latency_and_memory
 from rcblib.mllm import ADAPTERS, adapter_for
 from rcblib.pruners import ClsSimilarityPruner, CodebookPruner, RandomPruner
 from rcblib.records import (
@@ -23,7 +24,7 @@ from rcblib.records import (
     SceneObject,
     SequenceSample,
 )
-from rcblib.scoring import redundancy_scores
+from rcblib.tensors.scoring import redundancy_scores
 
 N_IMAGES = 3
 N_NEW = 4

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from rcblib import figures
+from rcblib.reading.statistics import Estimate
 from rcblib.records import ParameterError
-from rcblib.statistics import Estimate
 
 GRID = (3, 4)
 

@@ -5,7 +5,8 @@ import tiny
 import torch
 from transformers import AutoModelForImageTextToText
 
-from rcblib.footprint import (
+from benchmarks.checkpoints import CHECKPOINTS, checkpoint_config, empty_model, narrow_config, picture_rows
+from benchmarks.footprint import (
     CARDS,
     STORAGES,
     Footprint,
@@ -22,14 +23,7 @@ from rcblib.footprint import (
     weight_bytes,
 )
 from rcblib.mllm import adapter_for
-from rcblib.mllm.checkpoints import (
-    CHECKPOINTS,
-    checkpoint_config,
-    empty_model,
-    narrow_config,
-    picture_rows,
-)
-from rcblib.probe import probe
+from rcblib.probe.run import probe
 from rcblib.records import ONE_WORD_QUESTION, ParameterError, UnsupportedModelError
 
 PUBLISHED = dict(zip(CHECKPOINTS, (7.06, 13.35, 8.36, 8.03), strict=True))

@@ -4,7 +4,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rcblib.geometry import (
+from rcblib.records import ParameterError
+from rcblib.tensors.geometry import (
     check_features,
     check_grid,
     check_integer,
@@ -18,7 +19,6 @@ from rcblib.geometry import (
     rank_by_cls,
     window,
 )
-from rcblib.records import ParameterError
 
 SIDES = st.integers(3, 30)
 

@@ -7,9 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rcblib import held_out
-from rcblib.datasets import GroupDataset, SceneDataset, VideoDataset
-from rcblib.held_out import (
+from rcblib.data.questions import task_questions, yes_no_question
+from rcblib.records import ParameterError, Question, Sample, SceneObject, SequenceSample
+from worlds import held_out
+from worlds.datasets import GroupDataset, SceneDataset, VideoDataset
+from worlds.held_out import (
     blind_scores,
     judge,
     likeliest_options,
@@ -17,10 +19,8 @@ from rcblib.held_out import (
     score_model,
     shuffle_images,
 )
-from rcblib.records import ParameterError, Question, Sample, SceneObject, SequenceSample
-from rcblib.scenes.groups import GROUP_KINDS
-from rcblib.scenes.questions import task_questions, yes_no_question
-from rcblib.scenes.video import VIDEO_KINDS
+from worlds.scenes.groups import GROUP_KINDS
+from worlds.scenes.video import VIDEO_KINDS
 
 SEQUENCE_NAMES = {
     "multi_image",

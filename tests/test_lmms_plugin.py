@@ -16,25 +16,20 @@ import PIL.Image
 import pytest
 import tiny
 
-from rcblib import lmms_plugin
-from rcblib.codebook import Codebook
-from rcblib.datasets import SceneDataset, questions_for
-from rcblib.evaluate import evaluate
-from rcblib.lmms_answers import AnswerFile
-from rcblib.lmms_plugin import ModelArguments, RcbModel, _ended, _generation_settings, _prompt
-from rcblib.lmms_runs import (
-    MAIN_METRICS,
-    TASKS_FOLDER,
-    missing_packages,
-    run_tasks,
-    score_results,
-    write_task,
-)
+from rcblib.codebook.codebook import Codebook
+from rcblib.data.questions import questions_for
+from rcblib.evaluate.grid import evaluate
+from rcblib.evaluate.lmms import plugin as lmms_plugin
+from rcblib.evaluate.lmms.answers import AnswerFile
+from rcblib.evaluate.lmms.plugin import ModelArguments, RcbModel, _ended, _generation_settings, _prompt
+from rcblib.evaluate.lmms.runs import MAIN_METRICS, TASKS_FOLDER, missing_packages, run_tasks, write_task
 from rcblib.lmms_tasks import utils
 from rcblib.mllm import adapter_for, load_model
 from rcblib.pruners import CodebookPruner, RandomPruner
+from rcblib.reading.benchmarks import score_results
 from rcblib.records import ParameterError, Question, SequenceSample, UnsupportedModelError
-from rcblib.runs import write_json
+from rcblib.runs.files import write_json
+from worlds.datasets import SceneDataset
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 MODEL = "llava-scenes"
@@ -417,7 +412,7 @@ def test_one_model_is_gone_before_the_next_is_loaded(local, monkeypatch):
         loaded.append(weakref.ref(model))
         return model, processor
 
-    monkeypatch.setattr("rcblib.lmms_plugin.load_model", load_alone)
+    monkeypatch.setattr("rcblib.evaluate.lmms.plugin.load_model", load_alone)
     for more in ({}, PRUNERS["codebook"], {}):
         run_tasks(["scenes_local"], arguments(**more), include_path=[local], limit=2)
     assert len(loaded) == 3 and loaded[-1]() is None
@@ -497,7 +492,7 @@ def test_a_template_that_begins_the_text_itself_is_not_begun_twice(local, monkey
         return model, processor
 
     plain = run_tasks(["scenes_local"], arguments(), include_path=[local], limit=2)
-    monkeypatch.setattr("rcblib.lmms_plugin.load_model", load_with_such_a_template)
+    monkeypatch.setattr("rcblib.evaluate.lmms.plugin.load_model", load_with_such_a_template)
     found = run_tasks(["scenes_local"], arguments(), include_path=[local], limit=2)
     assert sum(firsts, []) == [1, 1]
     pd.testing.assert_frame_equal(found, plain)
@@ -572,7 +567,7 @@ def test_a_model_in_parts_answers_as_a_whole_one(local, tmp_path, monkeypatch):
         assert model.device.type == "meta"
         return model, processor
 
-    monkeypatch.setattr("rcblib.lmms_plugin.load_model", load_in_parts)
+    monkeypatch.setattr("rcblib.evaluate.lmms.plugin.load_model", load_in_parts)
     parts = run_tasks(["scenes_local"], arguments(), include_path=[local])
     pd.testing.assert_frame_equal(parts, whole)
 
@@ -598,7 +593,7 @@ def test_several_processes_share_the_questions_and_give_the_answers_of_one(local
     settings = arguments(**PRUNERS["codebook"], counts_file=str(tmp_path / "counts.json"))
     script = tmp_path / "run.py"
     script.write_text(
-        "from rcblib.lmms_runs import run_tasks\n"
+        "from rcblib.evaluate.lmms.runs import run_tasks\n"
         f"table = run_tasks(['scenes_local'], {settings}, include_path=[{str(local)!r}], folder={str(tmp_path)!r})\n"
         "print('rows', len(table), flush=True)\n",
         encoding="utf-8",
@@ -621,7 +616,7 @@ def test_a_process_whose_answers_are_all_cached_does_not_keep_the_other_waiting(
     script.write_text(
         "from lmms_eval.evaluator import simple_evaluate\n"
         "from lmms_eval.tasks import TaskManager\n"
-        "from rcblib.lmms_plugin import RcbModel\n"
+        "from rcblib.evaluate.lmms.plugin import RcbModel\n"
         f"model = RcbModel(**{arguments()})\n"
         "for limit in (1, 2):\n"
         "    report = simple_evaluate(\n"

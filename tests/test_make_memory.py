@@ -7,8 +7,8 @@ from pathlib import Path
 
 import tiny
 
-from rcblib.mllm.checkpoints import CHECKPOINTS
-from rcblib.runs import read_json
+from benchmarks.checkpoints import CHECKPOINTS
+from rcblib.runs.files import read_json
 from tools import make_memory
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rcblib.metrics import (
+from rcblib.evaluate.metrics import (
     caption_objects,
     caption_scores,
     caption_table,

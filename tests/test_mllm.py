@@ -6,11 +6,11 @@ import pytest
 import tiny
 import torch
 
-from rcblib.geometry import rank_by_cls
+from benchmarks.checkpoints import CHECKPOINTS, empty_model
 from rcblib.mllm import adapter_for, load_model
-from rcblib.mllm.checkpoints import CHECKPOINTS, empty_model
 from rcblib.mllm.loading import _dtype
 from rcblib.records import ONE_WORD_QUESTION, ParameterError, UnsupportedModelError
+from rcblib.tensors.geometry import rank_by_cls
 
 QUESTION = "What does this image show ?"
 

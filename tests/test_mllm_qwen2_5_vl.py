@@ -13,15 +13,16 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
 )
 
-from rcblib.codebook import Codebook
-from rcblib.criterion import preset_of
-from rcblib.evaluate import evaluate
+from benchmarks.checkpoints import picture_rows
+from rcblib.codebook.codebook import Codebook
+from rcblib.codebook.criterion import preset_of
+from rcblib.evaluate.grid import evaluate
 from rcblib.mllm import adapter_for, load_model
-from rcblib.mllm.checkpoints import picture_rows
-from rcblib.probe import probe, view_pictures
+from rcblib.probe.pictures import view_pictures
+from rcblib.probe.run import probe
 from rcblib.pruners import CodebookPruner, RandomPruner
 from rcblib.records import ONE_WORD_QUESTION, ParameterError, Question, Sample, UnsupportedModelError
-from rcblib.scoring import keep_indices, redundancy_scores
+from rcblib.tensors.scoring import keep_indices, redundancy_scores
 
 SIZES = [(100, 60), (40, 130), (90, 90)]  # width and height in pixels
 GRIDS = [(2, 4), (5, 1), (3, 3)]  # tokens of 28 x 28 pixels, at most nine

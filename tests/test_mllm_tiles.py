@@ -12,8 +12,8 @@ from transformers import (
     LlavaOnevisionForConditionalGeneration,
 )
 
+from benchmarks.checkpoints import CHECKPOINTS, empty_model
 from rcblib.mllm import adapter_for, load_model
-from rcblib.mllm.checkpoints import CHECKPOINTS, empty_model
 from rcblib.records import (
     NEWLINE,
     ONE_WORD_QUESTION,

@@ -8,20 +8,13 @@ from safetensors.torch import save_file
 from test_held_out import SEQUENCE_NAMES
 from test_training import NAMES, TINY, shrunken
 
-from rcblib import model_card
-from rcblib.held_out import score_model
 from rcblib.mllm import load_model
-from rcblib.model_card import (
-    count_parameters,
-    history_table,
-    main,
-    stage_table,
-    weights_digest,
-    write_card,
-)
 from rcblib.records import ParameterError
-from rcblib.runs import project_root
-from rcblib.training.recipe import (
+from rcblib.runs.provenance import project_root
+from worlds import model_card
+from worlds.held_out import score_model
+from worlds.model_card import count_parameters, history_table, main, stage_table, weights_digest, write_card
+from worlds.training.recipe import (
     LLAVA_NEXT_SCENES,
     LLAVA_ONEVISION_SCENES,
     LLAVA_SCENES,
@@ -115,7 +108,7 @@ class TestCard:
         )
         assert rows["| about a video"].endswith("| 0.80 (0.60) | yes |")
         assert rows["| counting over images"].endswith("| 0.300 | 0.300 |  |  |")
-        assert "`python -m rcblib.model_card --model llava-onevision-scenes --split <split>`" in text
+        assert "`python -m worlds card --model llava-onevision-scenes --split <split>`" in text
         assert "videos=[frames]" in text and "Three baselines see no picture at all" in text
 
     @pytest.mark.parametrize("recipe", [LLAVA_SCENES, LLAVA_NEXT_SCENES, LLAVA_ONEVISION_SCENES])

@@ -14,7 +14,7 @@ import tiny
 import torch
 from tiny_qwen import tiny_qwen
 
-from rcblib.codebook import Codebook
+from rcblib.codebook.codebook import Codebook
 from tools.notebook_list import read_notebook_list
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -13,15 +13,15 @@ import tiny
 import torch
 from safetensors import safe_open
 
-from rcblib.clustering import NOISE_SCALE, dpc_knn
-from rcblib.codebook import Codebook
-from rcblib.divergence import divergence, top1_probability
-from rcblib.geometry import cosine_to_cls, pool_frames, rank_by_cls, window
+from rcblib.codebook.codebook import Codebook
 from rcblib.mllm import adapter_for
-from rcblib.perturb import global_inputs, region_inputs, replace_tokens, single_token_inputs
+from rcblib.probe.perturbation import global_inputs, region_inputs, replace_tokens, single_token_inputs
 from rcblib.pruners import CodebookPruner
 from rcblib.records import NEWLINE, EncodedImage, Packing, VisualView
-from rcblib.scoring import keep_indices, redundancy_scores
+from rcblib.tensors.clustering import NOISE_SCALE, dpc_knn
+from rcblib.tensors.divergence import divergence, top1_probability
+from rcblib.tensors.geometry import cosine_to_cls, pool_frames, rank_by_cls, window
+from rcblib.tensors.scoring import keep_indices, redundancy_scores
 
 PARITY = Path(__file__).resolve().parents[1].parent / "shared" / "parity"
 CODEBOOK_FILES = {"llava15": "llava-1.5-7b.pt", "llavaov": "llava-onevision-qwen2-7b-ov.pt"}

@@ -7,10 +7,10 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from rcblib.clustering import dpc_knn
-from rcblib.codebook import Codebook
-from rcblib.criterion import CodebookCriterion
-from rcblib.selection import build_codebook
+from rcblib.codebook.build import build_codebook
+from rcblib.codebook.codebook import Codebook
+from rcblib.codebook.criterion import CodebookCriterion
+from rcblib.tensors.clustering import dpc_knn
 
 
 def read_case(folder, name):

@@ -3,9 +3,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rcblib.geometry import window
-from rcblib.perturb import global_inputs, region_inputs, replace_tokens, single_token_inputs
+from rcblib.probe.perturbation import global_inputs, region_inputs, replace_tokens, single_token_inputs
 from rcblib.records import ParameterError
+from rcblib.tensors.geometry import window
 
 PAD = torch.tensor([-1.0, -2.0])
 

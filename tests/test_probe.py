@@ -18,21 +18,17 @@ import torch
 from pycocotools.mask import encode
 from transformers import LlavaForConditionalGeneration
 
-from rcblib.divergence import divergence, entropy, top1_probability
-from rcblib.geometry import paper_ranks, window
+from rcblib.data.opening import world_note
 from rcblib.mllm import ADAPTERS, adapter_for
-from rcblib.probe import (
-    ProbeConfig,
-    model_fingerprint,
-    probe,
-    probe_dataset,
-    read_probe,
-    shared_probe,
-    view_pictures,
-    world_note,
-)
+from rcblib.mllm.fingerprint import model_fingerprint
+from rcblib.probe.config import ProbeConfig
+from rcblib.probe.pictures import view_pictures
+from rcblib.probe.run import probe
+from rcblib.probe.store import probe_dataset, read_probe, shared_probe
 from rcblib.records import ONE_WORD_QUESTION, ImageError, ParameterError, Sample, SceneObject
-from rcblib.runs import read_table
+from rcblib.runs.files import read_table
+from rcblib.tensors.divergence import divergence, entropy, top1_probability
+from rcblib.tensors.geometry import paper_ranks, window
 
 QUESTION = ONE_WORD_QUESTION
 ARTICLE_SEED = 7

@@ -11,22 +11,15 @@ import torch
 from PIL import Image
 from pycocotools.mask import encode
 
-from rcblib.datasets import VideoFile
-from rcblib.divergence import divergence, entropy, top1_probability
-from rcblib.geometry import paper_ranks, window
+from rcblib.data.opening import world_note
+from rcblib.data.samples import load_pictures, sample_identity
+from rcblib.data.video import VideoFile
 from rcblib.mllm import ADAPTERS, adapter_for
-from rcblib.probe import (
-    ProbeConfig,
-    codebook_positions,
-    load_pictures,
-    probe,
-    probe_dataset,
-    read_probe,
-    sample_identity,
-    view_coverage,
-    view_pictures,
-    world_note,
-)
+from rcblib.probe.config import ProbeConfig, codebook_positions
+from rcblib.probe.pictures import view_coverage, view_pictures
+from rcblib.probe.run import probe
+from rcblib.probe.store import probe_dataset, read_probe
+from rcblib.reading.signals import lower_half
 from rcblib.records import (
     ONE_WORD_QUESTION,
     ImageError,
@@ -36,8 +29,9 @@ from rcblib.records import (
     SequenceSample,
     UnsupportedModelError,
 )
-from rcblib.runs import read_table
-from rcblib.signals import lower_half
+from rcblib.runs.files import read_table
+from rcblib.tensors.divergence import divergence, entropy, top1_probability
+from rcblib.tensors.geometry import paper_ranks, window
 
 TILED_SEED, ONEVISION_SEED = 2, 1
 """Of tiny models whose answers depend much on single windows; the second answers with an article to whole photos."""

@@ -5,9 +5,9 @@ import pytest
 import tiny
 import torch
 
-from rcblib.codebook import Codebook
+from rcblib.codebook.codebook import Codebook
 from rcblib.mllm import adapter_for
-from rcblib.prototypes import (
+from rcblib.reading.prototypes import (
     central_prototype,
     codebook_agreement,
     coverage_of_kept,

@@ -9,12 +9,12 @@ import tiny
 import torch
 from transformers import GenerationConfig
 
-from rcblib.codebook import Codebook
+from benchmarks.checkpoints import CHECKPOINTS, empty_model
+from rcblib.codebook.codebook import Codebook
 from rcblib.mllm import adapter_for
-from rcblib.mllm.checkpoints import CHECKPOINTS, empty_model
 from rcblib.pruners import ClsSimilarityPruner, CodebookPruner, Pruner, RandomPruner
 from rcblib.records import ONE_WORD_QUESTION, CodebookError, ParameterError, UnsupportedModelError
-from rcblib.scoring import redundancy_scores
+from rcblib.tensors.scoring import redundancy_scores
 
 PROMPTS = [
     "USER: <image>\nWhat does this image show ? ASSISTANT:",

@@ -7,12 +7,12 @@ import pytest
 import tiny
 import torch
 
-from rcblib.codebook import Codebook
-from rcblib.evaluate import evaluate
+from rcblib.codebook.codebook import Codebook
+from rcblib.evaluate.grid import evaluate
 from rcblib.mllm import adapter_for
 from rcblib.pruners import ClsSimilarityPruner, CodebookPruner, RandomPruner
 from rcblib.records import ParameterError, Question, Sample
-from rcblib.scoring import keep_indices, redundancy_scores
+from rcblib.tensors.scoring import keep_indices, redundancy_scores
 
 SIZES = [(40, 31), (24, 24), (20, 90), (30, 100)]
 NEXT_PROMPTS = [

@@ -14,11 +14,11 @@ import torch
 from codebook_examples import flip_byte, sample_codebook
 from messages import one_line
 
-from rcblib.codebook import Codebook, load_codebook
-from rcblib.criterion import PRESETS
+from rcblib.codebook.codebook import Codebook, load_codebook
+from rcblib.codebook.criterion import PRESETS
+from rcblib.codebook.released import load_released_tensor, released_registry
 from rcblib.records import ChecksumError, CodebookError
-from rcblib.released import load_released_tensor, released_registry
-from rcblib.scoring import keep_indices
+from rcblib.tensors.scoring import keep_indices
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

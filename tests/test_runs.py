@@ -19,29 +19,27 @@ from messages import one_line
 
 from rcblib import runs
 from rcblib.records import ParameterError
-from rcblib.runs import (
+from rcblib.runs.files import (
     atomic_path,
     atomic_write,
-    bounded,
-    cached_table,
-    check_fields,
     config_hash,
     file_sha256,
     first_line,
-    notebook_config,
-    project_root,
-    provenance,
     read_json,
     read_table,
-    reject_unknown_parameters,
-    results_table,
-    set_up,
     to_plain,
-    validate_parameters,
     write_json,
-    write_results,
     write_table,
 )
+from rcblib.runs.parameters import (
+    bounded,
+    check_fields,
+    notebook_config,
+    reject_unknown_parameters,
+    validate_parameters,
+)
+from rcblib.runs.provenance import project_root, provenance, set_up
+from rcblib.runs.results import cached_table, results_table, write_results
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -11,18 +11,18 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
+from rcblib.data import questions
+from rcblib.data.questions import COUNT_WORDS, DIGITS
 from rcblib.records import ONE_WORD_QUESTION, ParameterError
-from rcblib.scenes import generator, questions
-from rcblib.scenes.coco import encode_mask, export_coco, scene_sample
-from rcblib.scenes.generator import SPLITS, SceneConfig, generate_scene, shape_mask
-from rcblib.scenes.language import all_texts
-from rcblib.scenes.vocabulary import (
+from worlds.scenes import generator
+from worlds.scenes.coco import encode_mask, export_coco, scene_sample
+from worlds.scenes.generator import SPLITS, SceneConfig, generate_scene, shape_mask
+from worlds.scenes.language import all_texts
+from worlds.scenes.vocabulary import (
     BACKGROUNDS,
     CATEGORIES,
     COLOR_NAMES,
     COLORS,
-    COUNT_WORDS,
-    DIGITS,
     SHAPES,
     category_weights,
     co_occurrence,

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rcblib.records import CodebookError, ParameterError
-from rcblib.scoring import RULES, calibrate_max_similarity, keep_indices, redundancy_scores
+from rcblib.tensors.scoring import RULES, calibrate_max_similarity, keep_indices, redundancy_scores
 
 TOKENS = torch.tensor([[3.0, 0.0], [0.0, 2.0], [1.0, 1.0], [-1.0, 0.0], [0.0, 0.0]])
 PROTOTYPES = torch.tensor([[5.0, 0.0], [0.0, 0.1]])

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from messages import one_line
 
-from rcblib.criterion import PRESETS, CodebookCriterion
+from rcblib.codebook.build import build_codebook
+from rcblib.codebook.criterion import PRESETS, CodebookCriterion
 from rcblib.records import CodebookError, ParameterError
-from rcblib.selection import build_codebook
 
 
 def test_keeps_small_recurring_clusters_in_order():

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rcblib.data.choices import LETTERS, NUMBER_WORDS, draw_options, multiple_choice, read_options
 from rcblib.records import ParameterError
-from rcblib.scenes.choices import LETTERS, NUMBER_WORDS, draw_options, multiple_choice, read_options
-from rcblib.scenes.generator import SPLITS, generate_scene
-from rcblib.scenes.groups import (
+from worlds.scenes.generator import SPLITS, generate_scene
+from worlds.scenes.groups import (
     GROUP_KINDS,
     NO_IMAGE,
     NOT_SHOWN,
@@ -23,17 +23,10 @@ from rcblib.scenes.groups import (
     group_questions,
     total_words,
 )
-from rcblib.scenes.language import all_texts
-from rcblib.scenes.video import (
-    DIRECTIONS,
-    VIDEO_KINDS,
-    Video,
-    frame_times,
-    generate_video,
-    video_questions,
-)
-from rcblib.scenes.vocabulary import CATEGORIES, COLOR_NAMES
-from rcblib.training.vision import patch_owners
+from worlds.scenes.language import all_texts
+from worlds.scenes.video import DIRECTIONS, VIDEO_KINDS, Video, frame_times, generate_video, video_questions
+from worlds.scenes.vocabulary import CATEGORIES, COLOR_NAMES
+from worlds.training.vision import patch_owners
 
 SHIPPED = Path(__file__).resolve().parents[1] / "data" / "models" / "llava-scenes"
 SEEDS = st.integers(0, 2**32)
@@ -520,7 +513,7 @@ def test_the_vocabulary_is_that_of_the_shipped_model():
 
 
 def test_no_word_is_unknown_to_the_tokenizer(asked):
-    from rcblib.mllm.embedded import build_tokenizer
+    from worlds.models import build_tokenizer
 
     tokenizer = build_tokenizer(all_texts())
     for items in asked.values():

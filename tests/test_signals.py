@@ -5,9 +5,7 @@ import pandas as pd
 import pytest
 from messages import one_line
 
-from rcblib.geometry import window
-from rcblib.records import ParameterError, Sample, SceneObject, SequenceSample
-from rcblib.signals import (
+from rcblib.reading.signals import (
     area_table,
     as_estimates,
     attention_columns,
@@ -24,7 +22,9 @@ from rcblib.signals import (
     with_mean_attention,
     without_copies,
 )
-from rcblib.statistics import Estimate
+from rcblib.reading.statistics import Estimate
+from rcblib.records import ParameterError, Sample, SceneObject, SequenceSample
+from rcblib.tensors.geometry import window
 
 
 def generator(seed=0):

@@ -8,9 +8,8 @@ from hypothesis import strategies as st
 from scipy.stats import kendalltau, spearmanr
 from sklearn.metrics import roc_auc_score
 
-from rcblib import statistics
-from rcblib.records import ParameterError
-from rcblib.statistics import (
+from rcblib.reading import statistics
+from rcblib.reading.statistics import (
     Estimate,
     kendall,
     mean_interval,
@@ -22,6 +21,7 @@ from rcblib.statistics import (
     spearman,
     wilson_interval,
 )
+from rcblib.records import ParameterError
 
 
 @pytest.fixture

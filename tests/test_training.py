@@ -18,18 +18,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 from rcblib.mllm import load_model
-from rcblib.mllm.embedded import (
-    IMAGE_ID,
-    build_clip,
-    build_llm,
-    build_mllm,
-    build_processor,
-    build_tokenizer,
-)
 from rcblib.records import ONE_WORD_QUESTION, ParameterError, Question
-from rcblib.scenes.generator import SceneConfig, generate_scene
-from rcblib.scenes.language import all_texts
-from rcblib.training.language import (
+from worlds.models import IMAGE_ID, build_clip, build_llm, build_mllm, build_processor, build_tokenizer
+from worlds.scenes.generator import SceneConfig, generate_scene
+from worlds.scenes.language import all_texts
+from worlds.training.language import (
     IGNORED,
     LanguageBatches,
     Packer,
@@ -39,9 +32,9 @@ from rcblib.training.language import (
     block_mask,
     training_questions,
 )
-from rcblib.training.loop import LoopConfig, make_optimizers, rate_at, run_stage
-from rcblib.training.muon import Muon, orthogonalize
-from rcblib.training.recipe import (
+from worlds.training.loop import LoopConfig, make_optimizers, rate_at, run_stage
+from worlds.training.muon import Muon, orthogonalize
+from worlds.training.recipe import (
     LLAVA_ONEVISION_SCENES,
     LLAVA_SCENES,
     Recipe,
@@ -51,7 +44,7 @@ from rcblib.training.recipe import (
     keep_weights,
     run_stages,
 )
-from rcblib.training.vision import (
+from worlds.training.vision import (
     BACKGROUND,
     ClipTrainer,
     VisionBatches,
@@ -523,9 +516,9 @@ class TestRecipe:
 KILLED_RUN = """
 import os, signal, sys
 from pathlib import Path
-import rcblib.training.language as language
+import worlds.training.language as language
 from tests.test_training import FIVE_STEPS
-from rcblib.training.recipe import run_stages
+from worlds.training.recipe import run_stages
 
 draw = language.LanguageBatches.__getitem__
 

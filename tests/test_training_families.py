@@ -8,16 +8,17 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from rcblib.mllm.embedded import IMAGE_ID, build_tokenizer
+from rcblib.data.choices import read_options
+from rcblib.data.questions import captions
 from rcblib.records import ParameterError, Question
-from rcblib.scenes.choices import read_options
-from rcblib.scenes.generator import SceneConfig, generate_scene
-from rcblib.scenes.groups import generate_group, group_questions
-from rcblib.scenes.language import all_texts
-from rcblib.scenes.questions import captions
-from rcblib.scenes.video import generate_video
-from rcblib.training.language import FORMS, IGNORED, LanguageBatches, Packer, PixelTrainer, answer_loss
-from rcblib.training.recipe import (
+from tests.test_training import TINY, Recorder, shrunken
+from worlds.models import IMAGE_ID, build_tokenizer
+from worlds.scenes.generator import SceneConfig, generate_scene
+from worlds.scenes.groups import generate_group, group_questions
+from worlds.scenes.language import all_texts
+from worlds.scenes.video import generate_video
+from worlds.training.language import FORMS, IGNORED, LanguageBatches, Packer, PixelTrainer, answer_loss
+from worlds.training.recipe import (
     LLAVA_NEXT_SCENES,
     LLAVA_ONEVISION_SCENES,
     RECIPES,
@@ -27,15 +28,14 @@ from rcblib.training.recipe import (
     find_stage,
     run_stages,
 )
-from rcblib.training.sequences import (
+from worlds.training.sequences import (
     SequenceBatches,
     drill_questions,
     open_question,
     practice_question,
     with_options,
 )
-from rcblib.training.transfer import adopt, identity_layers
-from tests.test_training import TINY, Recorder, shrunken
+from worlds.training.transfer import adopt, identity_layers
 
 TINY_NEXT = shrunken(LLAVA_NEXT_SCENES)
 TINY_NEXT = replace(TINY_NEXT, text=TINY_NEXT.text | {"num_key_value_heads": 1, "head_dim": 8})

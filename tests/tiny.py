@@ -27,7 +27,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from rcblib.mllm.checkpoints import (
+from benchmarks.checkpoints import (
     CHECKPOINTS,
     CLIP_L_336,
     LLAMA_3_8B,

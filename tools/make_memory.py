@@ -1,6 +1,6 @@
 """Write the tables of the page on memory: what each checkpoint takes, what fits on which card, and a check.
 
-All numbers come from `rcblib.footprint` at every build; the page ``book/memory.md`` includes the tables from
+All numbers come from `benchmarks.footprint` at every build; the page ``book/memory.md`` includes the tables from
 ``book/_build/memory/``.
 
     python tools/make_memory.py
@@ -19,7 +19,8 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from rcblib.footprint import (  # noqa: E402
+from benchmarks.checkpoints import CHECKPOINTS, empty_model, narrow_config, picture_rows  # noqa: E402
+from benchmarks.footprint import (  # noqa: E402
     CARDS,
     GIB,
     RESERVE,
@@ -35,7 +36,6 @@ from rcblib.footprint import (  # noqa: E402
     weight_bytes,
 )
 from rcblib.mllm import adapter_for  # noqa: E402
-from rcblib.mllm.checkpoints import CHECKPOINTS, empty_model, narrow_config, picture_rows  # noqa: E402
 
 HEIGHT, WIDTH = 480, 640
 """The picture of all tables, in pixels: a common size of COCO's photos."""

@@ -12,9 +12,9 @@ import PIL.Image
 import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from rcblib.geometry import check_integer
 from rcblib.mllm.placement import module_device
 from rcblib.records import NEWLINE, EncodedImage, ParameterError, UnsupportedModelError
+from rcblib.tensors.geometry import check_integer
 
 VisualTokens = torch.Tensor | Sequence[torch.Tensor]
 """``(n_i, d_model)`` rows for a prompt with one image, or one such tensor for each image of the prompt."""

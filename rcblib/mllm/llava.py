@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from transformers.models.clip.modeling_clip import CLIPAttention
 
-from rcblib.geometry import cosine_to_cls
 from rcblib.mllm.base import Adapter
 from rcblib.mllm.placement import module_device
 from rcblib.records import EncodedImage, ParameterError, UnsupportedModelError, VisualView
+from rcblib.tensors.geometry import cosine_to_cls
 
 
 class LlavaTypeAdapter(Adapter):

@@ -27,7 +27,7 @@ from rcblib.mllm.llava_onevision import LlavaOnevisionAdapter
 from rcblib.mllm.placement import outside_llm
 from rcblib.mllm.qwen2_5_vl import Qwen2_5_VLProcessor, Qwen25VLAdapter
 from rcblib.records import ParameterError, UnsupportedModelError
-from rcblib.runs import project_root
+from rcblib.runs.provenance import project_root
 
 ADAPTERS: dict[str, type[Adapter]] = {
     "llava": LlavaAdapter,

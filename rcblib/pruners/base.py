@@ -15,7 +15,7 @@ import torch
 
 from rcblib.mllm import Adapter, adapter_for
 from rcblib.records import LAYOUTS, EncodedImage, ParameterError, VisualView
-from rcblib.scoring import keep_indices
+from rcblib.tensors.scoring import keep_indices
 
 POSITION_IDS = ("auto", "renumbered", "kept")
 SCOPES = ("tile", "image", "video")

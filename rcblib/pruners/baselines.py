@@ -8,9 +8,9 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from rcblib.geometry import check_integer
 from rcblib.pruners.base import Pruner, PruningContext
 from rcblib.records import ParameterError
+from rcblib.tensors.geometry import check_integer
 
 
 @dataclass

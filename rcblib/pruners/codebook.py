@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 
 import torch
 
-from rcblib.codebook import Codebook
+from rcblib.codebook.codebook import Codebook
 from rcblib.mllm import Adapter
 from rcblib.pruners.base import Pruner, PruningContext
-from rcblib.scoring import redundancy_scores
+from rcblib.tensors.scoring import redundancy_scores
 
 FAMILY_RULES = {"llava": "max_cosine", "llava_next": "max_cosine", "llava_onevision": "double_softmax"}
 """Rule that the release uses with each family."""

@@ -1,0 +1,1 @@
+"""Select redundant prototypes, and keep them in files."""

@@ -1,0 +1,279 @@
+"""Keep a codebook as files, in a folder or on the Hugging Face Hub, and verify them when they are read."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rcblib.records import ChecksumError, CodebookError, ParameterError
+from rcblib.runs.files import atomic_write, first_line, read_json, write_json
+from rcblib.runs.provenance import project_root
+
+_FORMAT = 1
+
+_TENSOR_FILE, _DESCRIPTION_FILE, _CARD_FILE = "prototypes.safetensors", "codebook.json", "README.md"
+
+_FACTS = ("image_ids", "family", "positions", "metadata")
+
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+
+
+def codebooks_folder() -> Path | None:
+    """Return the project's ``codebooks/``; ``None`` where the library is used without the project."""
+    try:
+        return project_root() / "codebooks"
+    except ParameterError:
+        return None
+
+
+def embedded_codebooks() -> dict[str, Path]:
+    """List the codebooks that the project ships.
+
+    Returns
+    -------
+    dict
+        Name to folder, sorted by name; empty where the library is used without the project.
+    """
+    folder = codebooks_folder()
+    found = sorted(path.parent for path in folder.glob(f"*/{_DESCRIPTION_FILE}")) if folder else []
+    return {path.name: path for path in found}
+
+
+def find_codebook(name_or_path: str | os.PathLike, revision: str | None = None) -> Path:
+    """Find the folder of a codebook; from the Hugging Face Hub it is downloaded.
+
+    Parameters
+    ----------
+    name_or_path : str or path-like
+        Looked up in this order: a folder with ``codebook.json``, an embedded name, a Hub id ``owner/name``.
+    revision : str, optional
+        Branch, tag or commit on the Hub.
+
+    Returns
+    -------
+    pathlib.Path
+        A folder with ``codebook.json``.
+
+    Raises
+    ------
+    CodebookError
+        Where nothing is found.
+    """
+    name = str(name_or_path)
+    if (Path(name) / _DESCRIPTION_FILE).is_file():
+        return Path(name)
+    embedded = embedded_codebooks()
+    if name in embedded:
+        return embedded[name]
+    reason = ""
+    if _HUB_ID.fullmatch(name) and not Path(name).exists():
+        import huggingface_hub
+
+        try:
+            files = [_TENSOR_FILE, _DESCRIPTION_FILE, _CARD_FILE]
+            folder = huggingface_hub.snapshot_download(name, allow_patterns=files, revision=revision)
+        except (OSError, ValueError) as error:
+            reason = f", nor reachable on the Hub ({type(error).__name__})"
+        else:
+            if (Path(folder) / _DESCRIPTION_FILE).is_file():
+                return Path(folder)
+            reason = ", and the Hub repository of this name holds none"
+    names = ", ".join(embedded) or "none"
+    raise CodebookError(
+        f"codebook: {name!r} is no folder with {_DESCRIPTION_FILE}, no embedded name ({names}){reason}"
+    )
+
+
+def write_codebook(folder: str | os.PathLike, prototypes: torch.Tensor, facts: Mapping[str, Any]) -> Path:
+    """Write ``prototypes.safetensors``, ``codebook.json`` and a card into a folder.
+
+    Parameters
+    ----------
+    folder : path-like
+        Made where it is missing; earlier files of these names are replaced.
+    prototypes : torch.Tensor
+        ``(n_prototypes, d_model)``.
+    facts : Mapping
+        ``image_ids``, ``family``, ``positions`` and ``metadata``, as `Codebook` holds them.
+
+    Returns
+    -------
+    pathlib.Path
+        The folder. Without the sha256 that ``codebook.json`` states the prototypes do not load.
+    """
+    import safetensors.torch
+
+    folder = Path(folder)
+    data = safetensors.torch.save({"prototypes": prototypes.cpu().contiguous()})
+    description = {
+        "format": _FORMAT,
+        "family": facts["family"],
+        "shape": list(prototypes.shape),
+        "dtype": str(prototypes.dtype).removeprefix("torch."),
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "image_ids": facts["image_ids"],
+        "positions": facts["positions"],
+        "metadata": facts["metadata"],
+    }
+    atomic_write(folder / _TENSOR_FILE, data)
+    write_json(folder / _DESCRIPTION_FILE, description)
+    atomic_write(folder / _CARD_FILE, _card(description))
+    return folder
+
+
+def read_codebook(folder: str | os.PathLike) -> tuple[torch.Tensor, dict[str, Any]]:
+    """Read and verify what `write_codebook` wrote.
+
+    Returns
+    -------
+    tuple
+        ``(prototypes, facts)``, the facts as stored.
+
+    Raises
+    ------
+    CodebookError
+        Where a file is missing or damaged, or the tensor is not the one that is described.
+    ChecksumError
+        Where the prototypes' sha256 is not the one that ``codebook.json`` states.
+    """
+    import safetensors
+    import safetensors.torch
+
+    folder = Path(folder)
+    try:
+        description = read_json(folder / _DESCRIPTION_FILE)
+        if description["format"] != _FORMAT:
+            raise CodebookError(f"{_DESCRIPTION_FILE}: format {description['format']!r}; accepted: {_FORMAT}")
+        facts = {key: description[key] for key in _FACTS}
+        expected, shape, dtype = (description[key] for key in ("sha256", "shape", "dtype"))
+    except (ParameterError, KeyError, TypeError) as error:
+        line = f"lacks {error}" if isinstance(error, KeyError) else "is no valid description"
+        raise CodebookError(f"codebook {folder.name!r}: {_DESCRIPTION_FILE} {line}") from None
+    try:
+        data = (folder / _TENSOR_FILE).read_bytes()
+    except OSError as error:
+        raise CodebookError(f"codebook {folder.name!r}: {_TENSOR_FILE}: {error.strerror}") from None
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != expected:
+        raise ChecksumError(
+            f"codebook {folder.name!r}: {_TENSOR_FILE} has sha256 {digest}, "
+            f"{_DESCRIPTION_FILE} states {expected}"
+        )
+    try:
+        prototypes = safetensors.torch.load(data)["prototypes"]
+    except (safetensors.SafetensorError, KeyError) as error:
+        raise CodebookError(f"codebook {folder.name!r}: damaged ({first_line(error)})") from None
+    found = (list(prototypes.shape), str(prototypes.dtype).removeprefix("torch."))
+    if found != (shape, dtype):
+        raise CodebookError(f"codebook {folder.name!r}: holds {found}, its description says {(shape, dtype)}")
+    return prototypes, facts
+
+
+def check_hub_id(repo_id: str) -> None:
+    """Check the name of a repository on the Hugging Face Hub.
+
+    Raises
+    ------
+    ParameterError
+        Where it is not ``owner/name``.
+    """
+    if not _HUB_ID.fullmatch(repo_id):
+        raise ParameterError("repo_id", repo_id, "owner/name")
+
+
+def upload_codebook(
+    folder: str | os.PathLike,
+    repo_id: str,
+    *,
+    private: bool = False,
+    token: str | None = None,
+    commit_message: str | None = None,
+) -> str:
+    """Upload a codebook's folder to a model repository on the Hugging Face Hub.
+
+    Parameters
+    ----------
+    folder : path-like
+        As `write_codebook` wrote it.
+    repo_id, private, token, commit_message
+        As in `Codebook.push_to_hub`.
+
+    Returns
+    -------
+    str
+        Address of the commit.
+    """
+    import huggingface_hub
+
+    api = huggingface_hub.HfApi(token=token)
+    api.create_repo(repo_id, private=private, exist_ok=True)
+    return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=commit_message))
+
+
+def _card(description: Mapping[str, Any]) -> str:
+    """Write the card of a codebook: what it is, how it was made, its numbers, its licence."""
+    metadata = description["metadata"]
+    n_prototypes, d_model = description["shape"]
+    licence = metadata.get("licence") or "Apache-2.0"
+    lines = [
+        "---",
+        f"license: {licence.lower()}",
+        "tags: [multimodal, visual-tokens, token-pruning]",
+        "---",
+        f"# Redundancy codebook of {metadata.get('model') or metadata.get('name') or 'an unnamed model'}",
+        "",
+        "Visual tokens (rows that enter the LLM) that carry little information wherever they occur. A token",
+        "of another image that is close to one of them, by cosine, can be left out before the LLM.",
+        "",
+        "## Numbers",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| prototypes | {n_prototypes} of width {d_model}, torch.{description['dtype']} |",
+        f"| model family | {description['family'] or 'not recorded'} |",
+        f"| distinct images they come from | {len(set(description['image_ids'])) or 'not recorded'} |",
+    ]
+    selection = metadata.get("selection", {})
+    words = {
+        "n_images": "images probed",
+        "n_tokens": "tokens probed",
+        "n_low_information": "low-information tokens",
+        "n_after_stage_1": "of these in small per-image clusters",
+        "n_clusters_kept": "clusters that recur across images",
+        "images_per_cluster": "images per kept cluster",
+    }
+    lines += [f"| {text} | {selection[key]} |" for key, text in words.items() if key in selection]
+    lines += [f"| sha256 of `{_TENSOR_FILE}` | `{description['sha256']}` |", "", "## How it was made", ""]
+    if "criterion" in metadata:
+        lines += ["| criterion | value |", "|---|---|"]
+        lines += [f"| `{key}` | {value} |" for key, value in metadata["criterion"].items()]
+        lines += [""]
+    if "provenance" in metadata:
+        made = metadata["provenance"]
+        versions = ", ".join(f"{key} {made[key]}" for key in ("rcblib", "torch", "numpy"))
+        lines += [f"Built on {made['date'][:10]} with {versions}.", ""]
+    if metadata.get("source"):
+        lines += [f"Source: {metadata['source']}.", ""]
+    lines += [
+        "## Use",
+        "",
+        "```python",
+        "from rcblib import Codebook, CodebookPruner",
+        "",
+        'pruner = CodebookPruner(Codebook.from_pretrained("<this folder>"), retain_ratio=0.2)',
+        "with pruner(model):",
+        "    model.generate(**inputs)",
+        "```",
+        "",
+        "## Licence",
+        "",
+        f"{licence}.",
+        "",
+    ]
+    return "\n".join(lines)

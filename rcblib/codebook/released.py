@@ -1,0 +1,182 @@
+"""Download, verify and read the codebooks that the authors of the paper released."""
+
+from __future__ import annotations
+
+import dataclasses
+import http.client
+import os
+import pickle
+import urllib.request
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rcblib.codebook.criterion import PRESETS
+from rcblib.codebook.files import codebooks_folder
+from rcblib.records import ChecksumError, CodebookError
+from rcblib.runs.files import atomic_path, file_sha256, first_line, read_json
+
+
+def released_registry() -> dict[str, dict[str, Any]]:
+    """Read what is known of the released codebooks: model, address, shape, size and sha256, licence.
+
+    Returns
+    -------
+    dict
+        Name to entry, as in ``codebooks/registry.json``; unknown values are ``None``.
+
+    Raises
+    ------
+    CodebookError
+        Where the project's ``codebooks/`` is not at hand.
+    """
+    folder = codebooks_folder()
+    if folder is None or not (folder / "registry.json").is_file():
+        raise CodebookError("codebooks/registry.json: not found; set RCB_ROOT to the root of the project")
+    return read_json(folder / "registry.json")
+
+
+def read_released(
+    name_or_path: str | os.PathLike, cache_folder: str | os.PathLike | None = None
+) -> tuple[torch.Tensor, dict[str, Any]]:
+    """Read a released codebook, downloading and verifying it where it is named.
+
+    Parameters
+    ----------
+    name_or_path, cache_folder
+        As in `Codebook.from_released`, which also says what is raised and warned of.
+
+    Returns
+    -------
+    tuple
+        ``(prototypes, facts)``: the tensor as stored, and ``image_ids``, ``family`` and ``metadata``.
+    """
+    registry = released_registry()
+    name = str(name_or_path)
+    if name in registry:
+        folder = Path(cache_folder or os.environ.get("RCB_CACHE") or Path.home() / ".cache" / "rcblib") / name
+        path = _fetch(registry[name]["file"], folder)
+        ids_path = _fetch(registry[name]["image_ids"], folder)
+    else:
+        path = Path(name_or_path)
+        if not path.is_file():
+            raise CodebookError(f"codebook: {name!r} is no file and no released name ({', '.join(registry)})")
+        beside = (path.with_suffix(".json"), path.with_name(f"{path.stem}.image_ids.json"))
+        ids_path = next((candidate for candidate in beside if candidate.is_file()), None)
+    prototypes = load_released_tensor(path)
+    digest = file_sha256(path)
+    if name not in registry:
+        name = _registered_name(registry, path.name, digest, prototypes.shape)
+    entry = registry.get(name, {})
+    verified = digest == entry.get("file", {}).get("sha256")
+    if not verified:
+        # The line that is shown is the one that called `Codebook.from_released`.
+        warnings.warn(f"{path.name}: no sha256 is registered to verify it by; it has {digest}", stacklevel=3)
+    if entry and list(prototypes.shape) != entry["shape"]:
+        raise CodebookError(f"{path.name}: holds {tuple(prototypes.shape)}, registered is {entry['shape']}")
+    metadata = {
+        "name": name,
+        **{key: entry.get(key) for key in ("model", "n_images", "pruning", "licence", "source", "note")},
+        "file": path.name,
+        "sha256": digest,
+        "sha256_verified": verified,
+    }
+    if name in PRESETS:
+        metadata["criterion"] = dataclasses.asdict(PRESETS[name])
+    if entry.get("cluster_sizes"):
+        sizes = entry["cluster_sizes"]
+        metadata["clusters"] = [number for number, size in enumerate(sizes) for _ in range(size)]
+    image_ids = () if ids_path is None else _read_image_ids(ids_path)
+    return prototypes, {"image_ids": image_ids, "family": entry.get("family", ""), "metadata": metadata}
+
+
+def load_released_tensor(path: str | os.PathLike) -> torch.Tensor:
+    """Load a released ``.pt`` file that holds one tensor, without running code that it might hold.
+
+    Parameters
+    ----------
+    path : path-like
+        A codebook or a pad embedding.
+
+    Returns
+    -------
+    torch.Tensor
+        As stored, on the CPU and without gradient.
+
+    Raises
+    ------
+    CodebookError
+        Where the file is damaged or holds anything but a tensor.
+    """
+    path = Path(path)
+    try:
+        tensor = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        raise CodebookError(f"{path.name}: no readable tensor file ({first_line(error)})") from None
+    if not isinstance(tensor, torch.Tensor):
+        raise CodebookError(f"{path.name}: holds {type(tensor).__name__}; accepted: one tensor")
+    return tensor.detach()
+
+
+def _registered_name(registry: Mapping[str, Any], file_name: str, digest: str, shape: torch.Size) -> str:
+    """Recognise a released file by its sha256, else by its shape where none is known; ``""`` if none fits."""
+    for name, entry in registry.items():
+        if entry["file"]["sha256"] == digest:
+            return name
+    for name, entry in registry.items():
+        if entry["shape"] == list(shape):
+            expected = entry["file"]["sha256"]
+            if expected is not None:
+                raise ChecksumError(
+                    f"{file_name}: of the shape of {name} but with sha256 {digest}, registered is {expected}"
+                )
+            return name
+    return ""
+
+
+def _read_image_ids(path: Path) -> tuple[int, ...]:
+    """Read a released list of image ids, which are COCO's numbers as text."""
+    try:
+        return tuple(int(image_id) for image_id in read_json(path))
+    except (ValueError, TypeError) as error:
+        raise CodebookError(f"{path.name}: no list of image ids ({first_line(error)})") from None
+
+
+def _fault(path: Path, entry: Mapping[str, Any]) -> CodebookError | None:
+    """Compare a file with its registered size and sha256; ``None`` where it agrees."""
+    size = path.stat().st_size
+    if entry["size"] is not None and size != entry["size"]:
+        return CodebookError(f"{entry['address']}: {size} bytes, registered are {entry['size']}")
+    digest = file_sha256(path)
+    if entry["sha256"] is not None and digest != entry["sha256"]:
+        return ChecksumError(f"{entry['address']}: sha256 {digest}, registered is {entry['sha256']}")
+    return None
+
+
+def _fetch(entry: Mapping[str, Any], folder: Path) -> Path:
+    """Return the verified local copy of a registered file, downloading it where there is none."""
+    address = entry["address"]
+    path = folder / address.rsplit("/", 1)[-1]
+    if path.is_file() and _fault(path, entry) is None:
+        return path
+    with atomic_path(path) as temporary:
+        try:
+            with urllib.request.urlopen(address, timeout=60) as response, open(temporary, "wb") as file:
+                while block := response.read(1 << 20):
+                    file.write(block)
+                announced = response.headers.get("Content-Length")
+        except (OSError, http.client.HTTPException) as error:
+            raise CodebookError(
+                f"{address}: download failed ({first_line(error)}); fetch it by hand and pass its path"
+            ) from None
+        received = temporary.stat().st_size
+        if announced is not None and received != int(announced):
+            raise CodebookError(f"{address}: download ended after {received} of {announced} bytes")
+        fault = _fault(temporary, entry)
+        if fault is not None:
+            raise fault
+    return path

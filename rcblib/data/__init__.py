@@ -1,0 +1,1 @@
+"""Turn photos, folders, COCO and videos into samples, and samples into questions."""

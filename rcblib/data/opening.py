@@ -1,0 +1,158 @@
+"""Open the dataset that a name or a folder stands for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from rcblib.data.base import AnySample, Dataset
+from rcblib.data.coco import CocoDataset, annotation_files
+from rcblib.data.photos import PhotoFolder, PhotoGroup
+from rcblib.data.video import N_FRAMES, VIDEO_SUFFIXES, VideoFile
+from rcblib.records import (
+    ImageError,
+    ParameterError,
+    Sample,
+    SequenceSample,
+)
+
+WORLD_GROUP = "rcblib.worlds"
+"""Entry points by which a package offers datasets of its own: name to ``opener(split, n, *, seed, n_frames)``."""
+
+
+def open_dataset(
+    name_or_path: str | os.PathLike,
+    split: str | None = None,
+    n: int | None = None,
+    *,
+    seed: int = 0,
+    n_frames: int = N_FRAMES,
+) -> Dataset:
+    """Open the dataset that a name or a folder stands for.
+
+    Parameters
+    ----------
+    name_or_path : str or path
+        A world's name (entry points of `WORLD_GROUP`), such as ``"scenes"`` of the drawn ones; ``"coco:<folder>"``;
+        ``"group:<folder>"``, its photos as one group; ``"video:<path>"``, or a path alone that ends in one of
+        `VIDEO_SUFFIXES`; a folder in COCO's format (it holds ``instances_*.json``, ``captions_*.json`` or the Karpathy
+        file, in itself or in ``annotations/``); or any other folder: photos.
+    split : str, optional
+        As the dataset names it; ``"validation"`` for scenes if left out. Photos and video files have none, and it is
+        passed over.
+    n : int, optional
+        At most this many samples, the first ones, or photos of a group; for scenes required.
+    seed : int
+        Stream of scenes; other datasets do not use it.
+    n_frames : int
+        Frames of every video; other datasets do not use it.
+
+    Returns
+    -------
+    Dataset
+
+    Raises
+    ------
+    ImageError
+        If the folder is missing or empty, or an image or a video missing or damaged.
+    ParameterError
+        If the split is unknown, `n` is out of range or missing, or annotations are damaged.
+    """
+    name = os.fspath(name_or_path)
+    worlds = entry_points(group=WORLD_GROUP)
+    if name in worlds.names:
+        return worlds[name].load()(split or "validation", n, seed=seed, n_frames=n_frames)
+    if name.startswith("coco:"):
+        return CocoDataset(name.removeprefix("coco:"), split, n)
+    if name.startswith("group:"):
+        return PhotoGroup(name.removeprefix("group:"), n)
+    video = _video_path(name)
+    if video is not None:
+        return VideoFile(video, n_frames)
+    path = Path(name).expanduser()
+    if not path.is_dir():
+        named = [*sorted(map(repr, worlds.names)), "'coco:<folder>'", "'group:<folder>'", "'video:<path>'"]
+        names = ", ".join(named)
+        accepted = f"{names}, a folder of images or a video file"
+        raise ImageError(f"images: got {name!r}, which is no folder; accepted: {accepted}")
+    is_coco = any(annotation_files(path))
+    return CocoDataset(name, split, n) if is_coco else PhotoFolder(name, n)
+
+
+def _video_path(name: str) -> Path | None:
+    """Return the video that a name stands for, where it does: by its prefix, or by the suffix of a file."""
+    path = Path(name.removeprefix("video:")).expanduser()
+    is_video = name.startswith("video:") or path.is_file() and path.suffix.lower() in VIDEO_SUFFIXES
+    return path if is_video else None
+
+
+def open_images(
+    name_or_path: str | os.PathLike, split: str | None = None, n: int | None = None
+) -> list[Sample]:
+    """Open a dataset of single images and list them; arguments and errors as in `open_dataset`.
+
+    A video file is read as its frames, `n` of them evenly spaced (`N_FRAMES` without `n`), each an image by itself: so
+    any model can be asked about them, also one that takes no videos.
+
+    Raises
+    ------
+    ParameterError
+        If the samples are groups of images, or generated videos.
+    """
+    video = _video_path(os.fspath(name_or_path))
+    if video is not None:
+        return VideoFile(video, N_FRAMES if n is None else n).frames()
+    samples = list(open_dataset(name_or_path, split, n))
+    for sample in samples:
+        if isinstance(sample, SequenceSample):
+            what = "a video" if sample.kind == "video" else "several images in one prompt"
+            raise ParameterError(
+                "images",
+                f"{name_or_path}: {what}",
+                "single images: scenes, photos, or a folder in COCO's format",
+            )
+    return samples
+
+
+def images_for(name: str, model: Any) -> str:
+    """Return the name of a dataset; for ``"auto"`` that of the world that a model was trained on.
+
+    Parameters
+    ----------
+    name : str
+        As for `open_dataset`, or ``"auto"``.
+    model : transformers.PreTrainedModel
+        Embedded models name their world in ``config.rcb_world``; for others it is ``"scenes"``.
+    """
+    return getattr(model.config, "rcb_world", "scenes") if name == "auto" else name
+
+
+_WORLD_SOURCES = frozenset({"scenes", "groups", "videos"})  # of samples of the embedded world
+
+
+def world_note(model: Any, samples: Iterable[AnySample]) -> str:
+    """Say that samples lie outside the world that an embedded model was trained on.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        Embedded models name their world in ``config.rcb_world``.
+    samples : iterable of Sample or SequenceSample
+        What it is to look at.
+
+    Returns
+    -------
+    str
+        One sentence; empty where the model is of no such world or every sample is from it: scenes, groups or videos.
+    """
+    world = getattr(model.config, "rcb_world", None)
+    sources = sorted({s.source for s in samples if s.source.split("/")[0] not in _WORLD_SOURCES})
+    if world is None or not sources:
+        return ""
+    return (
+        f"Outside its world: this model was trained on nothing but {world}, so what it says about {', '.join(sources)} "
+        "shows that the code runs, not what a model sees."
+    )

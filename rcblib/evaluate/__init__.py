@@ -1,0 +1,1 @@
+"""Answer questions from the tokens that survive, score the answers, time what is saved."""

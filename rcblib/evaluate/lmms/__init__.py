@@ -1,0 +1,1 @@
+"""Run the benchmarks of lmms-eval."""

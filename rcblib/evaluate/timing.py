@@ -1,0 +1,163 @@
+"""Time the steps of pruned generation, and say what memory it takes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import torch
+
+from rcblib.data.samples import load_pictures
+from rcblib.pruners import Pruner
+from rcblib.records import (
+    Question,
+)
+from rcblib.tensors.geometry import check_integer
+
+if TYPE_CHECKING:
+    pass
+from rcblib.data.base import AnySample
+from rcblib.evaluate.grid import Session, budget_columns, listed_pruners
+
+
+def latency_and_memory(
+    model: Any,
+    processor: Any,
+    questions: Sequence[Question],
+    samples: Mapping[int, AnySample] | Iterable[AnySample],
+    pruners: Mapping[str, Pruner | None | Sequence[Pruner | None]],
+    *,
+    n_repeats: int = 5,
+    n_warmup: int = 1,
+    max_new_tokens: int = 16,
+    progress: bool = False,
+) -> pd.DataFrame:
+    """Time the steps of pruned generation, one question at a time.
+
+    Pruners take turns inside every repeat, so that a machine that slows down slows all of them.
+
+    Parameters
+    ----------
+    model, processor, questions, samples, pruners
+        As in `evaluate_grid`.
+    n_repeats, n_warmup : int
+        Measured and unmeasured rounds.
+    max_new_tokens : int
+        Tokens generated, at least 2; an end token does not stop.
+    progress : bool
+        Whether to print a line a round.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row a pruner and question: ``method``, ``retain_ratio``, ``max_similarity``, ``seed``, ``image_id``,
+        ``n_retained``, ``n_prompt`` (tokens after pruning, text included); medians over the repeats of
+        ``encode_seconds`` (vision encoder and connector), ``select_seconds``, ``prefill_seconds`` (one pass of the LLM
+        over the prompt) and ``tokens_per_second`` (of the answer after its first token); ``kv_cache_bytes`` after the
+        prefill, as the cache holds them; ``peak_memory_bytes`` with ``peak_memory_kind``: ``"allocated"``, measured
+        on a CUDA device, or ``"weights + cache"``, added up elsewhere.
+
+    Raises
+    ------
+    ParameterError
+        As `evaluate_grid`; or if a count is out of range.
+    """
+    check_integer("n_repeats", n_repeats, 1)
+    check_integer("n_warmup", n_warmup, 0)
+    check_integer("max_new_tokens", max_new_tokens, 2)
+    listed = listed_pruners(pruners)
+    session = Session(model, processor, questions, samples, 1, max_new_tokens, None)
+    for _, pruner in listed:
+        if pruner is not None:
+            pruner.check(session.adapter)
+    measured: dict[tuple[int, int], list[dict[str, Any]]] = {}
+    for repeat in range(n_warmup + n_repeats):
+        for p, (_, pruner) in enumerate(listed):
+            for q in range(len(session.questions)):
+                measured.setdefault((p, q), []).append(_measure(session, q, pruner))
+        if progress:
+            print(f"timing: round {repeat + 1} of {n_warmup + n_repeats}", flush=True)
+    rows = []
+    for (p, q), runs in measured.items():
+        method, pruner = listed[p]
+        row = {"method": method, **budget_columns(pruner), "image_id": session.questions[q].image_id}
+        for name, value in runs[-1].items():
+            row[name] = median(run[name] for run in runs[n_warmup:]) if isinstance(value, float) else value
+        rows.append(row)
+    return pd.DataFrame(rows).astype({"seed": "Int64"})
+
+
+@torch.no_grad()
+def _measure(session: Session, index: int, pruner: Pruner | None) -> dict[str, Any]:
+    """Answer one question step by step on the clock; floats are what differs from run to run."""
+    model, question = session.model, session.questions[index]
+    device = session.device
+    on_cuda = device.type == "cuda"
+    sample = session.samples[question.image_id]
+    pixels = session.adapter.preprocess(load_pictures(sample), sample.kind)
+    if on_cuda:
+        torch.cuda.reset_peak_memory_stats(device)
+    clock = _Clock(device)
+
+    images = session.adapter.encode_pixels(
+        pixels,
+        cls_similarity=pruner is not None and pruner.needs_cls_similarity,
+        cls_attention=pruner is not None and pruner.needs_cls_attention,
+    )
+    encode_seconds = clock.lap()
+    session.features.images[question.image_id] = images
+    entry = session._input(index, pruner)
+    inputs = session.model_inputs([entry], pruner)
+    select_seconds = clock.lap()
+    output = model(**inputs, use_cache=True, logits_to_keep=1)
+    cache = output.past_key_values
+    prefill_seconds = clock.lap()
+    cache_bytes = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    clock.lap()
+    mask = inputs["attention_mask"]
+    for n_new in range(session.max_new_tokens - 1):
+        mask = torch.cat([mask, mask[:, -1:]], dim=1)
+        place = {}
+        if "position_ids" in inputs:
+            place["position_ids"] = inputs["position_ids"][..., -1:] + 1 + n_new
+        output = model(
+            input_ids=output.logits[:, -1].argmax(-1, keepdim=True),
+            attention_mask=mask,
+            past_key_values=cache,
+            use_cache=True,
+            **place,
+        )
+    decode_seconds = clock.lap()
+    weights = sum(weight.nbytes for weight in model.parameters())
+    return {
+        "n_retained": entry.n_retained,
+        "n_prompt": len(entry.ids),
+        "encode_seconds": encode_seconds,
+        "select_seconds": select_seconds,
+        "prefill_seconds": prefill_seconds,
+        "tokens_per_second": (session.max_new_tokens - 1) / decode_seconds,
+        "kv_cache_bytes": cache_bytes,
+        "peak_memory_bytes": torch.cuda.max_memory_allocated(device) if on_cuda else weights + cache_bytes,
+        "peak_memory_kind": "allocated" if on_cuda else "weights + cache",
+    }
+
+
+class _Clock:
+    """Measure laps, waiting for a GPU to finish what it was given."""
+
+    def __init__(self, device: torch.device):
+        self.on_cuda = device.type == "cuda"
+        self.last = self._now()
+
+    def _now(self) -> float:
+        if self.on_cuda:
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def lap(self) -> float:
+        """Return the seconds since the last call."""
+        before, self.last = self.last, self._now()
+        return self.last - before

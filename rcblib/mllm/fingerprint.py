@@ -1,0 +1,49 @@
+"""Identify a model by what it holds, wherever it was loaded from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rcblib.mllm.placement import weights_by_name
+
+
+def model_fingerprint(model: Any) -> str:
+    """Identify a model by its settings, dtype and a few values of every weight, wherever it was loaded from.
+
+    Returns
+    -------
+    str
+        12 hexadecimal digits. Models that differ only in values that were not looked at get the same one.
+    """
+    digest = hashlib.sha256(
+        json.dumps(settings_of(model.config.to_dict()), sort_keys=True, default=str).encode()
+    )
+    for name, weight in weights_by_name(model):
+        flat = weight.detach().flatten()
+        few = flat[:: max(1, len(flat) // 8)]
+        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
+        digest.update(few.float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
+def settings_of(config: Any) -> Any:
+    """Return a model's settings without its name, its place, the versions that wrote it and how it is run."""
+    if not isinstance(config, Mapping):
+        return config
+    skipped = ("transformers_version", "dtype", "torch_dtype")
+    named = {str(key): value for key, value in config.items()}
+    return {
+        key: settings_of(value)
+        for key, value in named.items()
+        if key not in skipped and not key.startswith("_")
+    }
+
+
+def model_name(model: Any) -> str:
+    """Return the Hugging Face id of a model, or the name of its folder without its path."""
+    name = str(getattr(model.config, "_name_or_path", ""))
+    return Path(name).name if Path(name).is_absolute() or Path(name).exists() else name

@@ -1,0 +1,1 @@
+"""Feed perturbed visual input to a model and read the first answer token."""

@@ -1,0 +1,134 @@
+"""Turn what is given to be probed into pictures, and say where their views stand."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import PIL.Image
+
+from rcblib.data.base import AnySample
+from rcblib.data.photos import PHOTO_SUFFIXES, as_rgb, read_image
+from rcblib.data.samples import by_picture, load_pictures
+from rcblib.data.video import VIDEO_SUFFIXES, VideoFile
+from rcblib.probe.config import ProbeConfig
+from rcblib.probe.perturbation import WINDOW_SIZE
+from rcblib.records import (
+    EncodedImage,
+    ImageError,
+    ParameterError,
+    VisualView,
+)
+from rcblib.tensors.geometry import (
+    check_positions,
+)
+
+Photo = PIL.Image.Image | str | os.PathLike
+
+
+def opened(
+    image: Photo | Sequence[Photo] | AnySample, sample: AnySample | None
+) -> tuple[list[PIL.Image.Image], str, AnySample | None]:
+    """Return the pictures of an input as RGB, its kind as in `SequenceSample.kind`, and what is known of it."""
+    if isinstance(image, AnySample):
+        if sample is not None and sample is not image:
+            raise ParameterError("sample", sample.image_id, "none, or the image itself, where it is a sample")
+        image, sample = load_pictures(image), image
+    elif isinstance(image, list | tuple):
+        if not image:
+            raise ImageError("image: got an empty list; accepted: at least one image")
+        image = [_photo(each) for each in image]
+    elif isinstance(image, str | os.PathLike) and _is_film(image):
+        if sample is not None:
+            raise ParameterError("sample", sample.image_id, "none, or the image itself, with a video file")
+        sample = VideoFile(image)[0]
+        image = load_pictures(sample)
+    else:
+        image = _photo(image)
+    pictures = image if isinstance(image, list) else [image]
+    kind = sample.kind if sample is not None else "images" if isinstance(image, list) else "image"
+    if sample is not None:
+        sizes = [(known.width, known.height) for known in by_picture(sample)]
+        if [picture.size for picture in pictures] != sizes:
+            found = ", ".join(f"{width} x {height}" for width, height in sizes)
+            accepted = ", ".join(f"{picture.width} x {picture.height}" for picture in pictures)
+            raise ParameterError("sample", f"pictures of {found}", f"those of the image, {accepted}")
+    return pictures, kind, sample
+
+
+def _is_film(path: str | os.PathLike) -> bool:
+    suffix = Path(path).suffix.lower()
+    return suffix in VIDEO_SUFFIXES and suffix not in PHOTO_SUFFIXES
+
+
+def _photo(image: Photo) -> PIL.Image.Image:
+    """Return an image as RGB, from its file where it is one."""
+    if isinstance(image, PIL.Image.Image):
+        return as_rgb(image)
+    if not isinstance(image, str | os.PathLike):
+        raise ImageError(f"image: got {type(image).__name__}; accepted: a PIL image or a file")
+    return read_image(image)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Say where a view stands in an input.
+
+    Attributes
+    ----------
+    number : int
+        Number among all views.
+    picture : int
+        Number of its photo or frame.
+    image, inside : int
+        Number of its `EncodedImage`, and its own among the views of that.
+    n_before : int
+        Tokens of the views before it.
+    view : VisualView
+        The view.
+    """
+
+    number: int
+    picture: int
+    image: int
+    inside: int
+    n_before: int
+    view: VisualView
+
+
+def places_of(images: Sequence[EncodedImage]) -> list[Place]:
+    """List all views of an input in order."""
+    places, n_before = [], 0
+    for i, image in enumerate(images):
+        for k, view in enumerate(image.views):
+            places.append(Place(len(places), k if image.is_video else i, i, k, n_before, view))
+            n_before += view.n_tokens
+    return places
+
+
+def wanted_places(places: list[Place], config: ProbeConfig, name: str) -> list[Place]:
+    """Choose the views that are probed; warn of those that are too small."""
+    if config.views == "base":
+        wanted = [place for place in places if place.view.kind == "image"]
+        if not wanted:
+            raise ParameterError("views", "base", "all, or frames by number, as a video has no reduced photo")
+    elif config.views == "all":
+        wanted = places
+    else:
+        wanted = [places[i] for i in sorted(check_positions("views", config.views, len(places)))]
+    smallest = max(WINDOW_SIZE, config.n_side) if config.positions == "grid" else WINDOW_SIZE
+    small = [place for place in wanted if min(place.view.grid) < smallest]
+    if not small:
+        return wanted
+    sides = ", ".join(dict.fromkeys("{} x {}".format(*place.view.grid) for place in small))
+    needed = f"at least {smallest} x {smallest} tokens"
+    if len(small) == len(wanted):
+        raise ParameterError("image", f"{name}, grids of {sides} tokens", f"a grid of {needed}")
+    warnings.warn(
+        f"{name}: {len(small)} of {len(wanted)} views are not probed, with grids of {sides} tokens instead of {needed}",
+        stacklevel=4,
+    )
+    return [place for place in wanted if place not in small]

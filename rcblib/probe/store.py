@@ -1,0 +1,302 @@
+"""Probe datasets into folders of files that an interrupted run goes on with."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from rcblib.data.base import AnySample
+from rcblib.data.samples import load_pictures, sample_identity
+from rcblib.mllm import Adapter, adapter_for
+from rcblib.mllm.fingerprint import model_fingerprint, model_name, settings_of
+from rcblib.probe.config import ProbeConfig
+from rcblib.probe.run import probe_input, prompt_for
+from rcblib.records import (
+    ImageError,
+    ParameterError,
+)
+from rcblib.runs.files import (
+    atomic_path,
+    config_hash,
+    read_json,
+    read_table,
+    to_plain,
+    write_json,
+    write_table,
+)
+from rcblib.runs.provenance import provenance
+
+_DESCRIPTION_FILE = "probe.json"
+
+
+class StoredTokens(Mapping):
+    """Read the visual tokens of probed images from their files, one image at a time.
+
+    Behaves as a dictionary from image id to ``(n_tokens, d_model)``, in the dtype that the model gave them; of an input
+    with several views, all of them one after the other, also those that were not probed.
+    """
+
+    def __init__(self, folder: Path, image_ids: Sequence[int]):
+        self._folder, self._image_ids = folder, tuple(image_ids)
+
+    def __getitem__(self, image_id: int) -> torch.Tensor:
+        if image_id not in self._image_ids:
+            raise KeyError(image_id)
+        with safe_open(_tokens_file(self._folder, image_id), framework="pt") as file:
+            return file.get_tensor("tokens")
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._image_ids)
+
+    def __len__(self) -> int:
+        return len(self._image_ids)
+
+
+@dataclass(frozen=True, eq=False)
+class ProbeResults:
+    """Hold what a probing run found.
+
+    Attributes
+    ----------
+    table : pandas.DataFrame
+        The tables of `probe` one after the other, in the order of the samples.
+    tokens : Mapping
+        Image id to ``(n_tokens, d_model)`` visual tokens; read from disk when asked for.
+    description : Mapping
+        The run's config, model and prompt, as the folder's ``probe.json`` has them.
+    """
+
+    table: pd.DataFrame
+    tokens: Mapping[int, torch.Tensor]
+    description: Mapping[str, Any] = field(repr=False)
+
+    def row_tokens(self) -> torch.Tensor:
+        """Gather the visual token of every row of the table, ``(n_rows, d_model)``, as `build_codebook` takes them."""
+        groups = self.table.groupby("image_id", sort=False).indices
+        gathered = [
+            self.tokens[image_id][self.table["token"].to_numpy()[rows]] for image_id, rows in groups.items()
+        ]
+        order = torch.cat([torch.from_numpy(rows) for rows in groups.values()])
+        return torch.cat(gathered)[order.argsort()]
+
+
+def probe_dataset(
+    model: Any,
+    processor: Any,
+    samples: Iterable[AnySample],
+    config: ProbeConfig,
+    folder: str | os.PathLike,
+    progress: bool = True,
+) -> ProbeResults:
+    """Probe samples one after the other into a folder, and go on where an earlier run of the same config stopped.
+
+    A finished sample, be it a photo, several photos or a video, is two files named by its id: its visual tokens
+    (safetensors), then its table (Parquet, with config, model, sample and versions in its metadata). Both are written
+    atomically, so a run that is killed loses no finished sample and leaves none half written. Later runs may bring
+    other samples and batch sizes.
+
+    Parameters
+    ----------
+    model, processor : transformers.PreTrainedModel, transformers.ProcessorMixin
+        As `load_model` returns them.
+    samples : iterable of Sample or SequenceSample
+        Photos, groups of photos that are asked about together, or videos; their ids are distinct.
+    config : ProbeConfig
+        What is probed and how.
+    folder : path-like
+        Made where it is missing.
+    progress : bool
+        Whether to print a line an image.
+
+    Returns
+    -------
+    ProbeResults
+        Of these samples, in their order; other images in the folder are left alone.
+
+    Raises
+    ------
+    ImageError
+        Before any image is probed: if there is no sample, or one cannot be read.
+    ParameterError
+        If ids repeat, the folder was made with another config or model, an image of an id is another than the
+        folder's, or as `probe`. What does not depend on the images, such as videos for a family that takes none, is
+        found before any is probed.
+    """
+    samples = list(samples)
+    _check_samples(samples)
+    adapter = adapter_for(model, processor)
+    config.check_cls(adapter.has_cls)
+    prompts = {
+        each: prompt_for(adapter, config.question, *each) for each in {(s.kind, s.n_images) for s in samples}
+    }
+    description = _describe(adapter, config)
+    folder = Path(folder)
+    _check_folder(folder, description)
+    identities = {sample.image_id: sample_identity(sample) for sample in samples}
+    unfinished = [s for s in samples if not _is_finished(folder, identities[s.image_id])]
+    write_json(folder / _DESCRIPTION_FILE, description)
+    if progress and len(unfinished) < len(samples):
+        print(
+            f"probing: {len(samples) - len(unfinished)} of {len(samples)} images are there already",
+            flush=True,
+        )
+    versions, start = provenance(), time.perf_counter()
+    for k, sample in enumerate(unfinished, 1):
+        table, tokens = probe_input(adapter, load_pictures(sample), sample.kind, sample, config)
+        with atomic_path(_tokens_file(folder, sample.image_id)) as path:
+            save_file({"tokens": tokens.cpu().contiguous()}, path)
+        own = {"prompt": prompts[sample.kind, sample.n_images], "sample": identities[sample.image_id]}
+        metadata = description | own | {"provenance": versions}
+        write_table(_table_file(folder, sample.image_id), table, metadata)
+        if progress:
+            rate = k / (time.perf_counter() - start)
+            print(
+                f"probing: image {k} of {len(unfinished)} (id {sample.image_id}), {len(table)} positions, "
+                f"{rate:.2f} images/s, {(len(unfinished) - k) / rate:.0f} s left",
+                flush=True,
+            )
+    return _read(folder, [sample.image_id for sample in samples], description)
+
+
+def shared_probe(
+    model: Any,
+    processor: Any,
+    samples: Iterable[AnySample],
+    config: ProbeConfig,
+    results_folder: str | os.PathLike,
+    images: str,
+    progress: bool = True,
+) -> ProbeResults:
+    """Probe images into the folder that every notebook with the same model, images and settings uses.
+
+    Parameters
+    ----------
+    model, processor, samples, config, progress
+        As for `probe_dataset`.
+    results_folder : path-like
+        Where results are kept; the folder is ``probe/<hash>`` in it.
+    images : str
+        The name or folder under which the samples were opened, so that two folders of photos stay apart.
+
+    Returns
+    -------
+    ProbeResults
+        As `probe_dataset`; of images that another notebook has probed nothing is computed again.
+
+    Raises
+    ------
+    ImageError, ParameterError
+        As `probe_dataset`.
+    """
+    samples = list(samples)
+    key = _describe(adapter_for(model, processor), config)
+    del key["model"]  # its name; the fingerprint says which model it is, wherever it lies
+    key |= {"images": str(images), "sources": sorted({sample.source for sample in samples})}
+    folder = Path(results_folder) / "probe" / config_hash(key)
+    return probe_dataset(model, processor, samples, config, folder, progress)
+
+
+def read_probe(folder: str | os.PathLike) -> ProbeResults:
+    """Read every finished image of a folder that `probe_dataset` wrote, by ascending id.
+
+    Raises
+    ------
+    ParameterError
+        If it is no such folder, or has no finished image.
+    """
+    folder = Path(folder)
+    if not (folder / _DESCRIPTION_FILE).is_file():
+        raise ParameterError("folder", folder.name, "a folder that probe_dataset wrote")
+    image_ids = sorted(int(path.stem) for path in folder.glob("*.parquet"))
+    if not image_ids:
+        raise ParameterError("folder", f"{folder.name}, no finished image", "a folder with at least one")
+    return _read(folder, image_ids, read_json(folder / _DESCRIPTION_FILE))
+
+
+def _read(folder: Path, image_ids: list[int], description: Mapping[str, Any]) -> ProbeResults:
+    tables = [read_table(_table_file(folder, image_id))[0] for image_id in image_ids]
+    return ProbeResults(pd.concat(tables, ignore_index=True), StoredTokens(folder, image_ids), description)
+
+
+def _table_file(folder: Path, image_id: int) -> Path:
+    return folder / f"{image_id:012d}.parquet"
+
+
+def _tokens_file(folder: Path, image_id: int) -> Path:
+    return folder / f"{image_id:012d}.safetensors"
+
+
+def _check_samples(samples: list[AnySample]) -> None:
+    if not samples:
+        raise ImageError("samples: got none; accepted: at least one image")
+    counts = Counter(sample.image_id for sample in samples)
+    repeated = sorted(image_id for image_id, n in counts.items() if n > 1)
+    if repeated:
+        raise ParameterError("samples", f"image ids {repeated} more than once", "distinct image ids")
+
+
+def _describe(adapter: Adapter, config: ProbeConfig) -> dict[str, Any]:
+    """Return what results depend on besides the images."""
+    settings = to_plain(config)
+    del settings["batch_size"]
+    if config.views == "all":  # as results of single grids were described before there was a choice
+        del settings["views"]
+    processors = {
+        name: json.loads(json.dumps(settings_of(getattr(adapter.processor, name).to_dict()), default=str))
+        for name in ("image_processor", "video_processor")
+        if getattr(adapter.processor, name, None) is not None
+    }
+    return {
+        "config": settings,
+        "model": model_name(adapter.model),
+        "model_fingerprint": model_fingerprint(adapter.model),
+        "family": adapter.family,
+        "prompt": adapter.prompt(config.question),
+        **processors,
+    }
+
+
+def _check_folder(folder: Path, description: dict[str, Any]) -> None:
+    """Raise where the folder holds results of another config or model."""
+    if (folder / _DESCRIPTION_FILE).is_file():
+        found = read_json(folder / _DESCRIPTION_FILE)
+        here, wanted = ({**entry, **entry.get("config", {})} for entry in (found, description))
+        skipped = {"config", "model"} | ({"prompt"} if here.get("question") != wanted["question"] else set())
+        keys = dict.fromkeys([*wanted, *here])
+        other = [key for key in keys if key not in skipped and here.get(key) != wanted.get(key)]
+        if other:
+            ours, theirs = ({key: values.get(key) for key in other} for values in (wanted, here))
+            raise ParameterError(
+                "config", ours, f"that of the folder's results, {theirs}, or an empty folder"
+            )
+    elif folder.exists() and (not folder.is_dir() or any(folder.glob("*.parquet"))):
+        raise ParameterError(
+            "folder", folder.name, f"a folder without other files, or one with {_DESCRIPTION_FILE}"
+        )
+
+
+def _is_finished(folder: Path, identity: Mapping[str, Any]) -> bool:
+    """Tell whether the folder holds the results of a sample; raise where they are those of another image."""
+    path = _table_file(folder, identity["image_id"])
+    if not path.is_file() or not _tokens_file(folder, identity["image_id"]).is_file():
+        return False
+    try:
+        found = read_table(path)[1].get("sample")
+    except ParameterError as error:
+        warnings.warn(f"{error}; probing it again", stacklevel=3)
+        return False
+    if found != identity:
+        raise ParameterError("samples", identity, f"the image that the folder has under this id, {found}")
+    return True

@@ -1,0 +1,1 @@
+"""Read results: signals, statistics, claims, figures."""

@@ -1,0 +1,1 @@
+"""Draw the book's figures."""

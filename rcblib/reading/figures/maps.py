@@ -1,0 +1,413 @@
+"""Lay signals, words and kept tokens over pictures."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.font_manager import FontProperties
+from matplotlib.patches import Rectangle
+from matplotlib.textpath import TextPath
+from matplotlib.ticker import MaxNLocator
+
+from rcblib.records import ParameterError
+
+if TYPE_CHECKING:
+    import PIL.Image
+    from matplotlib.figure import Figure
+from rcblib.reading.figures.style import INK, SEQUENTIAL, TINT
+
+
+def heat_map(
+    axes: Axes,
+    image: PIL.Image.Image | np.ndarray,
+    values: Sequence[float],
+    grid: tuple[int, int],
+    *,
+    label: str = "",
+    limits: tuple[float, float] | None = None,
+    cmap: str = SEQUENTIAL,
+    alpha: float = 0.72,
+    colorbar: bool | Axes = True,
+) -> Axes:
+    """Lay a signal of every visual token over the image, which is shown in grey beneath.
+
+    Parameters
+    ----------
+    axes : matplotlib.axes.Axes
+        Where to draw.
+    image : PIL.Image.Image or numpy.ndarray
+        RGB image; an array is ``(height, width, 3)``.
+    values : array_like
+        ``(n_tokens,)`` in raster order; NaN leaves its patch uncovered (a position that was not probed).
+    grid : tuple of int
+        ``(height, width)`` in tokens.
+    label : str
+        Name of the signal, with its unit, beside the colour bar; without a colour bar above the image.
+    limits : tuple of float, optional
+        Values at the ends of the colour scale; the data's where absent. Give them to compare images.
+    cmap : str
+        Colour map.
+    alpha : float
+        Opacity of the signal, 0 to 1.
+    colorbar : bool or matplotlib.axes.Axes
+        Whether to draw the scale beside the map, or the axes to draw it in, for one scale of several maps.
+
+    Raises
+    ------
+    ParameterError
+        If there are not as many values as grid cells.
+    """
+    pixels = _pixels(image)
+    cells = _cells("values", values, grid).astype(float).reshape(grid)
+    _show_grey(axes, pixels)
+    low, high = limits if limits else (None, None)
+    drawn = axes.imshow(
+        np.ma.masked_invalid(cells),
+        cmap=cmap,
+        vmin=low,
+        vmax=high,
+        alpha=alpha,
+        extent=_extent(pixels),
+        zorder=2,
+    )
+    if colorbar:
+        shared = isinstance(colorbar, Axes)
+        place = {"cax": colorbar} if shared else {"ax": axes, "fraction": 0.046, "pad": 0.03}
+        bar = axes.figure.colorbar(drawn, label=label, **place)
+        bar.outline.set_visible(False)
+        bar.solids.set(alpha=1)
+        bar.locator = MaxNLocator(5)
+        bar.update_ticks()
+    elif label:
+        axes.set_title(label)
+    return axes
+
+
+def word_map(
+    axes: Axes,
+    image: PIL.Image.Image | np.ndarray,
+    words: Sequence[str],
+    probabilities: Sequence[float],
+    grid: tuple[int, int],
+    *,
+    limits: tuple[float, float] | None = (0.0, 1.0),
+    colorbar: bool = True,
+) -> Axes:
+    """Write on each patch the word that its token says alone; the deeper the tint, the surer the word.
+
+    Letters are as large as the patch allows, so the size of the axes decides whether the map can be read: allow
+    about half an inch a token. Words of positions whose probability is NaN are left out.
+
+    Parameters
+    ----------
+    axes : matplotlib.axes.Axes
+        Where to draw.
+    image : PIL.Image.Image or numpy.ndarray
+        RGB image, shown faintly beneath.
+    words : sequence of str
+        ``n_tokens`` words in raster order.
+    probabilities : array_like
+        ``(n_tokens,)`` probability of each word, in [0, 1].
+    grid : tuple of int
+        ``(height, width)`` in tokens.
+    limits : tuple of float, optional
+        Probabilities at the ends of the colour scale; ``None`` takes the data's.
+    colorbar : bool
+        Whether to draw the scale.
+    """
+    pixels = _pixels(image)
+    words = _cells("words", np.array(words, dtype=object), grid)
+    probabilities = _cells("probabilities", probabilities, grid).astype(float)
+    _show_grey(axes, pixels, fade=0.3)
+    low, high = limits or (np.nanmin(probabilities), np.nanmax(probabilities))
+    # An unsure word leaves the image visible, a sure one covers it.
+    share = np.clip((probabilities - low) / max(high - low, 1e-12), 0, 1)
+    drawn = axes.imshow(
+        np.ma.masked_invalid(probabilities.reshape(grid)),
+        cmap=TINT,
+        vmin=low,
+        vmax=high,
+        alpha=(0.35 + 0.6 * np.nan_to_num(share)).reshape(grid),
+        extent=_extent(pixels),
+        zorder=2,
+    )
+    if colorbar:
+        label = "probability of the word"
+        scale = ScalarMappable(drawn.norm, drawn.cmap)  # opaque, unlike what was drawn
+        bar = axes.figure.colorbar(scale, ax=axes, fraction=0.046, pad=0.02, label=label)
+        bar.outline.set_visible(False)
+    _draw_grid_lines(axes, pixels, grid)
+    _write_words(axes, pixels, words, share, grid)
+    return axes
+
+
+def kept_map(
+    axes: Axes,
+    image: PIL.Image.Image | np.ndarray,
+    kept: Sequence[int],
+    grid: tuple[int, int],
+    title: str = "",
+) -> Axes:
+    """Show which patches a pruner kept: dropped ones fade to grey.
+
+    Parameters
+    ----------
+    axes : matplotlib.axes.Axes
+        Where to draw.
+    image : PIL.Image.Image or numpy.ndarray
+        RGB image.
+    kept : sequence of int
+        Positions kept, in raster order.
+    grid : tuple of int
+        ``(height, width)`` in tokens.
+    title : str
+        What did the pruning; the count is added.
+    """
+    pixels = _pixels(image)
+    n_tokens = grid[0] * grid[1]
+    kept = np.asarray(kept, dtype=int)
+    if kept.size and not (0 <= kept.min() and kept.max() < n_tokens):
+        raise ParameterError(
+            "kept", [int(kept.min()), int(kept.max())], f"positions from 0 to {n_tokens - 1}"
+        )
+    _show_grey(axes, pixels, fade=0.3)
+    mask = np.zeros(n_tokens, dtype=bool)
+    mask[kept] = True
+    opacity = _to_pixels(mask.reshape(grid), pixels.shape[:2])
+    axes.imshow(np.dstack([pixels, opacity]), extent=_extent(pixels), zorder=2)
+    count = f"{mask.sum()} of {n_tokens} tokens"
+    axes.set_title(f"{title}: {count}" if title else count)
+    return axes
+
+
+def grid_map(
+    axes: Axes,
+    values: Sequence[float],
+    grid: tuple[int, int],
+    *,
+    label: str = "",
+    limits: tuple[float, float] | None = None,
+) -> Axes:
+    """Draw one value a grid cell, without an image: a quantity by position over many images.
+
+    Parameters
+    ----------
+    axes : matplotlib.axes.Axes
+        Where to draw.
+    values : array_like
+        ``(n_tokens,)`` in raster order.
+    grid : tuple of int
+        ``(height, width)`` in tokens.
+    label : str
+        What the values are, with unit, beside the colour bar.
+    limits : tuple of float, optional
+        Values at the ends of the colour scale; give them to compare maps.
+    """
+    cells = _cells("values", values, grid).astype(float).reshape(grid)
+    low, high = limits if limits else (None, None)
+    drawn = axes.imshow(cells, cmap=SEQUENTIAL, vmin=low, vmax=high)
+    bar = axes.figure.colorbar(drawn, ax=axes, fraction=0.046, pad=0.03, label=label)
+    bar.outline.set_visible(False)
+    bar.locator = MaxNLocator(5)
+    bar.update_ticks()
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+    return axes
+
+
+def outlined_objects(
+    axes: Axes, image: PIL.Image.Image | np.ndarray, masks: Sequence[np.ndarray], text: str = ""
+) -> Axes:
+    """Draw an image with the outlines of its objects.
+
+    Parameters
+    ----------
+    axes : matplotlib.axes.Axes
+        Where to draw.
+    image : PIL.Image.Image or numpy.ndarray
+        RGB image.
+    masks : sequence of numpy.ndarray
+        ``(height, width)`` a mask an object, non-zero where it is.
+    text : str
+        What is written beneath the image, such as a caption; wrapped to about 30 letters a line.
+    """
+    pixels = _pixels(image)
+    axes.imshow(pixels, extent=_extent(pixels))
+    # Pixel centres, with a border of nothing so that an outline closes at the edge of the image.
+    x, y = np.arange(-0.5, pixels.shape[1] + 1), np.arange(-0.5, pixels.shape[0] + 1)
+    for mask in masks:
+        axes.contour(x, y, np.pad(np.asarray(mask, float), 1), levels=[0.5], colors="white", linewidths=1.1)
+    axes.set(xlim=(0, pixels.shape[1]), ylim=(pixels.shape[0], 0), xticks=[], yticks=[])
+    axes.set_xlabel(textwrap.fill(text, 30), fontsize=7, labelpad=3)
+    axes.spines[:].set_visible(False)
+    return axes
+
+
+def patches_gallery(
+    patches: Sequence[Sequence[np.ndarray]],
+    row_labels: Sequence[str] | None = None,
+    captions: Sequence[Sequence[str]] | None = None,
+    *,
+    margin: int = 0,
+    size: float = 0.72,
+) -> Figure:
+    """Show rows of image patches, such as the patches nearest to each prototype.
+
+    Parameters
+    ----------
+    patches : sequence of sequence of numpy.ndarray
+        Rows of ``(height, width, 3)`` arrays; rows may differ in length.
+    row_labels : sequence of str, optional
+        One a row, to its left.
+    captions : sequence of sequence of str, optional
+        One a patch, beneath it.
+    margin : int
+        Patches of surroundings on each side, as given to `crop_patch`; the patch itself is then framed.
+    size : float
+        Side of a patch in inches.
+    """
+    n_rows, n_columns = len(patches), max((len(row) for row in patches), default=0)
+    if not n_columns:
+        raise ParameterError("patches", "none", "at least one patch")
+    for name, given in (("row_labels", row_labels), ("captions", captions)):
+        if given is not None and len(given) != n_rows:
+            raise ParameterError(name, f"{len(given)} rows", f"one a row of patches: {n_rows}")
+    height = size + (0.16 if captions is not None else 0)
+    figure, grid = plt.subplots(
+        n_rows,
+        n_columns,
+        figsize=(size * n_columns + (1.1 if row_labels is not None else 0), height * n_rows),
+        squeeze=False,
+        gridspec_kw={"wspace": 0.06, "hspace": 0.06},
+    )
+    for row, line in zip(grid, range(n_rows), strict=True):
+        for column, axes in enumerate(row):
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
+            if column < len(patches[line]):
+                drawn = axes.imshow(_pixels(patches[line][column]))
+                if margin:
+                    _frame_patch(axes, drawn.get_extent(), margin)
+                if captions is not None:
+                    axes.set_xlabel(captions[line][column], fontsize=6.5, labelpad=2, color=INK)
+        if row_labels is not None:
+            row[0].set_ylabel(row_labels[line], rotation=0, ha="right", va="center", fontsize=8, labelpad=8)
+    return figure
+
+
+def _frame_patch(axes: Axes, extent: Sequence[float], margin: int) -> None:
+    """Draw a frame around the middle patch of a crop, white on black so that it shows on any picture."""
+    left, right, bottom, top = extent
+    sides = ((right - left) / (1 + 2 * margin), (bottom - top) / (1 + 2 * margin))
+    corner = (left + margin * sides[0], top + margin * sides[1])
+    for color, width in (("black", 1.8), ("white", 0.9)):
+        axes.add_patch(Rectangle(corner, *sides, fill=False, edgecolor=color, linewidth=width))
+
+
+def crop_patch(
+    image: PIL.Image.Image | np.ndarray, position: int, grid: tuple[int, int], margin: int = 0
+) -> np.ndarray:
+    """Cut the patch of a visual token out of its image, with `margin` patches of surroundings on each side.
+
+    Beyond the border the image's edge pixels are repeated, so that every crop has the same size.
+
+    Returns
+    -------
+    numpy.ndarray
+        ``(patch_height * (1 + 2 * margin), patch_width * (1 + 2 * margin), 3)``, values in [0, 1].
+    """
+    pixels = _pixels(image)
+    n_tokens = grid[0] * grid[1]
+    if not 0 <= position < n_tokens:
+        raise ParameterError("position", position, f"0 to {n_tokens - 1}")
+    sides = (pixels.shape[0] // grid[0], pixels.shape[1] // grid[1])
+    row, column = divmod(position, grid[1])
+    pad = [(margin * sides[0],) * 2, (margin * sides[1],) * 2, (0, 0)]
+    padded = np.pad(pixels, pad, mode="edge")
+    top, left = row * sides[0], column * sides[1]
+    span = 1 + 2 * margin
+    return padded[top : top + span * sides[0], left : left + span * sides[1]]
+
+
+def _pixels(image: PIL.Image.Image | np.ndarray) -> np.ndarray:
+    """Return an image as ``(height, width, 3)`` floats in [0, 1]."""
+    pixels = np.asarray(image)
+    if pixels.ndim != 3 or pixels.shape[2] != 3:
+        raise ParameterError("image", f"shape {pixels.shape}", "an RGB image, (height, width, 3)")
+    return pixels / 255 if pixels.dtype == np.uint8 else pixels.astype(float)
+
+
+def _cells(name: str, values: Sequence[Any], grid: tuple[int, int]) -> np.ndarray:
+    """Return values, one a grid cell, or raise."""
+    values = np.asarray(values)
+    n_tokens = grid[0] * grid[1]
+    if values.shape != (n_tokens,):
+        raise ParameterError(
+            name, f"shape {values.shape}", f"one a token of the {grid[0]}×{grid[1]} grid: ({n_tokens},)"
+        )
+    return values
+
+
+def _extent(pixels: np.ndarray) -> tuple[float, float, float, float]:
+    return (0, pixels.shape[1], pixels.shape[0], 0)
+
+
+def _to_pixels(cells: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Stretch grid cells ``(rows, columns)`` to pixels ``(height, width)``."""
+    rows = np.arange(size[0]) * cells.shape[0] // size[0]
+    columns = np.arange(size[1]) * cells.shape[1] // size[1]
+    return cells[np.ix_(rows, columns)].astype(float)
+
+
+def _show_grey(axes: Axes, pixels: np.ndarray, fade: float = 1.0) -> None:
+    """Show an image by its luminance, mixed with white: `fade` 1 is full contrast, 0 is white."""
+    grey = pixels @ np.array([0.299, 0.587, 0.114])
+    axes.imshow(1 - fade * (1 - grey), cmap="gray", vmin=0, vmax=1, extent=_extent(pixels), zorder=1)
+    axes.set(xticks=[], yticks=[], xlim=(0, pixels.shape[1]), ylim=(pixels.shape[0], 0))
+    axes.spines[:].set_visible(False)
+
+
+def _draw_grid_lines(axes: Axes, pixels: np.ndarray, grid: tuple[int, int]) -> None:
+    for edges, draw in ((grid[0], axes.axhline), (grid[1], axes.axvline)):
+        size = pixels.shape[0] if draw == axes.axhline else pixels.shape[1]
+        for line in range(1, edges):
+            draw(line * size / edges, color="white", linewidth=0.6, zorder=3)
+
+
+def _write_words(
+    axes: Axes, pixels: np.ndarray, words: np.ndarray, share: np.ndarray, grid: tuple[int, int]
+) -> None:
+    """Write each word into its cell, as large as fits; `share`, 0 to 1, darkens it, NaN leaves it out."""
+    axes.figure.draw_without_rendering()  # settles the layout, hence the size of a cell
+    box = axes.get_window_extent()
+    points = 72 / axes.figure.dpi
+    cell_height, cell_width = box.height * points / grid[0], box.width * points / grid[1]
+    font = FontProperties()
+    largest = 0.32 * cell_height  # so that short words do not shout
+    inks = LinearSegmentedColormap.from_list("ink", ["#6f6f6f", "#000000"])
+    for position in np.flatnonzero(~np.isnan(share)):
+        word = str(words[position]).strip()
+        if not word:
+            continue
+        width_of_one = TextPath((0, 0), word.replace("$", r"\$"), size=1, prop=font).get_extents().width
+        size = min(largest, 0.88 * cell_width / max(width_of_one, 1e-6))
+        row, column = divmod(int(position), grid[1])
+        axes.text(
+            (column + 0.5) * pixels.shape[1] / grid[1],
+            (row + 0.5) * pixels.shape[0] / grid[0],
+            word,
+            fontsize=size,
+            ha="center",
+            va="center",
+            color=inks(min(1.0, 2 * share[position])),
+            parse_math=False,
+            clip_on=True,
+            zorder=4,
+        )

@@ -1,1 +1,0 @@
-"""The embedded world: scenes with known ground truth, their COCO records and questions."""

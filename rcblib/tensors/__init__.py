@@ -1,0 +1,1 @@
+"""Compute with tensors alone: geometry, divergence, clustering, scoring."""

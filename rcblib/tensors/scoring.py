@@ -1,0 +1,196 @@
+"""Score visual tokens against redundant prototypes and choose which to keep."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Real
+
+import torch
+import torch.nn.functional as F
+
+from rcblib.records import CodebookError, ParameterError
+from rcblib.tensors.geometry import check_features
+
+RULES = ("max_cosine", "double_softmax", "single_softmax")
+
+
+def _check_rule(rule: object) -> None:
+    if rule not in RULES:
+        raise ParameterError("rule", rule, f"one of {RULES}")
+
+
+def redundancy_scores(
+    tokens: torch.Tensor, prototypes: torch.Tensor, rule: str = "max_cosine"
+) -> torch.Tensor:
+    """Score every visual token by its similarity to the redundant prototypes.
+
+    Parameters
+    ----------
+    tokens : torch.Tensor
+        ``(..., n_tokens, d)`` tokens after the connector; the leading dimensions are images, tiles or frames.
+    prototypes : torch.Tensor
+        ``(n_prototypes, d)``; their lengths are irrelevant.
+    rule : {"max_cosine", "double_softmax", "single_softmax"}
+        ``max_cosine``: largest cosine to any prototype, in [-1, 1]; 0 for a token of zeros.
+        ``double_softmax``: largest product of the softmax over the tokens of the image, tile or frame and the
+        softmax over prototypes, in (0, 1].
+        ``single_softmax``: largest entry of the softmax over prototypes, in (0, 1].
+
+    Returns
+    -------
+    torch.Tensor
+        ``(..., n_tokens)``; higher = more redundant. In the dtype of `tokens` for ``max_cosine``, at least
+        float32 for the softmax rules.
+
+    Raises
+    ------
+    ParameterError
+        If the rule is unknown, the shape of `tokens` differs, or one of its values is not finite.
+    CodebookError
+        If the prototypes have another width, another shape, or a value that is not finite.
+
+    Notes
+    -----
+    Source: pruning at inference; the released ``high_info_patch*`` modes. As there, the softmaxes take raw
+    cosines without temperature, so their scores lie close together, and duplicate prototypes count in their
+    sums.
+    Differs: half-precision tokens are scored in float32. The release stays in half precision throughout,
+    where rounding makes many softmax scores tie; cosines agree to 1e-3.
+    """
+    _check_rule(rule)
+    check_features("tokens", tokens, "(..., n_tokens, d)")
+    _check_prototypes(prototypes, tokens.shape[-1])
+    dtype = torch.promote_types(tokens.dtype, torch.float32)
+    unit_prototypes = F.normalize(prototypes.detach().to(tokens.device, dtype), dim=-1)
+    similarity = F.normalize(tokens.to(dtype), dim=-1) @ unit_prototypes.T
+    if rule == "max_cosine":
+        return similarity.amax(-1).to(tokens.dtype)
+    weight = similarity.softmax(-1)
+    if rule == "double_softmax":
+        weight = weight * similarity.softmax(-2)
+    return weight.amax(-1)
+
+
+def _check_prototypes(prototypes: object, d: int) -> None:
+    """Raise a `CodebookError` unless `prototypes` is a finite ``(n_prototypes, d)`` tensor."""
+    try:
+        check_features("prototypes", prototypes, "(n_prototypes, d)")
+    except ParameterError as error:
+        raise CodebookError(str(error)) from None
+    if prototypes.shape[1] != d:
+        raise CodebookError(f"prototypes: got width {prototypes.shape[1]}; accepted: the tokens' width, {d}")
+
+
+def keep_indices(
+    scores: torch.Tensor,
+    *,
+    max_similarity: float | None = None,
+    retain_ratio: float | None = None,
+    rule: str = "max_cosine",
+) -> torch.Tensor:
+    """Choose the tokens of one image, tile or frame that survive pruning.
+
+    Exactly one budget is given. A lower value of either never keeps more tokens, and may keep none.
+
+    Parameters
+    ----------
+    scores : torch.Tensor
+        ``(n_tokens,)`` from `redundancy_scores` under the same rule; higher = more redundant.
+    max_similarity : float, optional
+        Cosine cut-off in [-1, 1], for ``max_cosine`` only: tokens strictly below it are kept, however many
+        they are. It is rounded to the dtype of `scores` first.
+    retain_ratio : float, optional
+        Share of the tokens to keep, in [0, 1]; 1 keeps all. Counts round half to even.
+        ``max_cosine`` keeps the ``round(n_tokens * retain_ratio)`` lowest scores, the earlier token where two
+        tie.
+        The softmax rules keep what is strictly below the ``round(n_tokens * (1 - retain_ratio))``-th largest,
+        so tokens that tie with it are all dropped and fewer may remain.
+    rule : {"max_cosine", "double_softmax", "single_softmax"}
+        The rule that made the scores.
+
+    Returns
+    -------
+    torch.Tensor
+        ``(n_kept,)`` int64 positions, ascending.
+
+    Raises
+    ------
+    ParameterError
+        If both or no budget is given, a budget is out of range or does not go with the rule, the rule is
+        unknown, the scores are not one-dimensional, or one of them is not finite.
+
+    Notes
+    -----
+    Source: the released ``high_info_patch`` (cut-off), ``_fix_num``, ``_double_smx`` and ``_single_smx``
+    modes, whose one setting ``toxic_codebook_thres`` is the cut-off in the first and the share in the others.
+    Strictness, rounding and dropped ties are reproduced on purpose.
+    Differs: a ratio that rounds to dropping nothing keeps everything, where the release fails.
+    """
+    _check_rule(rule)
+    if (max_similarity is None) == (retain_ratio is None):
+        given = f"max_similarity={max_similarity}, retain_ratio={retain_ratio}"
+        raise ParameterError("budget", given, "exactly one of max_similarity and retain_ratio")
+    check_features("scores", scores, "(n_tokens,)")
+
+    if max_similarity is not None:
+        if rule != "max_cosine":
+            raise ParameterError(
+                "max_similarity", max_similarity, f"None for rule {rule!r}; give retain_ratio"
+            )
+        _check_range("max_similarity", max_similarity, -1, 1)
+        cut = torch.tensor(max_similarity, dtype=scores.dtype, device=scores.device)
+        return torch.nonzero(scores < cut).flatten()
+
+    _check_range("retain_ratio", retain_ratio, 0, 1)
+    n_tokens = scores.shape[0]
+    if rule == "max_cosine":
+        order = scores.argsort(stable=True)
+        return order[: round(n_tokens * retain_ratio)].sort().values
+    n_dropped = round(n_tokens * (1 - retain_ratio))
+    if n_dropped == 0:
+        return torch.arange(n_tokens, device=scores.device)
+    return torch.nonzero(scores < scores.topk(n_dropped).values[-1]).flatten()
+
+
+def calibrate_max_similarity(scores: Sequence[torch.Tensor], retain_ratio: float) -> float:
+    """Find the cut-off that retains a share of the tokens on average over some images.
+
+    Parameters
+    ----------
+    scores : sequence of torch.Tensor
+        ``(n_tokens,)`` for each image (or tile, or frame), from `redundancy_scores` with ``max_cosine``. Images of
+        different size weigh the same.
+    retain_ratio : float
+        Mean share of an image's tokens to retain, in (0, 1).
+
+    Returns
+    -------
+    float
+        For `keep_indices` as ``max_similarity``: halfway between the scores on either side of the cut, where tokens
+        below it first make up at least that share (equal scores stay together); 1 where nothing is above.
+
+    Raises
+    ------
+    ParameterError
+        If there are no scores, they are not finite, or the share is out of range.
+    """
+    if not isinstance(retain_ratio, Real) or not 0 < retain_ratio < 1:
+        raise ParameterError("retain_ratio", retain_ratio, "a number above 0 and below 1")
+    scores = list(scores)
+    if not scores or not all(len(each) for each in scores):
+        raise ParameterError("scores", f"{len(scores)} images", "at least one image, each with a score")
+    for each in scores:
+        check_features("scores", each, "(n_tokens,)")
+    pooled = torch.cat([each.double().cpu() for each in scores])
+    weights = torch.cat([torch.full((len(each),), 1 / len(each), dtype=torch.float64) for each in scores])
+    ordered, order = pooled.sort(stable=True)
+    shares = weights[order].cumsum(0) / len(scores)  # retained by a cut-off just above each score
+    n_below = int((shares < retain_ratio - 1e-9).sum()) + 1
+    last = ordered[n_below - 1]
+    above = ordered[ordered > last]
+    return float((last + above[0]) / 2) if len(above) else 1.0
+
+
+def _check_range(parameter: str, value: object, low: float, high: float) -> None:
+    if not isinstance(value, Real) or not low <= value <= high:
+        raise ParameterError(parameter, value, f"a number from {low} to {high}")

@@ -1,1 +1,0 @@
-"""Train the embedded models: vision encoder, then the LLM on symbols, then connector and LLM, then everything."""

@@ -1,0 +1,79 @@
+"""Train embedded models, write their cards, draw scenes: ``python -m worlds --help`` lists what can be run."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rcblib.records import ImageError, ParameterError, UnsupportedModelError
+
+WRONG_INPUT = 2
+"""Exit status after a wrong input."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Parameters
+    ----------
+    arguments : sequence of str, optional
+        Command and options; by default those of the process.
+
+    Returns
+    -------
+    int
+        Exit status: 0, or 2 after a wrong input, which is told in one line on standard error.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    command = arguments[0] if arguments else ""
+    try:
+        if command == "train":  # its options are the recipe's own
+            from worlds.training.recipe import main as train
+
+            train(arguments[1:])
+            return 0
+        if command == "card":  # and those of the card
+            from worlds.model_card import main as card
+
+            card(arguments[1:])
+            return 0
+        options = _parser().parse_args(arguments)
+        options.run(options)
+    except (ParameterError, UnsupportedModelError, ImageError) as error:
+        print(f"worlds {command}: {error}", file=sys.stderr)
+        return WRONG_INPUT
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="worlds", description="The embedded worlds and their models.")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="<command>")
+    commands.add_parser("train", help="train an embedded model (see `train --help`)", add_help=False)
+    commands.add_parser("card", help="score a model and write its card (see `card --help`)", add_help=False)
+    scenes = commands.add_parser("scenes", help="write images of the drawn world in COCO's format")
+    scenes.add_argument("--folder", type=Path, required=True, help="where they are written")
+    scenes.add_argument("--n", type=int, help="so many new scenes (default: the sample of the project)")
+    scenes.add_argument("--split", default="validation", help="train, validation or test, with --n")
+    scenes.add_argument("--seed", type=int, default=0, help="stream of scenes, with --n")
+    scenes.set_defaults(run=_scenes)
+    return parser
+
+
+def _scenes(options: argparse.Namespace) -> None:
+    from worlds.datasets import SceneDataset, write_sample
+    from worlds.scenes.coco import export_coco
+    from worlds.scenes.generator import generate_scene
+
+    if options.n is None:
+        write_sample(options.folder)
+    else:
+        n = len(SceneDataset(options.split, options.n, seed=options.seed))
+        scenes = (generate_scene(options.seed, i, options.split) for i in range(n))
+        export_coco(scenes, options.folder, options.split)
+    print(f"scenes in {options.folder}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Draw scenes, groups of them and videos, and ask about them."""
