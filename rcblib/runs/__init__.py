@@ -1,0 +1,1 @@
+"""Check what a run is given, write what it found, and record what made it."""

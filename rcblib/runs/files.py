@@ -1,0 +1,193 @@
+"""Write files that are complete or absent, read them back, and name settings by a hash."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import random
+import subprocess
+import tomllib
+import types
+import typing
+import uuid
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from rcblib.records import ParameterError
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+
+_METADATA_KEY = b"rcblib"
+
+def to_plain(value: Any) -> Any:
+    """Reduce a value to what JSON can hold.
+
+    Parameters
+    ----------
+    value : object
+        Dataclasses and mappings become objects; lists, tuples, arrays and tensors become lists; numpy scalars
+        become numbers; NaN becomes ``None``; paths become text with forward slashes.
+
+    Returns
+    -------
+    object
+        Nested dictionaries with text keys, lists, text, numbers, booleans and ``None``.
+
+    Raises
+    ------
+    ParameterError
+        On an infinite number or an object of another kind.
+    """
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float):
+        if math.isinf(value):
+            raise ParameterError("value", value, "finite numbers")
+        return None if math.isnan(value) else float(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): to_plain(element) for key, element in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_plain(element) for element in value]
+    if isinstance(value, Path):
+        return value.as_posix()
+    if hasattr(value, "tolist"):
+        return to_plain(value.tolist())
+    raise ParameterError("value", value, "what JSON can hold: mappings, lists, text, numbers, booleans, None")
+
+def config_hash(config: Any) -> str:
+    """Hash a config so that equal settings give equal names, in any process and key order.
+
+    Parameters
+    ----------
+    config : dataclass or Mapping
+        Reduced by `to_plain` first.
+
+    Returns
+    -------
+    str
+        The first 12 hexadecimal digits of the sha256 of its canonical JSON.
+    """
+    text = json.dumps(to_plain(config), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+@contextmanager
+def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
+    """Yield a temporary path beside `path` that takes its place only when the block ends well.
+
+    Parameters
+    ----------
+    path : path-like
+        Final file; its folder is made where it is missing.
+
+    Yields
+    ------
+    pathlib.Path
+        File to write. After an error it is removed and `path` is as it was.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+def atomic_write(path: str | os.PathLike, data: bytes | str) -> None:
+    """Write a file that is either complete or absent.
+
+    Parameters
+    ----------
+    path : path-like
+        File to write or replace.
+    data : bytes or str
+        Content; text is written as UTF-8.
+    """
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+    """Write a value as indented JSON, atomically; NaN becomes null (see `to_plain`)."""
+    atomic_write(path, json.dumps(to_plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+def read_json(path: str | os.PathLike) -> Any:
+    """Read a JSON file.
+
+    Raises
+    ------
+    ParameterError
+        Where the content is no JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ParameterError("JSON file", Path(path).name, f"valid JSON ({error})") from None
+
+def file_sha256(path: str | os.PathLike) -> str:
+    """Return the sha256 of a file as 64 hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+def first_line(error: Exception) -> str:
+    """Shorten an error of another library to its first line, at most 160 characters."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:160]
+
+def write_table(path: str | os.PathLike, frame: pd.DataFrame, metadata: Mapping[str, Any]) -> None:
+    """Write a table as Parquet with its metadata in the file, atomically.
+
+    Parameters
+    ----------
+    path : path-like
+        Parquet file.
+    frame : pandas.DataFrame
+        Columns are kept, the index is not.
+    metadata : Mapping
+        Stored as JSON in the schema, such as ``{"config": ..., "provenance": ...}``.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.Table.from_pandas(frame, preserve_index=False)
+    text = json.dumps(to_plain(metadata), allow_nan=False).encode()
+    table = table.replace_schema_metadata({**(table.schema.metadata or {}), _METADATA_KEY: text})
+    with atomic_path(path) as temporary:
+        pq.write_table(table, temporary)
+
+def read_table(path: str | os.PathLike) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Read a table and the metadata that `write_table` stored with it.
+
+    Returns
+    -------
+    tuple
+        ``(frame, metadata)``; the metadata is empty for a file written by others.
+
+    Raises
+    ------
+    ParameterError
+        Where the file is no readable Parquet.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.ParquetFile(path).read()
+    except (pa.ArrowInvalid, pa.ArrowIOError) as error:
+        if not Path(path).is_file():
+            raise
+        accepted = f"a readable Parquet file ({first_line(error)})"
+        raise ParameterError("Parquet file", Path(path).name, accepted) from None
+    return table.to_pandas(), json.loads((table.schema.metadata or {}).get(_METADATA_KEY, b"{}"))

@@ -1,0 +1,165 @@
+"""Find the project, and record with what and on what a result was made."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import random
+import subprocess
+import tomllib
+import types
+import typing
+import uuid
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from rcblib.records import ParameterError
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+
+def _declares_project(folder: Path) -> bool:
+    """Tell whether a folder's pyproject.toml is this project's."""
+    try:
+        with open(folder / "pyproject.toml", "rb") as file:
+            return tomllib.load(file).get("project", {}).get("name") == "rcblib"
+    except (OSError, tomllib.TOMLDecodeError):
+        return False
+
+def project_root() -> Path:
+    """Find the folder that holds ``codebooks/``, ``data/`` and ``notebooks/``.
+
+    Returns
+    -------
+    pathlib.Path
+        The environment variable ``RCB_ROOT`` where set; else the nearest folder upward from the working
+        directory, then from this file, whose ``pyproject.toml`` names ``rcblib``.
+
+    Raises
+    ------
+    ParameterError
+        Where ``RCB_ROOT`` is no folder, or nothing is found.
+    """
+    given = os.environ.get("RCB_ROOT")
+    if given:
+        if not Path(given).is_dir():
+            raise ParameterError("RCB_ROOT", given, "an existing folder, the root of the project")
+        return Path(given).resolve()
+    for start in (Path.cwd(), Path(__file__).resolve().parent):
+        for folder in (start, *start.parents):
+            if _declares_project(folder):
+                return folder
+    raise ParameterError("RCB_ROOT", None, "a folder, as no pyproject.toml of rcblib lies above this one")
+
+def _git_state(root: Path) -> tuple[str | None, bool | None]:
+    """Return commit and whether tracked files differ from it; ``None`` where `root` is no git checkout."""
+    try:
+        head = subprocess.run(
+            ["git", "-C", str(root), "rev-parse", "--show-prefix", "HEAD"],
+            capture_output=True, text=True, check=True, timeout=30,
+        ).stdout.split("\n")  # fmt: skip
+        # A copy of the project inside another repository has a prefix: that repository's commit says nothing.
+        if head[0]:
+            return None, None
+        changes = subprocess.run(
+            ["git", "-C", str(root), "status", "--porcelain", "--untracked-files=no"],
+            capture_output=True, text=True, check=True, timeout=30,
+        ).stdout  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None, None
+    return head[1], bool(changes.strip())
+
+def _cpu_model() -> str:
+    """Name the processor."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+def _version(package: str) -> str | None:
+    """Return the installed version of a package without importing it."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+def provenance() -> dict[str, Any]:
+    """Record when, with which versions and on what hardware a result was made; no paths.
+
+    Returns
+    -------
+    dict
+        ``date`` (UTC); versions as ``python``, ``rcblib``, ``torch``, ``transformers``, ``numpy``;
+        ``platform``, ``cpu``, ``n_cpus``, ``gpu`` (``"none"`` without one), ``n_threads`` (torch's);
+        ``git_commit`` and ``git_dirty`` (``None`` outside a checkout).
+    """
+    import torch
+
+    from rcblib import __version__
+
+    try:
+        commit, dirty = _git_state(project_root())
+    except ParameterError:
+        commit, dirty = None, None
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "rcblib": __version__,
+        **{package: _version(package) for package in ("torch", "transformers", "numpy")},
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cpu": _cpu_model(),
+        "n_cpus": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none",
+        "n_threads": torch.get_num_threads(),
+        "git_commit": commit,
+        "git_dirty": dirty,
+    }
+
+def set_up(seed: int, n_threads: int | None = None) -> torch.Generator:
+    """Seed a run, limit its threads and print what it runs on.
+
+    Parameters
+    ----------
+    seed : int
+        At least 0. Seeds Python and torch for third-party code that draws from their global generators.
+    n_threads : int, optional
+        Threads that torch may use; ``None`` leaves its choice.
+
+    Returns
+    -------
+    torch.Generator
+        A CPU generator with this seed, to pass on.
+
+    Raises
+    ------
+    ParameterError
+        On a negative seed or fewer than one thread.
+    """
+    import torch
+
+    if type(seed) is not int or not 0 <= seed < 2**32:
+        raise ParameterError("seed", seed, "an integer from 0 to 2**32 - 1")
+    if n_threads is not None and (type(n_threads) is not int or n_threads < 1):
+        raise ParameterError("n_threads", n_threads, "None or an integer >= 1")
+    if n_threads is not None:
+        torch.set_num_threads(n_threads)
+    random.seed(seed)
+    torch.manual_seed(seed)
+    facts = provenance()
+    print(
+        ", ".join(f"{name} {facts[name]}" for name in ("rcblib", "python", "torch", "transformers", "numpy"))
+    )
+    print(f"device {facts['gpu'] or facts['cpu']}, {facts['n_threads']} threads, seed {seed}")
+    return torch.Generator().manual_seed(seed)

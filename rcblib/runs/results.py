@@ -1,0 +1,127 @@
+"""Keep tables under a hash of what they depend on, and publish the key numbers of a notebook."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import random
+import subprocess
+import tomllib
+import types
+import typing
+import uuid
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from rcblib.records import ParameterError
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+from rcblib.runs.files import config_hash, read_table, to_plain, write_json, write_table
+from rcblib.runs.provenance import provenance
+
+def cached_table(
+    folder: str | os.PathLike, name: str, config: Any, compute: Callable[[], pd.DataFrame]
+) -> pd.DataFrame:
+    """Compute a table once per config and read it back afterwards.
+
+    Parameters
+    ----------
+    folder : path-like
+        Where tables are kept.
+    name : str
+        What the table holds; the file is ``<name>-<config_hash>.parquet``.
+    config : dataclass or Mapping
+        Everything the table depends on; stored in the file with the provenance.
+    compute : callable
+        Makes the table; called only where no readable file for this config exists.
+
+    Returns
+    -------
+    pandas.DataFrame
+        As read from the file, so first and later calls return the same types.
+    """
+    path = Path(folder) / f"{name}-{config_hash(config)}.parquet"
+    if path.is_file():
+        try:
+            return read_table(path)[0]
+        except ParameterError as error:
+            warnings.warn(f"{error}; computing it again", stacklevel=2)
+    write_table(path, compute(), {"config": config, "provenance": provenance()})
+    return read_table(path)[0]
+
+def write_results(path: str | os.PathLike, results: Mapping[str, Mapping[str, Any]], config: Any) -> None:
+    """Write the key numbers that a notebook publishes, with what they were made from.
+
+    Parameters
+    ----------
+    path : path-like
+        JSON file.
+    results : Mapping
+        Name to ``{"value": ..., "n": ..., "interval": [low, high] or None}``; further keys, such as
+        ``unit``, are kept.
+    config : dataclass or Mapping
+        The notebook's config.
+
+    Raises
+    ------
+    ParameterError
+        Where a result lacks its value or its n, or its interval is not an ascending pair.
+    """
+    for name, result in results.items():
+        if not isinstance(result, Mapping) or "value" not in result or "n" not in result:
+            raise ParameterError(f"results[{name!r}]", result, "a mapping with at least value and n")
+        interval = result.get("interval")
+        if interval is not None and (len(interval) != 2 or not interval[0] <= interval[1]):
+            raise ParameterError(f"results[{name!r}]['interval']", interval, "None or [low, high], ascending")
+    content = {
+        "results": {name: {"interval": None, **result} for name, result in results.items()},
+        "config": to_plain(config),
+        "config_hash": config_hash(config),
+        "provenance": provenance(),
+    }
+    write_json(path, content)
+
+def results_table(results: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    """Lay the key numbers of a notebook out for reading: one line a result, all as text.
+
+    Parameters
+    ----------
+    results : Mapping
+        As `write_results` takes them.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Indexed by name: ``value`` and ``interval`` to four digits, ``n`` and ``unit``; blank where there is none, and
+        without columns that would be blank throughout.
+    """
+    import pandas as pd
+
+    def written(value: Any) -> str:
+        if value is None or isinstance(value, str):
+            return value or ""
+        return f"{value:.4g}" if isinstance(value, float) and not value.is_integer() else f"{value:,.0f}"
+
+    lines = {
+        name.replace("_", " "): {
+            "value": written(result["value"]),
+            "interval": "[{}, {}]".format(*map(written, result["interval"]))
+            if result.get("interval")
+            else "",
+            "n": written(result["n"]),
+            "unit": result.get("unit", ""),
+        }
+        for name, result in results.items()
+    }
+    table = pd.DataFrame.from_dict(lines, orient="index", columns=["value", "interval", "n", "unit"])
+    return table.loc[:, (table != "").any()]
