@@ -19,6 +19,7 @@ import torch
 
 from rcblib.mllm.placement import outside_llm
 from rcblib.records import ParameterError, UnsupportedModelError
+from rcblib.runs.command import OneLineParser, run_command
 from rcblib.tensors.geometry import check_integer
 
 GIB = 2**30
@@ -449,7 +450,9 @@ def measured_peak(run: Callable[[], Any], device: str | torch.device = "cpu") ->
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print what a model needs for probing and for generating; a wrong input ends in one line."""
-    parser = argparse.ArgumentParser(description="Compute the memory that a model needs, without loading it.")
+    parser = OneLineParser(
+        prog="footprint", description="Compute the memory that a model needs, without loading it."
+    )
     parser.add_argument("--model", required=True, help="an embedded model, a folder, or a Hugging Face id")
     parser.add_argument("--height", type=int, default=480, help="of a picture, in pixels (default: 480)")
     parser.add_argument("--width", type=int, default=640, help="of a picture, in pixels (default: 640)")
@@ -457,12 +460,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--retain-ratio", type=float, default=1.0, help="share of visual tokens kept (default: 1)"
     )
-    try:
-        _print_needs(parser.parse_args(arguments))
-    except (ParameterError, UnsupportedModelError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    options = parser.parse_args(arguments)
+    return run_command("footprint", lambda: _print_needs(options))
 
 
 def _print_needs(options: argparse.Namespace) -> None:

@@ -4,33 +4,22 @@ from __future__ import annotations
 
 import argparse
 import sys
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from rcblib import __version__
-from rcblib.records import ONE_WORD_QUESTION, CodebookError, ImageError, ParameterError, UnsupportedModelError
+from rcblib.records import ONE_WORD_QUESTION, ParameterError
+from rcblib.runs.command import OneLineParser, run_command
 
 if TYPE_CHECKING:
     from rcblib.data.base import Dataset
     from rcblib.pruners import Pruner
 
-WRONG_INPUT = 2
-"""Exit status after a wrong input."""
-
 IMAGES_HELP = (
     "scenes, large-scenes, groups or videos of the embedded world; coco:<folder>; group:<folder>, its photos as one "
     "input; video:<file or folder of frames>; or a folder of photos"
 )
-
-
-class _Parser(argparse.ArgumentParser):
-    """Report a wrong argument in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(WRONG_INPUT, f"{self.prog}: {message}\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,40 +35,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     int
         Exit status: 0, or 2 after a wrong input, which is told in one line on standard error.
     """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    command = arguments[0] if arguments else ""
-    try:
-        options = _parser().parse_args(arguments)
-        with _warnings_in_one_line(command):
-            options.run(options)
-    except (ParameterError, UnsupportedModelError, CodebookError, ImageError) as error:
-        print(f"rcblib {command}: {error}", file=sys.stderr)
-        return WRONG_INPUT
-    return 0
-
-
-@contextmanager
-def _warnings_in_one_line(command: str) -> Iterator[None]:
-    """Tell the library's warnings once each, on standard error, without a place in the code."""
-    told: set[str] = set()
-
-    def tell(message: Warning | str, category: type[Warning], *place: Any, **options: Any) -> None:
-        if not issubclass(category, UserWarning):
-            shown(message, category, *place, **options)
-        elif str(message) not in told:
-            told.add(str(message))
-            print(f"rcblib {command}: warning: {message}", file=sys.stderr, flush=True)
-
-    with warnings.catch_warnings():
-        shown, warnings.showwarning = warnings.showwarning, tell
-        yield
+    options = _parser().parse_args(arguments)
+    return run_command(f"rcblib {options.command}", lambda: options.run(options))
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="rcblib", description="Explain visual redundancy in multimodal LLMs.")
+    parser = OneLineParser(prog="rcblib", description="Explain visual redundancy in multimodal LLMs.")
     parser.add_argument("--version", action="version", version=f"rcblib {__version__}")
     commands = parser.add_subparsers(
-        title="commands", required=True, metavar="<command>", parser_class=_Parser
+        title="commands", required=True, dest="command", metavar="<command>", parser_class=OneLineParser
     )
 
     probe = commands.add_parser("probe", help="measure every signal of the visual tokens of some images")

@@ -11,12 +11,10 @@ import tiny
 from rcblib import __version__
 from rcblib.__main__ import main
 from rcblib.codebook.codebook import Codebook
-from rcblib.data.coco import CocoDataset
 from rcblib.probe.store import read_probe
 from rcblib.tensors.geometry import paper_ranks
-from worlds.training import recipe
 
-COMMANDS = ["probe", "codebook", "evaluate", "scenes", "models", "memory", "train", "info"]
+COMMANDS = ["probe", "codebook", "evaluate", "models", "info"]
 
 
 @pytest.fixture(scope="module")
@@ -159,14 +157,6 @@ def test_evaluate_asks_about_groups_and_leaves_out_what_needs_cls(onevision, tmp
     assert [line.rsplit(maxsplit=5)[0] for line in table[1:]] == ["all tokens", "random"]
 
 
-def test_scenes_are_written_in_coco_s_format(tmp_path):
-    assert main(["scenes", "--folder", str(tmp_path), "--n", "2", "--split", "test", "--seed", "5"]) == 0
-    assert [sample.file_name for sample in CocoDataset(tmp_path, "test")] == [
-        "test_5_000000.png",
-        "test_5_000001.png",
-    ]
-
-
 def test_models_and_info_list_what_is_here(capsys):
     assert main(["models"]) == 0
     assert "llava" in capsys.readouterr().out
@@ -174,22 +164,6 @@ def test_models_and_info_list_what_is_here(capsys):
     out = capsys.readouterr().out
     assert f"rcblib: {__version__}" in out
     assert "llava-onevision-7b" in out
-
-
-def test_memory_is_computed_for_checkpoints_and_folders(model, capsys):
-    assert main(["memory", "--model", "llava-hf/llava-1.5-7b-hf"]) == 0
-    out = capsys.readouterr().out
-    assert out.startswith("7.063 billion parameters; grids of a picture: 1, rows: 576")
-    assert "half, generate" in out
-    assert main(["memory", "--model", model, "--retain-ratio", "0.5"]) == 0
-    assert "rows: 36" in capsys.readouterr().out
-
-
-def test_train_hands_its_options_to_the_recipe(monkeypatch):
-    given = []
-    monkeypatch.setattr(recipe, "main", given.extend)
-    assert main(["train", "--scale", "0.5", "--help"]) == 0
-    assert given == ["--scale", "0.5", "--help"]
 
 
 # Wrong inputs
@@ -251,19 +225,6 @@ def test_wrong_inputs_of_probe(model, photos, options, message, tmp_path, capsys
     line = failure(["probe", *(part for pair in options.items() for part in pair)], capsys)
     assert message in line
     assert not (tmp_path / "new").exists()
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--model", "no-such-model"], "model: got 'no-such-model'"),
-        (["--height", "0"], "height: got 0"),
-        (["--batch-size", "0"], "batch_size: got 0"),
-        (["--retain-ratio", "0"], "retain_ratio: got 0"),
-    ],
-)
-def test_wrong_inputs_of_memory(model, options, message, capsys):
-    assert message in failure(["memory", "--model", model, *options], capsys)
 
 
 def test_empty_folders_and_broken_images(model, tmp_path, capsys):

@@ -16,6 +16,7 @@ from benchmarks.footprint import (
     encoding_bytes,
     generation,
     largest_batch,
+    main,
     measured_peak,
     nf4_bytes,
     prefill_bytes,
@@ -252,3 +253,28 @@ def test_unknown_checkpoints_and_encoders():
         checkpoint_config("llava")
     with pytest.raises(UnsupportedModelError, match="model: got 'no-such-model'"):
         empty_model("no-such-model")
+
+
+def test_the_command_computes_for_checkpoints_and_folders(tmp_path, capsys):
+    assert main(["--model", "llava-hf/llava-1.5-7b-hf"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("7.063 billion parameters; grids of a picture: 1, rows: 576")
+    assert "half, generate" in out
+    folder = tiny.save_tiny_llava(tmp_path)
+    assert main(["--model", str(folder), "--retain-ratio", "0.5"]) == 0
+    assert "rows: 36" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model", "no-such-model"], "model: got 'no-such-model'"),
+        (["--height", "0"], "height: got 0"),
+        (["--batch-size", "0"], "batch_size: got 0"),
+        (["--retain-ratio", "0"], "retain_ratio: got 0"),
+    ],
+)
+def test_wrong_inputs_of_the_command_end_in_one_line(options, message, capsys):
+    assert main(["--model", "llava-hf/llava-1.5-7b-hf", *options]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("footprint: ") and message in line

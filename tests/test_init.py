@@ -50,13 +50,11 @@ def test_importing_the_package_loads_no_framework():
 
 @pytest.mark.parametrize(
     "first",
-    ["from rcblib.divergence import entropy", "import rcblib.divergence", "from rcblib import divergence"],
+    ["from rcblib.probe.config import ProbeConfig", "import rcblib.probe.run", "from rcblib import probe"],
 )
-def test_functions_named_like_their_module_win_whatever_is_imported_first(first):
-    source = (
-        f"{first}\nfrom rcblib import divergence\nprint(type(divergence).__name__, divergence.__module__)"
-    )
-    assert run(source) == "function rcblib.divergence\n"
+def test_functions_named_like_their_room_win_whatever_is_imported_first(first):
+    source = f"{first}\nfrom rcblib import probe\nprint(type(probe).__name__, probe.__module__)"
+    assert run(source) == "function rcblib.probe.run\n"
 
 
 def test_unknown_names_are_an_attribute_error():

@@ -23,7 +23,7 @@ from rcblib.evaluate.lmms import plugin as lmms_plugin
 from rcblib.evaluate.lmms.answers import AnswerFile
 from rcblib.evaluate.lmms.plugin import ModelArguments, RcbModel, _ended, _generation_settings, _prompt
 from rcblib.evaluate.lmms.runs import MAIN_METRICS, TASKS_FOLDER, missing_packages, run_tasks, write_task
-from rcblib.lmms_tasks import utils
+from rcblib.evaluate.lmms.tasks import utils
 from rcblib.mllm import adapter_for, load_model
 from rcblib.pruners import CodebookPruner, RandomPruner
 from rcblib.reading.benchmarks import score_results

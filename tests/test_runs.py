@@ -17,8 +17,8 @@ import pytest
 import torch
 from messages import one_line
 
-from rcblib import runs
 from rcblib.records import ParameterError
+from rcblib.runs import provenance as provenance_module
 from rcblib.runs.files import (
     atomic_path,
     atomic_write,
@@ -165,7 +165,7 @@ def test_papermill_misspelling_ends_in_one_clear_line(tmp_path):
     cells = [
         parameters,
         nbformat.v4.new_code_cell(
-            "import dataclasses\nimport json\nfrom rcblib.runs import bounded, notebook_config"
+            "import dataclasses\nimport json\nfrom rcblib.runs.parameters import bounded, notebook_config"
         ),
         nbformat.v4.new_code_cell(
             "@dataclasses.dataclass(frozen=True)\n"
@@ -242,7 +242,7 @@ def test_project_root_from_the_library(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert project_root() == REPOSITORY
     (tmp_path / "pyproject.toml").write_text("no [toml")
-    monkeypatch.setattr(runs, "__file__", str(tmp_path / "rcblib" / "runs.py"))
+    monkeypatch.setattr(provenance_module, "__file__", str(tmp_path / "rcblib" / "runs" / "provenance.py"))
     with pytest.raises(ParameterError, match="RCB_ROOT"):
         project_root()
 
@@ -322,7 +322,7 @@ def test_interrupted_write_keeps_the_earlier_file(tmp_path, error):
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
 def test_killed_write_leaves_no_partial_file(tmp_path):
     code = (
-        "import sys, time\nfrom rcblib.runs import atomic_path\n"
+        "import sys, time\nfrom rcblib.runs.files import atomic_path\n"
         "with atomic_path(sys.argv[1]) as temporary:\n"
         "    temporary.write_text('half of'); print('written', flush=True); time.sleep(60)\n"
     )

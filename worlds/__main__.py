@@ -7,10 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rcblib.records import ImageError, ParameterError, UnsupportedModelError
-
-WRONG_INPUT = 2
-"""Exit status after a wrong input."""
+from rcblib.runs.command import OneLineParser, run_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,29 +24,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Exit status: 0, or 2 after a wrong input, which is told in one line on standard error.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    command = arguments[0] if arguments else ""
-    try:
-        if command == "train":  # its options are the recipe's own
-            from worlds.training.recipe import main as train
+    command, rest = (arguments[0] if arguments else ""), arguments[1:]
+    if command == "train":  # its options are the recipe's own
+        from worlds.training.recipe import main as train
 
-            train(arguments[1:])
-            return 0
-        if command == "card":  # and those of the card
-            from worlds.model_card import main as card
+        return run_command("worlds train", lambda: train(rest))
+    if command == "card":  # and those of the card
+        from worlds.model_card import main as card
 
-            card(arguments[1:])
-            return 0
-        options = _parser().parse_args(arguments)
-        options.run(options)
-    except (ParameterError, UnsupportedModelError, ImageError) as error:
-        print(f"worlds {command}: {error}", file=sys.stderr)
-        return WRONG_INPUT
-    return 0
+        return run_command("worlds card", lambda: card(rest))
+    options = _parser().parse_args(arguments)
+    return run_command(f"worlds {command}", lambda: options.run(options))
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="worlds", description="The embedded worlds and their models.")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="<command>")
+    parser = OneLineParser(prog="worlds", description="The embedded worlds and their models.")
+    commands = parser.add_subparsers(
+        title="commands", required=True, metavar="<command>", parser_class=OneLineParser
+    )
     commands.add_parser("train", help="train an embedded model (see `train --help`)", add_help=False)
     commands.add_parser("card", help="score a model and write its card (see `card --help`)", add_help=False)
     scenes = commands.add_parser("scenes", help="write images of the drawn world in COCO's format")

@@ -499,7 +499,7 @@ def _markdown(table: pd.DataFrame) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Score an embedded model on a split and write its card, from the command line."""
     parser = argparse.ArgumentParser(
-        prog="rcblib card", description="Score an embedded model on held-out scenes and write its model card."
+        prog="worlds card", description="Score an embedded model on held-out scenes and write its model card."
     )
     parser.add_argument("--model", default=LLAVA_SCENES.name, choices=sorted(RECIPES))
     parser.add_argument("--split", choices=SPLITS, help="split to score (default: none, write the card only)")

@@ -3,31 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
-import importlib.metadata
 import json
 import math
 import os
-import platform
-import random
-import subprocess
-import tomllib
-import types
-import typing
 import uuid
-import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any
+
 from rcblib.records import ParameterError
+
 if TYPE_CHECKING:
     import pandas as pd
-    import torch
 
 _METADATA_KEY = b"rcblib"
+
 
 def to_plain(value: Any) -> Any:
     """Reduce a value to what JSON can hold.
@@ -66,6 +58,7 @@ def to_plain(value: Any) -> Any:
         return to_plain(value.tolist())
     raise ParameterError("value", value, "what JSON can hold: mappings, lists, text, numbers, booleans, None")
 
+
 def config_hash(config: Any) -> str:
     """Hash a config so that equal settings give equal names, in any process and key order.
 
@@ -81,6 +74,7 @@ def config_hash(config: Any) -> str:
     """
     text = json.dumps(to_plain(config), sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
 
 @contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
@@ -107,6 +101,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     finally:
         temporary.unlink(missing_ok=True)
 
+
 def atomic_write(path: str | os.PathLike, data: bytes | str) -> None:
     """Write a file that is either complete or absent.
 
@@ -120,9 +115,11 @@ def atomic_write(path: str | os.PathLike, data: bytes | str) -> None:
     with atomic_path(path) as temporary:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
 
+
 def write_json(path: str | os.PathLike, value: Any) -> None:
     """Write a value as indented JSON, atomically; NaN becomes null (see `to_plain`)."""
     atomic_write(path, json.dumps(to_plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
 
 def read_json(path: str | os.PathLike) -> Any:
     """Read a JSON file.
@@ -137,14 +134,17 @@ def read_json(path: str | os.PathLike) -> Any:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ParameterError("JSON file", Path(path).name, f"valid JSON ({error})") from None
 
+
 def file_sha256(path: str | os.PathLike) -> str:
     """Return the sha256 of a file as 64 hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
+
 def first_line(error: Exception) -> str:
     """Shorten an error of another library to its first line, at most 160 characters."""
     return (str(error).splitlines() or [type(error).__name__])[0][:160]
+
 
 def write_table(path: str | os.PathLike, frame: pd.DataFrame, metadata: Mapping[str, Any]) -> None:
     """Write a table as Parquet with its metadata in the file, atomically.
@@ -166,6 +166,7 @@ def write_table(path: str | os.PathLike, frame: pd.DataFrame, metadata: Mapping[
     table = table.replace_schema_metadata({**(table.schema.metadata or {}), _METADATA_KEY: text})
     with atomic_path(path) as temporary:
         pq.write_table(table, temporary)
+
 
 def read_table(path: str | os.PathLike) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Read a table and the metadata that `write_table` stored with it.

@@ -4,34 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import hashlib
-import importlib.metadata
-import json
 import math
-import os
-import platform
-import random
-import subprocess
-import tomllib
 import types
 import typing
-import uuid
-import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
-from datetime import UTC, datetime
-from pathlib import Path
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
 from rcblib.records import ParameterError
+
 if TYPE_CHECKING:
-    import pandas as pd
-    import torch
+    pass
 
 Config = TypeVar("Config")
 
 _IPYTHON_NAMES = frozenset({"In", "Out", "get_ipython", "exit", "quit", "open"})
 
 _LITERAL_TYPES = (str, int, float, bool, types.NoneType, list, tuple, dict)
+
 
 def bounded(
     default: Any = dataclasses.MISSING,
@@ -62,6 +51,7 @@ def bounded(
     limits = {"minimum": minimum, "maximum": maximum, "above": above, "choices": choices}
     return dataclasses.field(default=default, metadata=limits)
 
+
 def _accepted(hint: Any, limits: Mapping[str, Any]) -> str:
     """Say in words which values a parameter accepts."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
@@ -88,6 +78,7 @@ def _accepted(hint: Any, limits: Mapping[str, Any]) -> str:
     ]
     return ", ".join([words, *bounds])
 
+
 def _converted(value: Any, hint: Any) -> Any:
     """Return `value` as the annotated type, or raise TypeError where it is not of it."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
@@ -112,6 +103,7 @@ def _converted(value: Any, hint: Any) -> Any:
         return value
     raise TypeError
 
+
 def _within(value: Any, limits: Mapping[str, Any]) -> bool:
     """Tell whether a converted value, or every element of a list, respects the limits."""
     if isinstance(value, list | tuple):
@@ -126,6 +118,7 @@ def _within(value: Any, limits: Mapping[str, Any]) -> bool:
         )
     return True
 
+
 def _checked(name: str, value: Any, hint: Any, limits: Mapping[str, Any]) -> Any:
     """Return a parameter as its annotated type, or raise where type or limits are not met."""
     try:
@@ -136,11 +129,13 @@ def _checked(name: str, value: Any, hint: Any, limits: Mapping[str, Any]) -> Any
         raise ParameterError(name, value, _accepted(hint, limits))
     return converted
 
+
 def _unknown(name: str, value: Any, known: Collection[str]) -> ParameterError:
     """Make the error for a name that is no parameter, with the nearest known one."""
     close = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.6)
     hint = f" (did you mean {close[0]}?)" if close else ""
     return ParameterError(name, value, f"no parameter of this name; known: {', '.join(sorted(known))}{hint}")
+
 
 def validate_parameters(given: Mapping[str, Any], schema: type[Config]) -> Config:
     """Turn given values into one validated config.
@@ -176,6 +171,7 @@ def validate_parameters(given: Mapping[str, Any], schema: type[Config]) -> Confi
             raise ParameterError(name, None, _accepted(hints[name], field.metadata))
     return schema(**values)
 
+
 def check_fields(config: Any) -> None:
     """Check, and convert in place, the fields of a dataclass; for use in its ``__post_init__``.
 
@@ -193,6 +189,7 @@ def check_fields(config: Any) -> None:
     for field in dataclasses.fields(config):
         value = _checked(field.name, getattr(config, field.name), hints[field.name], field.metadata)
         object.__setattr__(config, field.name, value)
+
 
 def reject_unknown_parameters(
     namespace: Mapping[str, Any], known: Collection[str], baseline_names: Collection[str] = ()
@@ -227,6 +224,7 @@ def reject_unknown_parameters(
         if name.isupper() and name.lower() not in lowered:
             continue
         raise _unknown(name, value, known)
+
 
 def notebook_config(
     namespace: Mapping[str, Any], schema: type[Config], baseline_names: Collection[str] = ()

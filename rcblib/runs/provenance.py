@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import hashlib
 import importlib.metadata
-import json
-import math
 import os
 import platform
 import random
 import subprocess
 import tomllib
-import types
-import typing
-import uuid
-import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any
+
 from rcblib.records import ParameterError
+
 if TYPE_CHECKING:
-    import pandas as pd
     import torch
+
 
 def _declares_project(folder: Path) -> bool:
     """Tell whether a folder's pyproject.toml is this project's."""
@@ -34,6 +25,7 @@ def _declares_project(folder: Path) -> bool:
             return tomllib.load(file).get("project", {}).get("name") == "rcblib"
     except (OSError, tomllib.TOMLDecodeError):
         return False
+
 
 def project_root() -> Path:
     """Find the folder that holds ``codebooks/``, ``data/`` and ``notebooks/``.
@@ -60,6 +52,7 @@ def project_root() -> Path:
                 return folder
     raise ParameterError("RCB_ROOT", None, "a folder, as no pyproject.toml of rcblib lies above this one")
 
+
 def _git_state(root: Path) -> tuple[str | None, bool | None]:
     """Return commit and whether tracked files differ from it; ``None`` where `root` is no git checkout."""
     try:
@@ -78,6 +71,7 @@ def _git_state(root: Path) -> tuple[str | None, bool | None]:
         return None, None
     return head[1], bool(changes.strip())
 
+
 def _cpu_model() -> str:
     """Name the processor."""
     try:
@@ -88,12 +82,14 @@ def _cpu_model() -> str:
         pass
     return platform.processor() or platform.machine()
 
+
 def _version(package: str) -> str | None:
     """Return the installed version of a package without importing it."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
 
 def provenance() -> dict[str, Any]:
     """Record when, with which versions and on what hardware a result was made; no paths.
@@ -126,6 +122,7 @@ def provenance() -> dict[str, Any]:
         "git_commit": commit,
         "git_dirty": dirty,
     }
+
 
 def set_up(seed: int, n_threads: int | None = None) -> torch.Generator:
     """Seed a run, limit its threads and print what it runs on.

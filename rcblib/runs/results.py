@@ -2,32 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import hashlib
-import importlib.metadata
-import json
-import math
 import os
-import platform
-import random
-import subprocess
-import tomllib
-import types
-import typing
-import uuid
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
-from datetime import UTC, datetime
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any
+
 from rcblib.records import ParameterError
+
 if TYPE_CHECKING:
     import pandas as pd
-    import torch
 from rcblib.runs.files import config_hash, read_table, to_plain, write_json, write_table
 from rcblib.runs.provenance import provenance
+
 
 def cached_table(
     folder: str | os.PathLike, name: str, config: Any, compute: Callable[[], pd.DataFrame]
@@ -58,6 +45,7 @@ def cached_table(
             warnings.warn(f"{error}; computing it again", stacklevel=2)
     write_table(path, compute(), {"config": config, "provenance": provenance()})
     return read_table(path)[0]
+
 
 def write_results(path: str | os.PathLike, results: Mapping[str, Mapping[str, Any]], config: Any) -> None:
     """Write the key numbers that a notebook publishes, with what they were made from.
@@ -90,6 +78,7 @@ def write_results(path: str | os.PathLike, results: Mapping[str, Mapping[str, An
         "provenance": provenance(),
     }
     write_json(path, content)
+
 
 def results_table(results: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
     """Lay the key numbers of a notebook out for reading: one line a result, all as text.

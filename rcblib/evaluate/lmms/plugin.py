@@ -85,7 +85,8 @@ class ModelArguments:
         JSON file for the visual tokens of every answer; not written by default. Where several processes share the
         questions, each writes its own, with its number in front of the suffix: ``counts.0.json``, ``counts.1.json``.
     answers_folder : str or None
-        Folder where every answer is kept as soon as it is given (`AnswerFile`): a run that was cut off and is started again reads them, and asks only what is left. Not written by default.
+        Folder where every answer is kept as soon as it is given (`AnswerFile`): a run that was cut off and is started
+        again reads them, and asks only what is left. Not written by default.
     """
 
     pretrained: str
