@@ -248,6 +248,22 @@ class VisualView:
 
 
 @dataclass(frozen=True)
+class Reduced:
+    """Say which of some visual tokens stay, and what stands in their places.
+
+    Attributes
+    ----------
+    positions : torch.Tensor
+        ``(n_kept,)`` int64, ascending: numbers of the tokens that stay, which also say at which positions they are read.
+    rows : torch.Tensor or None
+        ``(n_kept, d)`` new rows for those places, of merged or pooled tokens; ``None``: the tokens themselves.
+    """
+
+    positions: torch.Tensor
+    rows: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
 class Packing:
     """Say in which order the tokens of some views, and newlines, are read.
 

@@ -1,0 +1,258 @@
+"""Check dropping inside the LLM: both forms against each other, and against layers called by hand."""
+
+import pytest
+import tiny
+import tiny_qwen
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+from rcblib.mllm.layers import Spans, dropping
+from rcblib.records import ParameterError, Reduced, UnsupportedModelError
+
+TEXT = tiny.TINY_TEXT | {"num_hidden_layers": 4}
+N_COLUMNS, N_NEW = 20, 5
+LENGTHS = (20, 13, 16)
+SPANS = Spans(3, N_COLUMNS, ((0, torch.arange(2, 9)), (0, torch.arange(11, 16)), (1, torch.arange(8, 17))))
+"""Two images, one, and a prompt of text only."""
+
+
+def build(name, dtype=torch.float32, attention="sdpa"):
+    """Return a model of four layers and its decoder."""
+    if name == "qwen2_5_vl":
+        text = tiny_qwen.TINY_TEXT | {"vocab_size": 80, "num_hidden_layers": 4}
+        model = tiny_qwen.build(tiny_qwen.TINY_VISION, text, tiny_qwen.TINY_IDS)[0]
+        decoder = model.model.language_model
+    else:
+        kind, config = {
+            "llama": (LlamaForCausalLM, LlamaConfig),
+            "qwen2": (Qwen2ForCausalLM, Qwen2Config),
+        }[name]
+        model = tiny.endless(kind(config(**TEXT)), tiny.TINY_IDS)
+        decoder = model.model
+    model.set_attn_implementation(attention)
+    return model.to(dtype).eval(), decoder
+
+
+def inputs(n_axes=1, rows=(0, 1, 2)):
+    ids = torch.randint(8, 60, (3, N_COLUMNS), generator=torch.Generator().manual_seed(0))
+    mask = torch.stack([torch.arange(N_COLUMNS) >= N_COLUMNS - length for length in LENGTHS]).long()
+    given = {"input_ids": ids[list(rows)], "attention_mask": mask[list(rows)]}
+    if n_axes == 3:  # positions that differ between the axes, as an image's do
+        places = (mask.cumsum(-1) - 1).clamp(min=0)[list(rows)]
+        given["position_ids"] = torch.stack([places, places + places % 3, places + places % 2])
+    return given
+
+
+def largest(n):
+    """Keep of each image the rows that the last token attends to most, as FastV does."""
+
+    def choose(state):
+        last = state.attention.mean(0)[-1]
+        return [Reduced(last[span].topk(min(n, len(span))).indices.sort().values) for span in state.spans]
+
+    return choose
+
+
+def every_third(state):
+    """Keep every third row, with a mean of it and the dropped one behind it in its place, as methods that merge do."""
+    reduced = []
+    for span in state.spans:
+        kept = torch.arange(0, len(span), 3)
+        behind = (kept + 1).clamp(max=len(span) - 1)
+        reduced.append(
+            Reduced(kept, (state.hidden_states[span[kept]] + state.hidden_states[span[behind]]) / 2)
+        )
+    return reduced
+
+
+METHODS = {
+    "attention": (largest(3), (2,), 1),
+    "twice": (lambda state: largest(5 if state.layer == 1 else 2)(state), (1, 3), 2),
+    "merging": (every_third, (1, 2), 0),
+    "nothing": (lambda state: [Reduced(torch.arange(len(span))) for span in state.spans], (1,), 0),
+    "everything": (lambda state: [Reduced(torch.empty(0, dtype=torch.long)) for _ in state.spans], (2,), 0),
+}
+
+
+def answers(model, decoder, given, form=None, method="attention", spans=SPANS, **settings):
+    """Return what is generated, and the logits of every step."""
+    settings = {"max_new_tokens": N_NEW, "do_sample": False} | settings
+    settings |= {"output_logits": True, "return_dict_in_generate": True, "pad_token_id": 0}
+    if form is None:
+        output = model.generate(**given, **settings)
+        return output.sequences, torch.stack(output.logits), None
+    choose, layers, n_rows = METHODS[method]
+    with dropping(decoder, spans, choose, layers, form=form, n_attention_rows=n_rows) as counts:
+        output = model.generate(**given, **settings)
+    return output.sequences, torch.stack(output.logits), counts
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen2_5_vl"])
+def test_both_forms_give_the_same_answers(name, attention, method):
+    """In float64 logits, which `generate` hands out as float32, are equal: what is left in float32 is rounding.
+
+    Eager attention takes its softmax in float32 whatever the dtype, so only sdpa can show that.
+    """
+    given = inputs(3 if name == "qwen2_5_vl" else 1)
+    exact = [(torch.float64, 0.0)] if attention == "sdpa" else []
+    for dtype, tolerance in [*exact, (torch.float32, 1e-4)]:
+        model, decoder = build(name, dtype, attention)
+        masked = answers(model, decoder, given, "masked", method)
+        gathered = answers(model, decoder, given, "gathered", method)
+        torch.testing.assert_close(gathered[1], masked[1], rtol=0, atol=tolerance)
+        assert torch.equal(gathered[0], masked[0])
+        assert gathered[2].by_layer == masked[2].by_layer
+        plain = answers(model, decoder, given)
+        if method == "nothing":
+            torch.testing.assert_close(gathered[1], plain[1], rtol=0, atol=tolerance)
+        else:
+            assert (gathered[1][0, :2] - plain[1][0, :2]).abs().amax(-1).min() > 1e-3
+        torch.testing.assert_close(gathered[1][:, 2], plain[1][:, 2], rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("form", ["gathered", "masked"])
+@pytest.mark.parametrize("name", ["llama", "qwen2_5_vl"])
+def test_a_batch_answers_as_its_prompts_alone(name, form):
+    n_axes = 3 if name == "qwen2_5_vl" else 1
+    model, decoder = build(name, torch.float64)
+    together = answers(model, decoder, inputs(n_axes), form, "twice")
+    for row, images in ((0, SPANS.images[:2]), (1, SPANS.images[2:])):
+        spans = Spans(1, N_COLUMNS, tuple((0, columns) for _, columns in images))
+        alone = answers(model, decoder, inputs(n_axes, [row]), form, "twice", spans)
+        torch.testing.assert_close(alone[1][:, 0], together[1][:, row], rtol=0, atol=1e-9)
+
+
+def test_rows_are_counted_layer_by_layer():
+    model, decoder = build("llama")
+    counts = answers(model, decoder, inputs(), "gathered", "twice")[2]
+    assert counts.by_layer == [[7, 5, 5, 2], [5, 5, 5, 2], [9, 5, 5, 2]]
+    assert counts.means == [4.75, 4.25, 5.25]
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2"])
+def test_layers_called_by_hand_give_the_same_logits(name):
+    """Run the first layers on everything, take rows out by hand, and run the others on what is left."""
+    model, decoder = build(name, torch.float64)
+    given = {key: value[:, :] for key, value in inputs(rows=[0]).items()}
+    spans = Spans(1, N_COLUMNS, SPANS.images[:2])
+    with torch.no_grad():
+        hidden = decoder.embed_tokens(given["input_ids"])
+        places = torch.arange(N_COLUMNS)[None]
+        rotation = decoder.rotary_emb(hidden, position_ids=places)
+        model.set_attn_implementation("eager")
+        causal = torch.full((1, 1, N_COLUMNS, N_COLUMNS), -1e300, dtype=torch.float64).triu(1)
+        weights = []
+        handle = decoder.layers[1].self_attn.register_forward_hook(
+            lambda _m, _a, output: weights.append(output[1])
+        )
+        for layer in decoder.layers[:2]:
+            hidden = layer(hidden, attention_mask=causal, position_embeddings=rotation)
+        handle.remove()
+        last = weights[0][0].mean(0)[-1]
+        left = torch.ones(N_COLUMNS, dtype=torch.bool)
+        for _, columns in spans.images:
+            left[columns] = False
+            left[columns[last[columns].topk(3).indices]] = True
+        hidden, rotation = hidden[:, left], tuple(part[:, left] for part in rotation)
+        causal = causal[:, :, : int(left.sum()), : int(left.sum())]
+        for layer in decoder.layers[2:]:
+            hidden = layer(hidden, attention_mask=causal, position_embeddings=rotation)
+        expected = model.lm_head(decoder.norm(hidden))[0, -1]
+        model.set_attn_implementation("sdpa")
+    for form in ("gathered", "masked"):
+        logits = answers(model, decoder, given, form, "attention", spans)[1]
+        torch.testing.assert_close(logits[0, 0].double(), expected.double(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_attention_is_that_of_the_layer_before(attention):
+    model, decoder = build("qwen2", attention=attention)
+    seen = []
+
+    def choose(state):
+        seen.append(state.attention)
+        return METHODS["nothing"][0](state)
+
+    given = inputs(rows=[1])
+    spans = Spans(1, N_COLUMNS, ((0, SPANS.images[2][1]),))
+    with dropping(decoder, spans, choose, (2,), n_attention_rows=2), torch.no_grad():
+        model(**given)
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        expected = model(**given, output_attentions=True).attentions[1][0, :, -2:, -13:]
+    torch.testing.assert_close(seen[0], expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["gathered", "masked"])
+@pytest.mark.parametrize(
+    "settings",
+    [{"num_beams": 3}, {"use_cache": False}, {"do_sample": True, "num_return_sequences": 2}],
+    ids=str,
+)
+def test_generation_settings_work(form, settings):
+    model, decoder = build("llama", torch.float64)
+    if settings.get("do_sample"):
+        settings = settings | {"temperature": 1e-6}
+    expected = answers(model, decoder, inputs(), "masked")[0]
+    output = answers(model, decoder, inputs(), form, **settings)[0]
+    if "num_beams" in settings:
+        expected = answers(model, decoder, inputs(), "masked", **settings)[0]
+    n_each = len(output) // 3
+    assert torch.equal(output[::n_each], expected)
+
+
+def test_a_cache_of_fixed_size_works_masked_and_is_refused_gathered():
+    model, decoder = build("llama", torch.float64)
+    fixed = {"cache_implementation": "static", "disable_compile": True}
+    masked = answers(model, decoder, inputs(), "masked", **fixed)
+    torch.testing.assert_close(masked[1], answers(model, decoder, inputs(), "masked")[1], rtol=0, atol=1e-9)
+    with pytest.raises(ParameterError, match="past_key_values: got 'StaticLayer'"):
+        answers(model, decoder, inputs(), "gathered", **fixed)
+    assert not any(layer._forward_pre_hooks for layer in decoder.layers)
+
+
+def test_the_cache_holds_what_stays():
+    model, decoder = build("qwen2")
+    with dropping(decoder, SPANS, *METHODS["attention"][:2], n_attention_rows=1), torch.no_grad():
+        cache = model(**inputs(), use_cache=True).past_key_values
+    # The longest: 20 - 7 - 5 + 3 + 3, or the text-only prompt, all 16 of whose rows stay.
+    assert [layer.keys.shape[-2] for layer in cache.layers] == [20, 20, 16, 16]
+
+
+def test_hooks_leave_after_an_error_too():
+    model, decoder = build("llama")
+
+    def fail(state):
+        raise RuntimeError("on purpose")
+
+    with pytest.raises(RuntimeError, match="on purpose"), dropping(decoder, SPANS, fail, (1,)):
+        model(**inputs())
+    assert not any(layer._forward_pre_hooks for layer in decoder.layers)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"form": "moved"}, "form: got 'moved'"),
+        ({"layers": (0,)}, r"layers: got \[0\]; accepted: layers from 1 to 3"),
+        ({"layers": (4,)}, r"layers: got \[4\]"),
+        ({"layers": ()}, r"layers: got \[\]"),
+    ],
+)
+def test_settings_are_checked(change, message):
+    model, decoder = build("llama")
+    given = {"layers": (1,), "form": "masked"} | change
+    with pytest.raises(ParameterError, match=message), dropping(decoder, SPANS, every_third, **given):
+        pass
+
+
+def test_other_attention_and_prompts_in_parts_are_refused():
+    model, decoder = build("llama")
+    with pytest.raises(ParameterError, match="prefill_chunk_size"):
+        answers(model, decoder, inputs(), "masked", prefill_chunk_size=7)
+    decoder.config._attn_implementation = "flash_attention_2"
+    with pytest.raises(UnsupportedModelError, match="flash_attention_2"):
+        with dropping(decoder, SPANS, every_third, (1,)):
+            pass
