@@ -28,7 +28,7 @@ test: $(STAMP) lint
 lint: $(STAMP)
 	ruff check .
 	ruff format --check .
-	python tools/check_imports.py
+	lint-imports --no-cache --no-logo
 
 install: $(STAMP)
 

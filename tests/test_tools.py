@@ -11,7 +11,7 @@ import nbformat
 import pytest
 import yaml
 
-from tools import book_extension, check_expected, check_site, make_api, make_config, name_run
+from tools import book_extension, check_expected, check_site, make_config, name_run
 from tools.notebook_list import Notebook, read_notebook_list
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -201,38 +201,16 @@ def test_contents_take_the_listed_files_and_lose_empty_parts():
         "root": "intro",
         "parts": [
             {"caption": "A", "chapters": [{"file": "method"}, {"glob": "notebooks/*"}]},
-            {"caption": "B", "chapters": [{"file": "api/index", "sections": [{"glob": "api/*"}]}]},
+            {"caption": "B", "chapters": [{"file": "api/a", "sections": [{"glob": "api/a.*"}]}]},
             {"caption": "C", "chapters": [{"glob": "notebooks/*"}]},
         ],
     }
-    built = make_config.build_toc(toc, {"notebooks/*": [], "api/*": [{"file": "api/b"}, {"file": "api/a"}]})
+    built = make_config.build_toc(toc, {"notebooks/*": []})
     assert built["parts"] == [
         {"caption": "A", "chapters": [{"file": "method"}]},
-        {
-            "caption": "B",
-            "chapters": [{"file": "api/index", "sections": [{"file": "api/b"}, {"file": "api/a"}]}],
-        },
+        toc["parts"][1],
     ]
     assert toc["parts"][2]["chapters"] == [{"glob": "notebooks/*"}]
-
-
-def test_the_api_has_a_page_for_every_module_of_the_layers():
-    pages = make_api.api_pages(REPOSITORY)
-    existing = {path.stem for path in (REPOSITORY / "rcblib").glob("[!_]*.py")}
-    existing |= {path.parent.name for path in (REPOSITORY / "rcblib").glob("*/[!_]*.py")}
-    assert set(pages) == existing
-    assert pages[0] == "records"
-
-
-def test_an_api_page_documents_every_public_file(tmp_path):
-    package = tmp_path / "lib"
-    (package / "part").mkdir(parents=True)
-    for name in ("one.py", "part/__init__.py", "part/inner.py", "part/_hidden.py"):
-        (package / name).write_text('"""Hold things.\n\nMore."""\n', encoding="utf-8")
-    assert ".. automodule:: lib.one\n   :members:" in make_api.page(tmp_path, "lib", "one")
-    page = make_api.page(tmp_path, "lib", "part")
-    assert page.count("automodule") == 2 and "lib.part.inner" in page and "_hidden" not in page
-    assert "| [`one`](one.md) | Hold things. |" in make_api.index(tmp_path, "lib", ["one", "part"])
 
 
 def test_source_lines_become_sections_after_any_other():
@@ -255,11 +233,6 @@ def test_source_lines_become_sections_after_any_other():
     ]
     indented = ["    Source: not at the margin", "The Source: inside a line"]
     assert book_extension.add_headings(indented) == indented
-
-
-def test_attributes_become_fields_only_as_a_heading():
-    docstring = ["Attributes", "----------", "a, b : int", "    Attributes", "Attributes of it."]
-    assert book_extension.add_headings(docstring) == ["Fields", "------", *docstring[2:]]
 
 
 def test_a_repeated_script_is_kept_once():

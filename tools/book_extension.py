@@ -1,8 +1,7 @@
 """Sphinx extension of the book: sections of docstrings, each script once a page, badges that open notebooks.
 
 The lines ``Source:`` and ``Differs:`` close a docstring, after its numpydoc sections; without a heading they would
-be read as one more item of the last section, such as an exception that is raised. The section ``Attributes`` of
-a dataclass is set like parameters, several names on a line included.
+be read as one more item of the last section, such as an exception that is raised.
 
 Jupyter Book registers some scripts twice, and declaring a constant again is an error in the browser.
 
@@ -31,15 +30,13 @@ _LINE = re.compile(r"(Source|Differs): +(.*)")
 
 
 def add_headings(lines: list[str]) -> list[str]:
-    """Turn each unindented line ``Source: text`` into a numpydoc section; name the attributes ``Fields``."""
+    """Turn each unindented line ``Source: text`` into a numpydoc section."""
     result: list[str] = []
     for line in lines:
         found = _LINE.fullmatch(line)
         if found:
             name, text = found.groups()
             result += ["", name, "-" * len(name), text]
-        elif set(line) == {"-"} and result and result[-1] == "Attributes":
-            result[-1:] = ["Fields", "------"]
         else:
             result.append(line)
     return result

@@ -2,9 +2,9 @@
 
 ``_config.yml`` and ``book/_toc.yml`` are the sources. Added here: the repository's address, where one is
 known (from ``--repository``, else the environment variable ``RCB_REPOSITORY``, else the remote ``origin``),
-with the buttons that need it; the notebooks of workflow/notebooks.yml in place of the entry
-``glob: notebooks/*``; and the modules of the library in place of ``glob: api/*``. With an address, the
-copies of the notebooks that the buttons open are written too (see tools/stamp_notebooks.py).
+with the buttons that need it; and the notebooks of workflow/notebooks.yml in place of the entry
+``glob: notebooks/*``. With an address, the copies of the notebooks that the buttons open are written too (see
+tools/stamp_notebooks.py).
 
     python tools/make_config.py [--repository URL] [--branch NAME]
 """
@@ -28,7 +28,6 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from tools.make_api import api_pages  # noqa: E402
 from tools.notebook_list import Notebook, read_notebook_list  # noqa: E402
 from tools.stamp_notebooks import LAUNCH_BRANCH, launch_folder, stamp_project  # noqa: E402
 
@@ -131,10 +130,7 @@ def main(arguments: list[str]) -> int:
     config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
     toc = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text(encoding="utf-8"))
     notebooks = read_notebook_list(ROOT / "workflow" / "notebooks.yml").notebooks
-    replacements = {
-        "notebooks/*": notebook_entries(notebooks),
-        "api/*": [{"file": f"api/{page}"} for page in api_pages(ROOT)],
-    }
+    replacements = {"notebooks/*": notebook_entries(notebooks)}
     folder = ROOT / "book" / "_build"
     folder.mkdir(parents=True, exist_ok=True)
     config["sphinx"]["local_extensions"] = {"book_extension": str(ROOT / "tools")}
