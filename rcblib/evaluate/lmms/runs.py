@@ -23,7 +23,7 @@ from rcblib.mllm.loading import embedded_models
 from rcblib.records import ParameterError, Question, Sample, SequenceSample, UnsupportedModelError
 from rcblib.runs.files import atomic_write, config_hash, file_sha256, read_json, to_plain, write_json
 
-TASKS_FOLDER = Path(__file__).resolve().parent / "lmms_tasks"
+TASKS_FOLDER = Path(__file__).resolve().parent / "tasks"
 """Task files that come with the library, for lmms-eval's ``include_path``."""
 
 MAIN_METRICS = {
