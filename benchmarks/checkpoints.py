@@ -202,4 +202,4 @@ def picture_rows(model: Any, height: int, width: int) -> tuple[int, int]:
     with torch.device("meta"):
         shape = model if model.device.type == "meta" else type(model)(config).eval()
     inputs = {"pixel_values": pixels, "image_sizes": torch.tensor([[height, width]])}
-    return n_grids, adapter_for(shape).encode_pixels(inputs, cls_similarity=False)[0].n_rows
+    return n_grids, adapter_for(shape).encode_pixels(inputs)[0].n_rows

@@ -243,7 +243,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _needs_cls(pruner: Pruner | None) -> bool:
-    return pruner is not None and (pruner.needs_cls_similarity or pruner.needs_cls_attention)
+    return pruner is not None and bool(pruner.needs & {"cls_similarity", "cls_attention"})
 
 
 def _pruners(options: argparse.Namespace) -> dict[str, list[Pruner | None]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -222,11 +222,9 @@ class VisualView:
         ``(n_tokens, d_model)`` rows that enter the LLM, after the connector, in raster order.
     grid : tuple of int
         ``(height, width)`` in tokens; their product is ``n_tokens``.
-    cls_similarity : torch.Tensor or None
-        ``(n_tokens,)`` cosine of each patch row to the [CLS] row of the selected hidden state; ``None`` without [CLS].
-    cls_attention : torch.Tensor or None
-        ``(n_tokens,)`` attention from [CLS] to each patch, mean over heads, at the layer that makes the selected
-        hidden state; ``None`` without [CLS] or where it was not asked for.
+    signals : Mapping
+        Name to ``(n_tokens,)`` or ``(n_tokens, d)`` values, float32 on the CPU: what the vision encoder says about each
+        token, as far as it was asked for and exists (`Adapter.encode_pixels`).
     kind : str
         ``"image"``, ``"tile"`` or ``"frame"``.
     region : tuple of float or None
@@ -236,8 +234,7 @@ class VisualView:
 
     tokens: torch.Tensor
     grid: tuple[int, int]
-    cls_similarity: torch.Tensor | None = None
-    cls_attention: torch.Tensor | None = None
+    signals: Mapping[str, torch.Tensor] = field(default_factory=dict)
     kind: str = "image"
     region: tuple[float, float, float, float] | None = None
 
@@ -254,7 +251,8 @@ class Reduced:
     Attributes
     ----------
     positions : torch.Tensor
-        ``(n_kept,)`` int64, ascending: numbers of the tokens that stay, which also say at which positions they are read.
+        ``(n_kept,)`` int64, ascending: numbers of the tokens that stay, which also say at which positions they are
+        read.
     rows : torch.Tensor or None
         ``(n_kept, d)`` new rows for those places, of merged or pooled tokens; ``None``: the tokens themselves.
     """

@@ -395,11 +395,11 @@ def test_sequences_are_encoded_once_and_kept_results_know_their_pictures(tmp_pat
     pair = tiny.tiny_onevision()
     counts, original = [], ADAPTERS["llava_onevision"].encode_pixels
 
-    def encode_pixels(self, model_inputs, **signals):
+    def encode_pixels(self, model_inputs, needs=()):
         counts.append(
             len(model_inputs.get("pixel_values", ())) + len(model_inputs.get("pixel_values_videos", ()))
         )
-        return original(self, model_inputs, **signals)
+        return original(self, model_inputs, needs)
 
     monkeypatch.setattr(ADAPTERS["llava_onevision"], "encode_pixels", encode_pixels)
     samples = [sequence(0, "images", [(22, 22)] * 2), sequence(1, "video", [(22, 22)] * 2, 5)]
@@ -467,9 +467,9 @@ def encoded(monkeypatch):
     counts = []
     original = ADAPTERS["llava"].encode_pixels
 
-    def encode_pixels(self, model_inputs, **signals):
+    def encode_pixels(self, model_inputs, needs=()):
         counts.append(len(model_inputs["pixel_values"]))
-        return original(self, model_inputs, **signals)
+        return original(self, model_inputs, needs)
 
     monkeypatch.setattr(ADAPTERS["llava"], "encode_pixels", encode_pixels)
     return counts

@@ -143,21 +143,21 @@ def test_similarity_to_cls_is_that_of_the_second_to_last_state(adapter):
     pixels = adapter.processor.image_processor(images, return_tensors="pt")["pixel_values"]
     tower = adapter.model.model.vision_tower
     hidden = tower(pixels, output_hidden_states=True).hidden_states[2]  # 3 layers: states 0 to 3
-    for i, image in enumerate(adapter.encode(images)):
-        similarity = image.views[0].cls_similarity
+    for i, image in enumerate(adapter.encode(images, ["cls_similarity"])):
+        similarity = image.views[0].signals["cls_similarity"]
         expected = torch.cosine_similarity(hidden[i, 1:], hidden[i, :1], dim=-1)
         torch.testing.assert_close(similarity, expected, rtol=0, atol=1e-6)
         assert torch.equal(similarity.argsort(descending=True, stable=True), rank_by_cls(hidden[i]))
-        assert image.views[0].cls_attention is None
+        assert image.views[0].signals.keys() == {"cls_similarity"}
 
 
 @pytest.mark.parametrize("layer", [-2, -1, 1])
 def test_attention_from_cls_is_that_of_eager_maps_and_leaves_tokens_alone(layer):
-    adapter = adapter_for(*tiny.tiny_llava())
-    adapter.model.config.vision_feature_layer = layer
-    adapter.model.model.config.vision_feature_layer = layer
+    model, processor = tiny.tiny_llava()
+    model.config.vision_feature_layer = model.model.config.vision_feature_layer = layer
+    adapter = adapter_for(model, processor)
     images = tiny.random_images(2)
-    plain, attended = adapter.encode(images), adapter.encode(images, attention=True)
+    plain, attended = adapter.encode(images), adapter.encode(images, adapter.offers)
     pixels = adapter.processor.image_processor(images, return_tensors="pt")["pixel_values"]
     tower = adapter.model.model.vision_tower
     tower.set_attn_implementation("eager")
@@ -165,15 +165,78 @@ def test_attention_from_cls_is_that_of_eager_maps_and_leaves_tokens_alone(layer)
     for i in range(2):
         assert torch.equal(attended[i].tokens, plain[i].tokens)
         expected = maps[i].mean(0)[0, 1:]
-        torch.testing.assert_close(attended[i].views[0].cls_attention, expected, rtol=0, atol=1e-6)
+        found = attended[i].views[0].signals["cls_attention"]
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
         assert expected.std() > 1e-3
 
 
-def test_the_embedding_state_has_no_attention(adapter):
-    model, processor = tiny.tiny_llava()
-    model.config.vision_feature_layer = model.model.config.vision_feature_layer = 0
-    with pytest.raises(ParameterError, match="attention"):
-        adapter_for(model, processor).encode(tiny.random_images(1), attention=True)
+@pytest.mark.parametrize("layer", [-2, 1])
+@pytest.mark.parametrize("family", ["llava", "next", "onevision"])
+def test_signals_of_the_encoder_are_those_computed_literally(family, layer):
+    """Query by query and key by key from the projections of the layer that makes the selected state."""
+    build = {"llava": tiny.tiny_llava, "next": tiny.tiny_next, "onevision": tiny.tiny_onevision}[family]
+    model, processor = build()
+    model.config.vision_feature_layer = model.model.config.vision_feature_layer = layer
+    adapter = adapter_for(model, processor)
+    images = tiny.random_images(1, (44, 44) if family == "onevision" else (48, 48))
+    (plain,), (image,) = adapter.encode(images), adapter.encode(images, adapter.offers)
+    assert torch.equal(adapter.assemble(image), adapter.assemble(plain))
+    pixels = processor.image_processor(images, return_tensors="pt")["pixel_values"]
+    n_cls, vision = int(adapter.has_cls), model.config.vision_config
+    n_heads, n_layers = vision.num_attention_heads, vision.num_hidden_layers
+    before = layer - 1 if layer > 0 else n_layers + layer  # states that the layer is given, and the layer
+    tower = model.model.vision_tower
+    module = [part for part in tower.modules() if hasattr(part, "self_attn")][before]
+    with torch.no_grad():
+        states = tower(pixels.flatten(0, -4), output_hidden_states=True).hidden_states
+        hidden = module.layer_norm1(states[before])
+        query, key = (project(hidden) for project in (module.self_attn.q_proj, module.self_attn.k_proj))
+    assert len(image.views) == len(hidden)
+    for g, view in enumerate(image.views):
+        assert view.signals.keys() == adapter.offers
+        received, mean_key = torch.zeros(view.n_tokens), torch.zeros(view.n_tokens, 32 // n_heads)
+        for head in range(n_heads):
+            own = slice(head * 32 // n_heads, (head + 1) * 32 // n_heads)
+            mean_key += key[g, n_cls:, own] / n_heads
+            for q in query[g, n_cls:, own]:
+                weights = torch.stack([q @ k for k in key[g, :, own]]).div((32 / n_heads) ** 0.5).exp()
+                received += (weights / weights.sum())[n_cls:] / n_heads / view.n_tokens
+        torch.testing.assert_close(view.signals["received_attention"], received, rtol=0, atol=1e-6)
+        torch.testing.assert_close(view.signals["keys"], mean_key, rtol=0, atol=1e-5)
+        expected = states[layer][g, n_cls:]
+        torch.testing.assert_close(view.signals["hidden_states"], expected, rtol=0, atol=1e-6)
+        assert received.std() > 1e-4
+        assert 0.3 < received.sum() <= 1 + 1e-6
+        assert (received.sum() < 0.999) == adapter.has_cls
+
+
+def test_signals_follow_the_tokens_that_are_read():
+    """Of tiles cut at padding, and of resampled ones: each token has the values of a token of its tile."""
+    for build, size in ((tiny.tiny_next, (40, 31)), (tiny.tiny_onevision, (66, 66))):
+        adapter = adapter_for(*build())
+        (image,) = adapter.encode(tiny.random_images(1, size), adapter.offers)
+        for view, whole in zip(image.views, image.arranged("flatten").views, strict=True):
+            found = [
+                (whole.signals["hidden_states"] == row).all(-1).nonzero().item()
+                for row in view.signals["hidden_states"]
+            ]
+            assert found == sorted(found)
+            for name, signal in view.signals.items():
+                assert torch.equal(signal, whole.signals[name][found])
+
+
+def test_pooled_frames_have_no_signals():
+    adapter = adapter_for(*tiny.tiny_onevision())
+    assert adapter.offers == {"received_attention", "keys", "hidden_states"}
+    assert all(
+        view.signals == {} for view in adapter.encode_video(tiny.random_images(2), adapter.offers).views
+    )
+
+
+def test_signals_come_only_where_they_are_asked_for(adapter):
+    for needs in ((), ("keys",), ("cls_attention", "hidden_states"), ["nothing of this name"]):
+        (view,) = adapter.encode(tiny.random_images(1), needs)[0].views
+        assert view.signals.keys() == set(needs) & adapter.offers
 
 
 @pytest.mark.parametrize("images", [[], ["photo.png"]])
@@ -184,10 +247,9 @@ def test_only_images_are_encoded(adapter, images):
 
 def test_encoders_without_cls_have_no_cls_signals():
     adapter = adapter_for(tiny.tiny_llava_without_cls(), tiny.tiny_llava()[1])
-    (view,) = adapter.encode(tiny.random_images(1), attention=True)[0].views
+    (view,) = adapter.encode(tiny.random_images(1), ["cls_similarity", "cls_attention", "keys"])[0].views
     assert not adapter.has_cls
-    assert view.cls_similarity is None
-    assert view.cls_attention is None
+    assert view.signals.keys() == {"keys"}
     assert view.n_tokens == 36
 
 
@@ -197,6 +259,8 @@ def test_encoders_without_cls_have_no_cls_signals():
         ("vision_feature_select_strategy", "full"),
         ("vision_feature_layer", [-2, -1]),
         ("vision_feature_layer", -9),
+        ("vision_feature_layer", -4),
+        ("vision_feature_layer", 0),
     ],
 )
 def test_forms_of_llava_that_are_not_covered_are_refused(setting, value):
@@ -348,7 +412,7 @@ def test_text_to_image_attention_is_that_of_eager_maps(adapter, n_images):
 
 
 def test_attention_leaves_the_model_as_it_was(adapter, monkeypatch):
-    tokens = adapter.encode(tiny.random_images(1), attention=True)[0].tokens
+    tokens = adapter.encode(tiny.random_images(1), adapter.offers)[0].tokens
     before = hook_counts(adapter.model)
     adapter.text_to_image_attention(adapter.prompt(QUESTION), tokens)
     assert hook_counts(adapter.model) == before
@@ -378,7 +442,7 @@ def test_the_full_size_config_gives_576_tokens_of_width_4096():
     model = empty_model(CHECKPOINTS[0])
     pixels = torch.empty(2, 3, 336, 336, device="meta")
     adapter = adapter_for(model)
-    images = adapter.encode_pixels({"pixel_values": pixels}, cls_similarity=False)
+    images = adapter.encode_pixels({"pixel_values": pixels})
     assert [image.tokens.shape for image in images] == [(576, 4096)] * 2
     assert images[0].views[0].grid == (24, 24)
     assert (adapter.d_model, adapter.n_vocab) == (4096, 32064)
@@ -388,7 +452,7 @@ def test_the_full_size_config_gives_576_tokens_of_width_4096():
 def test_real_settings_at_reduced_width_give_first_token_logits():
     adapter = adapter_for(*tiny.reduced_llava_15())
     image = tiny.random_images(1, (500, 375))
-    (view,) = adapter.encode(image, attention=True)[0].views
+    (view,) = adapter.encode(image, adapter.offers)[0].views
     assert (view.n_tokens, view.grid) == (576, (24, 24))
     assert adapter.replacement_token_id == 0
     assert adapter.processor.tokenizer.pad_token_id == 32001

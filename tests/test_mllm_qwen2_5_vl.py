@@ -136,7 +136,7 @@ def test_tokens_are_those_of_the_model_and_the_encoder_runs_once(adapter, images
     inputs = adapter.processor.image_processor(images, return_tensors="pt")
     calls = []
     handle = adapter.model.model.visual.register_forward_hook(lambda *_: calls.append(1))
-    encoded = adapter.encode(images)
+    encoded = adapter.encode(images, ["cls_similarity", "keys"])
     handle.remove()
     assert len(calls) == 1
     with torch.no_grad():
@@ -147,8 +147,7 @@ def test_tokens_are_those_of_the_model_and_the_encoder_runs_once(adapter, images
         assert torch.equal(view.tokens, own)
         assert view.tokens.shape == (view.grid[0] * view.grid[1], adapter.d_model)
         assert not view.tokens.requires_grad
-        assert view.cls_similarity is None
-        assert view.cls_attention is None
+        assert view.signals == {}
         assert torch.equal(adapter.assemble(image), own)
 
 
@@ -467,7 +466,7 @@ def test_the_full_size_config_gives_tokens_of_width_3584():
     adapter = adapter_for(model)
     assert (adapter.d_model, adapter.n_vocab, adapter.image_token_id) == (3584, 152064, 151655)
     assert adapter.replacement_token_id == 151643
-    assert not adapter.has_cls
+    assert adapter.offers == frozenset() and not adapter.has_cls
     assert adapter.video_token_id is None
     merged = model.model.visual.merger(torch.empty(4 * 17 * 23, 1280, device="meta"))
     assert merged.shape == (17 * 23, 3584)

@@ -96,7 +96,7 @@ def test_tokens_are_those_of_the_model(family, size, request):
     for view in image.views:
         assert view.n_tokens == math.prod(view.grid)
         assert not view.tokens.requires_grad
-        assert (view.cls_similarity is None) == (family == "onevision")
+        assert view.signals == {}
 
 
 def test_reading_order_goes_line_by_line_across_tiles(tiled):
@@ -120,7 +120,7 @@ def test_reading_order_goes_line_by_line_across_tiles(tiled):
 def test_tokens_of_a_tile_are_those_of_the_tile_alone(tiled, size):
     """The tower and connector, run on each picture, give the whole tiles; views are what padding leaves of them."""
     images = tiny.random_images(1, size)
-    (image,) = tiled.encode(images)
+    (image,) = tiled.encode(images, ["cls_similarity"])
     pictures = pixels_of(tiled, images)["pixel_values"][0]
     whole = image.arranged("flatten")
     model = tiled.model.model
@@ -132,18 +132,18 @@ def test_tokens_of_a_tile_are_those_of_the_tile_alone(tiled, size):
     for k, view in enumerate(whole.views):
         assert view.grid == (6, 6)
         torch.testing.assert_close(view.tokens, expected[k], rtol=0, atol=1e-5)
-        torch.testing.assert_close(view.cls_similarity, similarity[k], rtol=0, atol=1e-6)
+        torch.testing.assert_close(view.signals["cls_similarity"], similarity[k], rtol=0, atol=1e-6)
     for view, full in zip(image.views, whole.views, strict=True):
         found = (full.tokens[:, None] == view.tokens).all(-1).nonzero()[:, 0]
         assert len(found) == view.n_tokens
-        assert torch.equal(full.cls_similarity[found], view.cls_similarity)
+        assert torch.equal(full.signals["cls_similarity"][found], view.signals["cls_similarity"])
         rows, columns = found // 6, found % 6
         assert (int(rows.max() - rows.min()) + 1, int(columns.max() - columns.min()) + 1) == view.grid
 
 
 def test_every_grid_has_its_own_cls_attention(tiled):
     images = tiny.random_images(2, (40, 31)) + tiny.random_images(1, (24, 24))
-    plain, attended = tiled.encode(images), tiled.encode(images, attention=True)
+    plain, attended = tiled.encode(images), tiled.encode(images, ["cls_attention"])
     pictures = pixels_of(tiled, images)["pixel_values"]
     tower = tiny.tiny_next()[0].model.vision_tower
     tower.set_attn_implementation("eager")
@@ -152,12 +152,13 @@ def test_every_grid_has_its_own_cls_attention(tiled):
         with torch.no_grad():
             maps = tower(pictures[i, :n], output_attentions=True).attentions[-2].mean(1)[:, 0, 1:]
         for view, full, expected in zip(image.views, image.arranged("flatten").views, maps, strict=True):
-            torch.testing.assert_close(full.cls_attention, expected, rtol=0, atol=1e-6)
-            assert view.cls_attention.shape == (view.n_tokens,)
-            assert set(view.cls_attention.tolist()) <= set(full.cls_attention.tolist())
+            attention = view.signals["cls_attention"]
+            torch.testing.assert_close(full.signals["cls_attention"], expected, rtol=0, atol=1e-6)
+            assert attention.shape == (view.n_tokens,)
+            assert set(attention.tolist()) <= set(full.signals["cls_attention"].tolist())
         for before, after in zip(plain[i].views, image.views, strict=True):
             assert torch.equal(before.tokens, after.tokens)
-            assert before.cls_attention is None
+            assert before.signals == {}
 
 
 def test_images_of_unequal_numbers_of_tiles_go_through_the_encoder_at_once(tiled):
@@ -519,7 +520,7 @@ def test_the_full_size_next_gives_tokens_of_width_4096():
     pixels = torch.empty(len(NEXT_ROWS), 5, 3, 336, 336, device="meta")
     adapter = adapter_for(model)
     sizes = torch.tensor([size[::-1] for size in NEXT_ROWS])
-    images = adapter.encode_pixels({"pixel_values": pixels, "image_sizes": sizes}, cls_similarity=False)
+    images = adapter.encode_pixels({"pixel_values": pixels, "image_sizes": sizes})
     assert [adapter.assemble(image).shape for image in images] == [(n, 4096) for n in NEXT_ROWS.values()]
     assert (adapter.d_model, adapter.n_vocab, adapter.replacement_token_id) == (4096, 128320, 128001)
     assert sum(parameter.numel() for parameter in model.parameters()) == pytest.approx(8.36e9, rel=0.01)
@@ -551,7 +552,7 @@ def test_real_settings_at_reduced_width_read_what_the_model_reads(build):
     images = tiny.random_images(1, (640, 480))
     prompt = adapter.prompt(ONE_WORD_QUESTION)
     inputs = adapter.processor(text=[prompt], images=images, return_tensors="pt")
-    (image,) = adapter.encode(images, attention=True)
+    (image,) = adapter.encode(images, adapter.offers)
     rows = adapter.assemble(image)
     assert torch.equal(rows, own_features(adapter, inputs)[0])
     assert int((inputs["input_ids"] == adapter.image_token_id).sum()) == len(rows)
@@ -560,8 +561,10 @@ def test_real_settings_at_reduced_width_read_what_the_model_reads(build):
         expected = adapter.model(**inputs, logits_to_keep=1).logits[:, -1]
     logits = adapter.first_token_logits(prompt, [rows, image.views[1].tokens[:9]])
     torch.testing.assert_close(logits[:1], expected, rtol=0, atol=1e-4)
+    for view in image.views:
+        assert view.signals.keys() == adapter.offers
+        assert {len(signal) for signal in view.signals.values()} == {view.n_tokens}
     if adapter.has_cls:
-        assert all(view.cls_attention.shape == view.cls_similarity.shape for view in image.views)
         assert prompt.startswith("<|start_header_id|>user<|end_header_id|>\n\n<image>\nWhat does")
     else:
         assert prompt.startswith("<|im_start|>user <image>\nWhat does")

@@ -215,13 +215,15 @@ def test_the_grid_is_evenly_spaced(pair, image):
 
 def test_attention_columns_are_those_of_the_adapter(pair, image, table):
     adapter = adapter_for(*pair)
-    (encoded,) = adapter.encode([image], attention=True)
+    (encoded,) = adapter.encode([image], ["cls_attention"])
     attention = adapter.text_to_image_attention(adapter.prompt(QUESTION), encoded.tokens)
     for name in ("last", "question"):
         for layer in range(2):
             column = table[f"attention_{name}_layer_{layer}"].to_numpy()
             np.testing.assert_array_equal(column, attention[name][layer].numpy())
-    np.testing.assert_array_equal(table["cls_attention"].to_numpy(), encoded.views[0].cls_attention.numpy())
+    np.testing.assert_array_equal(
+        table["cls_attention"].to_numpy(), encoded.views[0].signals["cls_attention"].numpy()
+    )
     without = probe(*pair, image, QUESTION, attention=False)
     assert without["cls_attention"].isna().all()
     assert not [name for name in without if name.startswith("attention_")]
@@ -255,16 +257,19 @@ def test_ranks_as_positions_need_no_cls(pair, image):
 class TwoViews(ADAPTERS["llava"]):
     """See every image twice, the second time upside down."""
 
-    def encode_pixels(self, model_inputs, **signals):
+    def encode_pixels(self, model_inputs, needs=()):
         return [
             dataclasses.replace(image, views=(image.views[0], self.turned(image.views[0])))
-            for image in super().encode_pixels(model_inputs, **signals)
+            for image in super().encode_pixels(model_inputs, needs)
         ]
 
     @staticmethod
     def turned(view):
         return dataclasses.replace(
-            view, tokens=view.tokens.flip(0), cls_similarity=view.cls_similarity.flip(0), kind="tile"
+            view,
+            tokens=view.tokens.flip(0),
+            signals={name: signal.flip(0) for name, signal in view.signals.items()},
+            kind="tile",
         )
 
 

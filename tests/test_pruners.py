@@ -606,9 +606,9 @@ def test_cls_similarity_keeps_its_end_of_the_order(model_and_processor, batch, k
     model, processor = model_and_processor
     pruner = ClsSimilarityPruner(0.25, keep=keep)
     generate(model, batch, pruner)
-    encoded = adapter_for(model, processor).encode(tiny.random_images(4))
+    encoded = adapter_for(model, processor).encode(tiny.random_images(4), ["cls_similarity"])
     for image, kept in zip(encoded, pruner.kept, strict=True):
-        order = image.views[0].cls_similarity.argsort(descending=keep == "most")
+        order = image.views[0].signals["cls_similarity"].argsort(descending=keep == "most")
         assert kept.tolist() == sorted(order[:9].tolist())
     with pytest.raises(ParameterError, match="cls_similarity"):
         pruner.select(torch.zeros(36, 40))
@@ -616,7 +616,7 @@ def test_cls_similarity_keeps_its_end_of_the_order(model_and_processor, batch, k
 
 def test_cls_similarity_needs_a_cls(single):
     model = tiny.tiny_llava_without_cls()
-    with pytest.raises(ParameterError, match=r"without \[CLS\]"):
+    with pytest.raises(ParameterError, match="without cls_similarity"):
         generate(model, single, ClsSimilarityPruner(0.25))
     assert generate(model, single, RandomPruner(0.25)).shape[1] == single["input_ids"].shape[1] + 6
 
@@ -627,7 +627,7 @@ def test_a_method_of_ones_own_is_one_function(model, batch):
     @dataclass
     class Brightest(Pruner):
         retain_ratio: float
-        needs_cls_attention: ClassVar[bool] = True
+        needs: ClassVar[frozenset[str]] = frozenset({"cls_attention", "keys"})
 
         def score(self, tokens, context=None):
             seen.append(context)
@@ -639,8 +639,9 @@ def test_a_method_of_ones_own_is_one_function(model, batch):
     for tokens, kept in zip(flat, pruner.kept, strict=True):
         assert kept.tolist() == sorted(tokens.norm(dim=-1).topk(4).indices.tolist())
     assert [context.image_index for context in seen] == [0, 1, 2, 3]
-    assert [context.view.cls_attention.shape for context in seen] == [(36,)] * 4
-    assert all(context.view.cls_similarity is None for context in seen)
+    for context in seen:
+        shapes = {name: tuple(signal.shape) for name, signal in context.view.signals.items()}
+        assert shapes == {"cls_attention": (36,), "keys": (36, 8)}
     for context, row in zip(seen, [0, 1, 1, 3], strict=True):
         own = batch["input_ids"][row][batch["attention_mask"][row].bool()]
         assert torch.equal(context.prompt_ids, own)

@@ -55,7 +55,7 @@ def batches(tiled, onevision):
     first, second = (onevision.encode_video(video) for video in frames)
     grouped = onevision.encode(images[:2], one_prompt=True)
     return {
-        "next": (tiled, inputs_of(tiled.processor, NEXT_PROMPTS, images), tiled.encode(images)),
+        "next": (tiled, inputs_of(tiled.processor, NEXT_PROMPTS, images), tiled.encode(images, tiled.offers)),
         "onevision": (
             onevision,
             inputs_of(onevision.processor, ONEVISION_PROMPTS, images[:3], frames),
@@ -316,12 +316,12 @@ def test_similarity_to_cls_is_that_of_each_grid(batches, scope):
     generate(adapter, inputs, pruner, max_new_tokens=1)
     for image, kept in zip(images, pruner.kept_by_view, strict=True):
         if scope == "image":
-            similarity = torch.cat([view.cls_similarity for view in image.views])
+            similarity = torch.cat([view.signals["cls_similarity"] for view in image.views])
             order = similarity.argsort(descending=True)[: round(0.25 * image.n_tokens)]
             assert sum(map(len, kept)) == len(order)
             continue
         for view, chosen in zip(image.views, kept, strict=True):
-            order = view.cls_similarity.argsort(descending=True)[: round(0.25 * view.n_tokens)]
+            order = view.signals["cls_similarity"].argsort(descending=True)[: round(0.25 * view.n_tokens)]
             assert chosen.tolist() == sorted(order.tolist())
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -338,7 +338,8 @@ class Session:
         """Return the frame of `evaluate`."""
         if pruner is not None:
             pruner.check(self.adapter)
-        attention = pruner is not None and pruner.needs_cls_attention
+        # Most methods that look at the encoder look at this; so images need not be encoded again for them.
+        needs = {"cls_similarity"} | (pruner.needs if pruner else set())
         order = sorted(
             range(len(self.questions)),
             key=lambda i: (
@@ -352,7 +353,7 @@ class Session:
         report = _Progress(title, len(order))
         for start in range(0, len(order), self.batch_size):
             chosen = order[start : start + self.batch_size]
-            self.features.encode([self.questions[i].image_id for i in chosen], attention)
+            self.features.encode([self.questions[i].image_id for i in chosen], needs)
             batch = [self._input(i, pruner, kept) for i in chosen]
             inputs = self.model_inputs(batch, pruner)
             output = self.model.generate(
@@ -439,15 +440,17 @@ class _Features:
     def __init__(self, adapter: Adapter, samples: Mapping[int, AnySample]):
         self.adapter, self.samples = adapter, samples
         self.images: dict[int, list[EncodedImage]] = {}
+        self.signals: dict[int, set[str]] = {}  # asked for, of each of these
 
     def get(self, image_id: int, device: torch.device) -> list[EncodedImage]:
         """Return the images of a sample that the last call of `encode` asked for, their tokens on the device."""
         return [image.to(device) for image in self.images[image_id]]
 
-    def encode(self, image_ids: Iterable[int], attention: bool) -> None:
+    def encode(self, image_ids: Iterable[int], needs: Collection[str]) -> None:
         """Encode the images of those of some samples that are not there yet; single images all at once."""
         wanted = list(dict.fromkeys(image_ids))
-        missing = [i for i in wanted if not self._has(i, attention)]
+        needs = set(needs) & self.adapter.offers
+        missing = [i for i in wanted if i not in self.images or not needs <= self.signals[i]]
         if not missing:
             return
         if sum(_n_bytes(image) for images in self.images.values() for image in images) > FEATURE_BYTES:
@@ -457,19 +460,16 @@ class _Features:
             if together:
                 pictures = [picture for i in together for picture in load_pictures(self.samples[i])]
                 kind = self.samples[together[0]].kind
-                images = self.adapter.encode_input(pictures, kind, attention=attention)
+                images = self.adapter.encode_input(pictures, kind, needs)
                 n_each = len(images) // len(together)
                 for k, image_id in enumerate(together):
                     self._keep(image_id, images[k * n_each : (k + 1) * n_each])
+                    self.signals[image_id] = needs
 
     def _keep(self, image_id: int, images: list[EncodedImage]) -> None:
         for view in (view for image in images for view in image.views):
             check_features("visual tokens", view.tokens, "(n_tokens, d_model)")
         self.images[image_id] = [image.to("cpu") for image in images]
-
-    def _has(self, image_id: int, attention: bool) -> bool:
-        images = self.images.get(image_id)
-        return images is not None and (not attention or images[0].views[0].cls_attention is not None)
 
 
 def _n_bytes(image: EncodedImage) -> int:

@@ -102,11 +102,7 @@ def _measure(session: Session, index: int, pruner: Pruner | None) -> dict[str, A
         torch.cuda.reset_peak_memory_stats(device)
     clock = _Clock(device)
 
-    images = session.adapter.encode_pixels(
-        pixels,
-        cls_similarity=pruner is not None and pruner.needs_cls_similarity,
-        cls_attention=pruner is not None and pruner.needs_cls_attention,
-    )
+    images = session.adapter.encode_pixels(pixels, pruner.needs if pruner else ())
     encode_seconds = clock.lap()
     session.features.images[question.image_id] = images
     entry = session._input(index, pruner)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -43,19 +43,25 @@ class Adapter(ABC):
         Arguments of `generate` that hold images and videos.
     n_position_axes : int
         How many numbers say where the LLM reads a row, as `row_positions` gives them.
-    has_cls : bool
-        Whether the vision encoder has a [CLS] row.
+    offers : frozenset of str
+        Signals of the vision encoder that `encode_pixels` can add to views. Views whose tokens are pooled from several
+        of the encoder's, such as frames of OneVision's videos, have none of them.
     """
 
     family: ClassVar[str]
     preset_token_id: ClassVar[int]
     pixel_inputs: ClassVar[tuple[str, ...]] = ("pixel_values",)
     n_position_axes: ClassVar[int] = 1
-    has_cls: bool
+    offers: frozenset[str] = frozenset()
 
     def __init__(self, model: Any, processor: Any = None):
         self.model = model
         self.processor = processor
+
+    @property
+    def has_cls(self) -> bool:
+        """Tell whether the vision encoder has a [CLS] row."""
+        return "cls_similarity" in self.offers
 
     @property
     def d_model(self) -> int:
@@ -117,7 +123,7 @@ class Adapter(ABC):
 
     @abstractmethod
     def encode_pixels(
-        self, model_inputs: Mapping[str, Any], *, cls_similarity: bool = True, cls_attention: bool = False
+        self, model_inputs: Mapping[str, Any], needs: Collection[str] = ()
     ) -> list[EncodedImage]:
         """Run the vision encoder and the connector once on what the processor made of some images.
 
@@ -125,8 +131,18 @@ class Adapter(ABC):
         ----------
         model_inputs : Mapping
             What `generate` takes; the entries `pixel_inputs` are read.
-        cls_similarity, cls_attention : bool
-            Signals to add to the views; left out where the encoder has no [CLS].
+        needs : collection of str
+            Signals to add to the views; what the encoder does not have (`offers`) is left out. All are of the layer
+            that makes the hidden state which the connector gets, or of that state, in the encoder's width; *patches*
+            are its rows but [CLS]:
+
+            - ``"cls_similarity"``: ``(n_tokens,)`` cosine of each patch and [CLS], in [-1, 1].
+            - ``"cls_attention"``: ``(n_tokens,)`` attention from [CLS] to each patch, mean over heads; sums to less
+              than 1, as a part goes to [CLS] itself.
+            - ``"received_attention"``: ``(n_tokens,)`` attention that each patch receives from a patch, mean over
+              patches and heads; sums to 1, with a [CLS] to less.
+            - ``"keys"``: ``(n_tokens, d_head)`` keys of each patch, mean over heads.
+            - ``"hidden_states"``: ``(n_tokens, d_vision)`` the state of each patch, before the connector.
 
         Returns
         -------
@@ -137,7 +153,7 @@ class Adapter(ABC):
         """
 
     def encode(
-        self, images: Sequence[PIL.Image.Image], *, attention: bool = False, one_prompt: bool = False
+        self, images: Sequence[PIL.Image.Image], needs: Collection[str] = (), one_prompt: bool = False
     ) -> list[EncodedImage]:
         """Preprocess images and run the vision encoder and the connector once on all of them.
 
@@ -145,8 +161,8 @@ class Adapter(ABC):
         ----------
         images : sequence of PIL.Image.Image
             At least one.
-        attention : bool
-            Whether to add the attention from [CLS].
+        needs : collection of str
+            As in `encode_pixels`.
         one_prompt : bool
             Whether the images stand in one prompt. Some families then give each of several images fewer tokens; for
             the others, and for a single image, it makes no difference.
@@ -161,17 +177,17 @@ class Adapter(ABC):
         ParameterError
             If `images` is empty or holds something else than PIL images.
         """
-        return self.encode_input(images, "images" if one_prompt else "image", attention=attention)
+        return self.encode_input(images, "images" if one_prompt else "image", needs)
 
-    def encode_video(self, frames: Sequence[PIL.Image.Image], *, attention: bool = False) -> EncodedImage:
+    def encode_video(self, frames: Sequence[PIL.Image.Image], needs: Collection[str] = ()) -> EncodedImage:
         """Preprocess the frames of a video and run the vision encoder and the connector once on all of them.
 
         Parameters
         ----------
         frames : sequence of PIL.Image.Image
             At least one, all of one size, in order of time; all of them are used.
-        attention : bool
-            Whether to add the attention from [CLS].
+        needs : collection of str
+            As in `encode_pixels`.
 
         Returns
         -------
@@ -185,10 +201,10 @@ class Adapter(ABC):
         ParameterError
             If there are no frames, one is no PIL image, or their sizes differ.
         """
-        return self.encode_input(frames, "video", attention=attention)[0]
+        return self.encode_input(frames, "video", needs)[0]
 
     def encode_input(
-        self, pictures: Sequence[PIL.Image.Image], kind: str, *, attention: bool = False
+        self, pictures: Sequence[PIL.Image.Image], kind: str, needs: Collection[str] = ()
     ) -> list[EncodedImage]:
         """Preprocess pictures as their kind asks for and run the vision encoder and the connector once on all of them.
 
@@ -196,8 +212,8 @@ class Adapter(ABC):
         ----------
         pictures, kind
             As in `preprocess`.
-        attention : bool
-            Whether to add the attention from [CLS].
+        needs : collection of str
+            As in `encode_pixels`.
 
         Returns
         -------
@@ -209,7 +225,7 @@ class Adapter(ABC):
         UnsupportedModelError, ParameterError
             As `preprocess`.
         """
-        return self.encode_pixels(self.preprocess(pictures, kind), cls_attention=attention)
+        return self.encode_pixels(self.preprocess(pictures, kind), needs)
 
     def preprocess(self, pictures: Sequence[PIL.Image.Image], kind: str) -> Mapping[str, Any]:
         """Let the processor make of pictures what `encode_pixels` takes.

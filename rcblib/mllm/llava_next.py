@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ class LlavaNextAdapter(TiledAdapter):
 
     @torch.no_grad()
     def encode_pixels(
-        self, model_inputs: Mapping[str, Any], *, cls_similarity: bool = True, cls_attention: bool = False
+        self, model_inputs: Mapping[str, Any], needs: Collection[str] = ()
     ) -> list[EncodedImage]:
         """Run the vision encoder and the connector once on all tiles; see `Adapter.encode_pixels`.
 
@@ -36,4 +36,4 @@ class LlavaNextAdapter(TiledAdapter):
         `LlavaAdapter`.
         """
         is_tiled = [True] * len(self._sizes(model_inputs))
-        return self._encode_images(model_inputs, is_tiled, cls_similarity, cls_attention)
+        return self._encode_images(model_inputs, is_tiled, needs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -56,14 +56,15 @@ class LlavaOnevisionAdapter(TiledAdapter):
 
     @torch.no_grad()
     def encode_pixels(
-        self, model_inputs: Mapping[str, Any], *, cls_similarity: bool = True, cls_attention: bool = False
+        self, model_inputs: Mapping[str, Any], needs: Collection[str] = ()
     ) -> list[EncodedImage]:
         """Run the vision encoder and the connector once on all tiles, once on all frames; see `Adapter.encode_pixels`.
 
         Notes
         -----
-        Source: the last used hidden state, as the checkpoint says. Without a [CLS] there are no signals. Frames are
-        pooled bilinearly to half the side, rounded up (27 x 27 to 14 x 14), after the connector.
+        Source: the last used hidden state, as the checkpoint says. Where tiles are resampled, a token's signals are
+        those of the patch at its middle. Frames are pooled bilinearly to half the side, rounded up (27 x 27 to 14 x
+        14), after the connector, and have no signals.
         """
         images, videos = (model_inputs.get(name) for name in ("pixel_values", "pixel_values_videos"))
         if images is None and videos is None:
@@ -76,7 +77,7 @@ class LlavaOnevisionAdapter(TiledAdapter):
             if sum(counts) != n_images:
                 raise ParameterError("batch_num_images", counts, f"counts that add up to {n_images} images")
             is_tiled = [count == 1 for count in counts for _ in range(count)]
-            encoded += self._encode_images(model_inputs, is_tiled, False, False, batch_num_images=counts)
+            encoded += self._encode_images(model_inputs, is_tiled, needs, batch_num_images=counts)
         if videos is not None:
             encoded += self._encode_videos(model_inputs)
         return encoded

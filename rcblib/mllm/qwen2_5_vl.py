@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -42,7 +42,6 @@ class Qwen25VLAdapter(Adapter):
         "pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw", "second_per_grid_ts",
     )  # fmt: skip
     n_position_axes = 3
-    has_cls = False
 
     @property
     def video_token_id(self) -> None:
@@ -51,7 +50,7 @@ class Qwen25VLAdapter(Adapter):
 
     @torch.no_grad()
     def encode_pixels(
-        self, model_inputs: Mapping[str, Any], *, cls_similarity: bool = True, cls_attention: bool = False
+        self, model_inputs: Mapping[str, Any], needs: Collection[str] = ()
     ) -> list[EncodedImage]:
         """Run the vision encoder and the connector once on all images; see `Adapter.encode_pixels`.
 
@@ -64,7 +63,7 @@ class Qwen25VLAdapter(Adapter):
 
         Notes
         -----
-        Source: tokens after the merger, in raster order. Without a [CLS] there are no signals.
+        Source: tokens after the merger, in raster order. No signals are read.
         """
         if model_inputs.get("pixel_values_videos") is not None:
             raise UnsupportedModelError(f"video: the model's family, {self.family!r}, takes images only")

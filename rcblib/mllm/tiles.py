@@ -9,7 +9,7 @@ ended by a newline embedding, after the tokens of the reduced image.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,8 +90,7 @@ class TiledAdapter(LlavaTypeAdapter):
         self,
         model_inputs: Mapping[str, Any],
         is_tiled: Sequence[bool],
-        cls_similarity: bool,
-        cls_attention: bool,
+        needs: Collection[str],
         **arguments: Any,
     ) -> list[EncodedImage]:
         """Encode images, tiled or not; further arguments go to the model's ``get_image_features``."""
@@ -108,24 +107,21 @@ class TiledAdapter(LlavaTypeAdapter):
             lambda _module, _inputs, output: projected.append(output)
         )
         try:
-            with self._cls_attention_rows(self.has_cls and cls_attention) as attention:
+            with self.signals.reading(needs) as reading:
                 output = self.model.get_image_features(
                     pixel_values=pixels, image_sizes=torch.tensor(sizes), return_dict=True, **arguments
                 )
         finally:
             handle.remove()
-        hidden = output.hidden_states[self.model.config.vision_feature_layer]
-        similarity = self._similarity(hidden, cls_similarity)  # one for each grid of all images
-        attended = list(attention[0]) if attention else [None] * len(hidden)
+        by_grid = reading.signals(output.hidden_states)  # of all images
         images, start = [], 0
         for size, pair, packed, grids in zip(
             sizes, axes, output.pooler_output, projected[0].split(counts), strict=True
         ):
-            own = slice(start, start + len(grids))
-            signals = list(zip(similarity[own], attended[own], strict=True))
+            signals = by_grid[start : start + len(grids)]
             start += len(grids)
             if pair is None:
-                images.append(self._single(packed, size, *signals[0]))
+                images.append(self._single(packed, size, signals[0]))
             else:
                 images.append(self._tiled(packed, grids, pair, signals))
         return images
@@ -163,13 +159,13 @@ class TiledAdapter(LlavaTypeAdapter):
         packed: torch.Tensor,
         grids: torch.Tensor,
         axes: tuple[_Axis, _Axis],
-        signals: list[tuple[torch.Tensor | None, torch.Tensor | None]],
+        signals: list[dict[str, torch.Tensor]],
     ) -> EncodedImage:
         """Cut the rows that the LLM reads of an image into the reduced image and its tiles."""
         rows, columns = axes
         side, n_base = self.side, self.side**2
         end = side * self.patch_size / rows.tile
-        base = VisualView(packed[:n_base], (side, side), *signals[0], "image", (0.0, 0.0, end, end))
+        base = VisualView(packed[:n_base], (side, side), signals[0], "image", (0.0, 0.0, end, end))
         lines = packed[n_base:].unflatten(0, (rows.n_read, columns.n_read + 1))[:, :-1]
         inner = (rows.cells % side)[
             :, None
@@ -179,8 +175,8 @@ class TiledAdapter(LlavaTypeAdapter):
         for k in range(rows.n_tiles * columns.n_tiles):
             i, j = divmod(k, columns.n_tiles)
             (left, right), (top, bottom) = columns.whole_extent(j), rows.whole_extent(i)
-            own = (*signals[k + 1], "tile")
-            whole.append(VisualView(grids[k + 1], (side, side), *own, (left, top, right, bottom)))
+            region, own = (left, top, right, bottom), signals[k + 1]
+            whole.append(VisualView(grids[k + 1], (side, side), own, "tile", region))
             (r0, r1), (c0, c1) = rows.span(i), columns.span(j)
             n = (r1 - r0) * (c1 - c0)
             if n == 0:
@@ -188,21 +184,17 @@ class TiledAdapter(LlavaTypeAdapter):
             number[r0:r1, c0:c1] = torch.arange(n_before, n_before + n).view(r1 - r0, c1 - c0)
             n_before += n
             behind = inner[r0:r1, c0:c1].flatten()
-            seen = (None if signal is None else signal[behind] for signal in signals[k + 1])
+            seen = {name: signal[behind] for name, signal in own.items()}
             (left, right), (top, bottom) = columns.extent(j, c0, c1), rows.extent(i, r0, r1)
             tokens = lines[r0:r1, c0:c1].flatten(0, 1)
-            views.append(VisualView(tokens, (r1 - r0, c1 - c0), *seen, "tile", (left, top, right, bottom)))
+            views.append(VisualView(tokens, (r1 - r0, c1 - c0), seen, "tile", (left, top, right, bottom)))
         order = torch.cat([torch.arange(n_base), number.flatten()])
         is_whole = all(axis.n_read == axis.n_tiles * side for axis in axes)
         views = tuple(views)
         return EncodedImage(views, Packing(order, self._newline), views if is_whole else tuple(whole))
 
     def _single(
-        self,
-        packed: torch.Tensor,
-        size: tuple[int, int],
-        similarity: torch.Tensor | None,
-        attention: torch.Tensor | None,
+        self, packed: torch.Tensor, size: tuple[int, int], signals: dict[str, torch.Tensor]
     ) -> EncodedImage:
         """Return an image of one grid, padded to a square, with a newline at its end."""
         height, width = size
@@ -210,7 +202,7 @@ class TiledAdapter(LlavaTypeAdapter):
         end = square * self.side * self.patch_size / self.model.config.vision_config.image_size
         left, top = -((square - width) // 2), -((square - height) // 2)
         region = (left / width, top / height, (left + end) / width, (top + end) / height)
-        view = VisualView(packed[:-1], (self.side, self.side), similarity, attention, "image", region)
+        view = VisualView(packed[:-1], (self.side, self.side), signals, "image", region)
         return EncodedImage((view,), self._with_newline(view.n_tokens))
 
     def _with_newline(self, n_tokens: int) -> Packing:

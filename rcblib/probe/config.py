@@ -107,7 +107,7 @@ class ProbeConfig:
         if self.positions == "paper_positions":
             return paper_ranks(view.n_tokens)
         if self.positions == "paper_ranks":
-            self.check_cls(view.cls_similarity is not None)
+            self.check_cls("cls_similarity" in view.signals)
             return sorted(by_similarity(view)[paper_ranks(view.n_tokens)].tolist())
         return sorted(check_positions("positions", self.positions, view.n_tokens))
 
@@ -132,7 +132,7 @@ def codebook_positions(adapter: Adapter) -> str:
 
 def by_similarity(view: VisualView) -> torch.Tensor:
     """Return positions by decreasing similarity to [CLS], ties by position, ``(n_tokens,)``."""
-    return torch.argsort(view.cls_similarity, descending=True, stable=True)
+    return torch.argsort(view.signals["cls_similarity"], descending=True, stable=True)
 
 
 def as_tuple(value: Any) -> Any:

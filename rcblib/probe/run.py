@@ -38,6 +38,7 @@ from rcblib.tensors.geometry import (
 )
 
 ARTICLES = frozenset({"a", "an", "the"})
+CLS_SIGNALS = ("cls_similarity", "cls_attention")
 
 
 def probe(
@@ -185,7 +186,7 @@ def probe_input(
 ) -> tuple[pd.DataFrame, torch.Tensor]:
     """Return the table of one input and its visual tokens, ``(n_tokens of all views, d_model)``."""
     config.check_cls(adapter.has_cls)
-    images = adapter.encode_input(pictures, kind, attention=config.attention and adapter.has_cls)
+    images = adapter.encode_input(pictures, kind, CLS_SIGNALS if config.attention else CLS_SIGNALS[:1])
     places = places_of(images)
     tokens = torch.cat([place.view.tokens for place in places])
     check_features("visual tokens", tokens, "(n_tokens, d_model)")
@@ -307,13 +308,13 @@ def _read_global(
 
 def _encoder_signals(view: VisualView, positions: list[int]) -> dict[str, Any]:
     """Return what the vision encoder says about the positions of a view; nothing where it has no [CLS]."""
-    if view.cls_similarity is None:
+    if "cls_similarity" not in view.signals:
         return {}
     rank = torch.empty(view.n_tokens, dtype=torch.long)
     rank[by_similarity(view)] = torch.arange(1, view.n_tokens + 1)
-    attention = view.cls_attention
+    attention = view.signals.get("cls_attention")
     return {
-        "cls_similarity": view.cls_similarity[positions].numpy(),
+        "cls_similarity": view.signals["cls_similarity"][positions].numpy(),
         "cls_rank": rank[positions].numpy(),
         "cls_attention": float("nan") if attention is None else attention[positions].numpy(),
     }

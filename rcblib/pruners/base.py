@@ -35,8 +35,8 @@ class PruningContext:
     Attributes
     ----------
     view : VisualView
-        The grid, kind and [CLS] signals of the tokens; signals as the method's `needs_cls_similarity` and
-        `needs_cls_attention` ask for them. Views that share a budget come as one, whose grid is ``(1, n_tokens)``.
+        The grid, kind and signals of the tokens; signals as the method's `needs` asks for them. Views that share a
+        budget come as one, whose grid is ``(1, n_tokens)``.
     image_index, view_index : int
         Images and videos seen before this one since the context was entered; views of it before this one.
     prompt_ids : torch.Tensor
@@ -121,8 +121,8 @@ class Pruner:
     _entered: bool = field(default=False, init=False, repr=False, compare=False)
     _image_indices: tuple[int, ...] | None = field(default=None, init=False, repr=False, compare=False)
 
-    needs_cls_similarity: ClassVar[bool] = False
-    needs_cls_attention: ClassVar[bool] = False
+    # Signals of the vision encoder, as `Adapter.encode_pixels` names them.
+    needs: ClassVar[frozenset[str]] = frozenset()
     # Where the choice does not depend on the prompt, an evaluation makes it once for all questions about an image.
     reads_prompt: ClassVar[bool] = True
 
@@ -165,8 +165,10 @@ class Pruner:
 
     def check(self, adapter: Adapter) -> None:
         """Raise where the method does not fit the model; called before anything is generated."""
-        if not adapter.has_cls and (self.needs_cls_similarity or self.needs_cls_attention):
-            raise ParameterError("model", "a vision encoder without [CLS]", f"one with [CLS] for {self!r}")
+        missing = sorted(self.needs - adapter.offers)
+        if missing:
+            accepted = f"one that offers {', '.join(sorted(self.needs))} for {self!r}"
+            raise ParameterError("model", f"a vision encoder without {', '.join(missing)}", accepted)
 
     def select(self, tokens: torch.Tensor, context: PruningContext | None = None) -> torch.Tensor:
         """Choose the tokens of one view, or of several that share a budget, that survive.
@@ -307,9 +309,7 @@ class Pruner:
             # Without a cache, transformers takes gaps in position ids for borders between packed sequences.
             raise ParameterError("use_cache", False, "True, with the position_ids policy 'kept'")
 
-        images = adapter.encode_pixels(
-            arguments, cls_similarity=self.needs_cls_similarity, cls_attention=self.needs_cls_attention
-        )
+        images = adapter.encode_pixels(arguments, self.needs)
         rows = self._prune(adapter, images, prompt)
         cut = prompt.cut(with_positions=keeps_positions)
         n_cut = cut["input_ids"].shape[1]
@@ -362,9 +362,8 @@ def _joined(views: tuple[VisualView, ...]) -> VisualView:
     if len(views) == 1:
         return views[0]
     tokens = torch.cat([view.tokens for view in views])
-    signals = ([view.cls_similarity for view in views], [view.cls_attention for view in views])
-    joined = [None if any(part is None for part in parts) else torch.cat(parts) for parts in signals]
-    return VisualView(tokens, (1, len(tokens)), *joined, views[0].kind)
+    signals = {name: torch.cat([view.signals[name] for view in views]) for name in views[0].signals}
+    return VisualView(tokens, (1, len(tokens)), signals, views[0].kind)
 
 
 def _by_view(views: tuple[VisualView, ...], positions: torch.Tensor) -> list[torch.Tensor]:

@@ -68,7 +68,7 @@ class ClsSimilarityPruner(Pruner):
     retain_ratio: float
     keep: str = "most"
 
-    needs_cls_similarity: ClassVar[bool] = True
+    needs: ClassVar[frozenset[str]] = frozenset({"cls_similarity"})
     reads_prompt: ClassVar[bool] = False
 
     def __post_init__(self):
@@ -78,7 +78,7 @@ class ClsSimilarityPruner(Pruner):
 
     def score(self, tokens: torch.Tensor, context: PruningContext | None = None) -> torch.Tensor:
         """Score by dissimilarity to [CLS] (``"most"``) or by similarity (``"least"``)."""
-        if context is None or context.view.cls_similarity is None:
+        if context is None or "cls_similarity" not in context.view.signals:
             raise ParameterError("context", context, "a context whose view has cls_similarity")
-        similarity = context.view.cls_similarity
+        similarity = context.view.signals["cls_similarity"]
         return -similarity if self.keep == "most" else similarity

@@ -1,0 +1,106 @@
+"""Read signals off a CLIP or SigLIP vision encoder while it makes the hidden state that the connector gets."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from rcblib.tensors.geometry import cosine_to_cls
+
+CLS_SIGNALS = frozenset({"cls_similarity", "cls_attention"})
+LAYER_SIGNALS = frozenset({"cls_attention", "received_attention", "keys"})
+"""Signals read inside the layer that makes the selected state."""
+
+
+class EncoderSignals:
+    """Read signals of every grid that goes through a vision encoder once.
+
+    Parameters
+    ----------
+    tower : torch.nn.Module
+        A CLIP or SigLIP vision encoder of `transformers`.
+    selected : int
+        Number of the hidden state that the connector gets, as ``vision_feature_layer``; not that of the embeddings.
+    has_cls : bool
+        Whether the first row of a hidden state is a [CLS].
+
+    Attributes
+    ----------
+    offers : frozenset of str
+        Names of the signals that there are.
+
+    Notes
+    -----
+    Attention and keys are computed from the layer's input and projections, so that the tokens are the same with and
+    without them, whichever attention implementation the model runs. Signals are float32 on the CPU.
+    """
+
+    def __init__(self, tower: Any, selected: int, has_cls: bool):
+        self.has_cls, self.selected = has_cls, selected
+        layers = [module for module in tower.modules() if hasattr(module, "self_attn")]
+        self.layer = layers[selected % (len(layers) + 1) - 1].self_attn  # state 0 is the embeddings
+        there = LAYER_SIGNALS | CLS_SIGNALS | {"hidden_states"}
+        self.offers = there if has_cls else there - CLS_SIGNALS
+
+    @contextmanager
+    def reading(self, needs: Collection[str]) -> Iterator[_Reading]:
+        """Read what is needed of what passes through the encoder, once, inside the ``with`` block."""
+        reading = _Reading(self, self.offers & set(needs))
+        if not reading.needs & LAYER_SIGNALS:
+            yield reading
+            return
+        handle = self.layer.register_forward_hook(reading.read_layer, with_kwargs=True)
+        try:
+            yield reading
+        finally:
+            handle.remove()
+
+
+class _Reading:
+    """Hold the signals of one pass, one mapping a grid."""
+
+    def __init__(self, source: EncoderSignals, needs: frozenset[str]):
+        self.source, self.needs = source, needs
+        self.of_layer: list[dict[str, torch.Tensor]] = []
+
+    def read_layer(self, module: Any, arguments: tuple, named: dict, _output: Any) -> None:
+        """Keep attention and keys of a layer that has just run; a forward hook."""
+        hidden = named["hidden_states"] if "hidden_states" in named else arguments[0]
+        n_cls = int(self.source.has_cls)
+
+        def heads(rows: torch.Tensor) -> torch.Tensor:
+            """Return ``(n_grids, n_heads, n_rows, d_head)``."""
+            return rows.view(len(rows), -1, module.num_heads, module.head_dim).transpose(1, 2)
+
+        def attention(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+            scores = query @ key.transpose(-1, -2) * module.head_dim**-0.5
+            return scores.float().softmax(-1)
+
+        key = heads(module.k_proj(hidden))
+        found: dict[str, Any] = {}
+        if "keys" in self.needs:
+            found["keys"] = key[:, :, n_cls:].float().mean(1).cpu()
+        if "cls_attention" in self.needs:
+            query = heads(module.q_proj(hidden[:, :1]))
+            found["cls_attention"] = attention(query, key).mean(1)[:, 0, 1:].cpu()
+        if "received_attention" in self.needs:
+            query = heads(module.q_proj(hidden[:, n_cls:]))
+            pairs = zip(query, key, strict=True)  # a grid at a time: the maps of many tiles are large
+            found["received_attention"] = [attention(*pair).mean((0, 1))[n_cls:].cpu() for pair in pairs]
+        self.of_layer = [{name: found[name][i] for name in found} for i in range(len(hidden))]
+
+    def signals(self, states: tuple[torch.Tensor, ...]) -> list[dict[str, torch.Tensor]]:
+        """Return the signals of each grid, given all hidden states, ``(n_grids, n_rows, d)`` each."""
+        selected = states[self.source.selected]
+        by_grid = []
+        for i, rows in enumerate(selected):
+            found = dict(self.of_layer[i]) if self.of_layer else {}
+            if "cls_similarity" in self.needs:
+                found["cls_similarity"] = cosine_to_cls(rows.cpu())
+            if "hidden_states" in self.needs:
+                found["hidden_states"] = rows[int(self.source.has_cls) :].float().cpu()
+            by_grid.append(found)
+        return by_grid
