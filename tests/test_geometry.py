@@ -13,8 +13,6 @@ from rcblib.tensors.geometry import (
     cosine_to_cls,
     evenly_spaced,
     paper_ranks,
-    patch_coverage,
-    patch_overlaps,
     pool_frames,
     rank_by_cls,
     window,
@@ -185,69 +183,6 @@ def test_evenly_spaced_is_ascending_inside_and_regular(height, width, data):
 def test_evenly_spaced_refuses_a_small_grid(height, width, parameter):
     with pytest.raises(ParameterError, match=f"^{parameter}: got 7; accepted: an integer at least 8"):
         evenly_spaced(height, width)
-
-
-def test_patch_overlaps_of_a_line_and_of_a_part_of_it():
-    thirds = [[2 / 3, 1 / 3, 0.0, 0.0], [0.0, 1 / 3, 2 / 3, 0.0]]
-    np.testing.assert_allclose(patch_overlaps(4, 2, 0.0, 3.0), thirds)
-    np.testing.assert_allclose(patch_overlaps(4, 1, 0.5, 2.5), [[0.25, 0.5, 0.25, 0.0]])
-    np.testing.assert_allclose(patch_overlaps(2, 4), [[1, 0], [1, 0], [0, 1], [0, 1]])
-    np.testing.assert_allclose(patch_overlaps(97, 12).sum(1), 1)
-
-
-def test_patches_beyond_the_line_have_fewer_pixels_or_none():
-    expected = [[0, 0, 0], [0.5, 0, 0], [0, 0.5, 0.5], [0, 0, 0]]
-    np.testing.assert_allclose(patch_overlaps(3, 4, -3.0, 5.0)[[0, 1, 2, 3]], expected)
-    np.testing.assert_allclose(patch_overlaps(3, 2, 2.0, 6.0), [[0, 0, 0.5], [0, 0, 0]])
-
-
-@pytest.mark.parametrize(
-    ("start", "stop"),
-    [(-1, 0), (4, 6), (2, 2), (3, 1), (float("nan"), 3), (0, float("nan")), (0, float("inf"))],
-)
-def test_patch_overlaps_refuses_a_part_that_misses_the_line(start, stop):
-    with pytest.raises(ParameterError, match="start, stop"):
-        patch_overlaps(4, 2, start, stop)
-
-
-def test_patch_coverage_of_known_masks():
-    mask = np.zeros((4, 6), dtype=bool)
-    mask[:2, :3] = True
-    mask[2, 3] = True
-    torch.testing.assert_close(patch_coverage(mask, 2, 2), torch.tensor([1.0, 0.0, 0.0, 1 / 6]))
-
-
-def test_patch_coverage_shares_a_pixel_between_patches():
-    mask = np.array([[0.0, 1.0, 0.0]])
-    torch.testing.assert_close(patch_coverage(mask, 1, 2), torch.tensor([1 / 3, 1 / 3]))
-    torch.testing.assert_close(
-        patch_coverage(torch.tensor([[0.0, 1.0]]), 2, 4), torch.tensor([0.0, 0, 1, 1] * 2)
-    )
-
-
-@given(
-    st.integers(1, 20), st.integers(1, 20), st.integers(1, 9), st.integers(1, 9), st.integers(0, 2**32 - 1)
-)
-@settings(deadline=None)
-def test_patch_coverage_keeps_the_mean(image_height, image_width, height, width, seed):
-    mask = np.random.default_rng(seed).random((image_height, image_width)) < 0.4
-    coverage = patch_coverage(mask, height, width)
-    assert coverage.shape == (height * width,)
-    assert ((coverage >= 0) & (coverage <= 1)).all()
-    assert coverage.mean().item() == pytest.approx(mask.mean(), abs=1e-6)
-
-
-def test_patch_coverage_of_everything_is_exactly_one():
-    assert (patch_coverage(np.ones((97, 101), dtype=np.uint8), 12, 7) == 1).all()
-
-
-@pytest.mark.parametrize(
-    "mask",
-    [np.zeros(4), np.zeros((0, 4)), np.full((4, 4), 255), np.full((4, 4), np.nan), -np.ones((4, 4))],
-)
-def test_patch_coverage_refuses(mask):
-    with pytest.raises(ParameterError, match="^mask: got"):
-        patch_coverage(mask, 2, 2)
 
 
 def test_pooling_an_even_side_is_the_mean_of_blocks():

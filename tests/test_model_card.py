@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 from safetensors.torch import save_file
-from test_held_out import SEQUENCE_NAMES
-from test_training import NAMES, TINY, shrunken
+from test_worlds_held_out import SEQUENCE_NAMES
+from test_worlds_training import NAMES, TINY, shrunken
 
 from rcblib.mllm import load_model
 from rcblib.records import ParameterError

@@ -6,40 +6,35 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, TypeVar, overload
+from typing import Generic, TypeVar, overload
 
 import numpy as np
 
-from rcblib.records import (
-    ImageError,
-    Sample,
-    SequenceSample,
-)
+from rcblib.records import ImageError, Sample, SequenceSample
 from rcblib.tensors.geometry import check_integer
 
-if TYPE_CHECKING:
-    import os
+AnySample = Sample | SequenceSample
 
-AnySample = TypeVar("AnySample", Sample, SequenceSample)
+SampleT = TypeVar("SampleT", Sample, SequenceSample)
 
 
-class Dataset(Sequence[AnySample], ABC, Generic[AnySample]):
+class Dataset(Sequence[SampleT], ABC, Generic[SampleT]):
     """Offer samples by index, in a fixed order; nothing is drawn, opened or decoded before it is asked for."""
 
     @abstractmethod
     def __len__(self) -> int: ...
 
     @abstractmethod
-    def _sample(self, index: int) -> AnySample:
+    def _sample(self, index: int) -> SampleT:
         """Return the sample at an index from 0 to the length less one."""
 
     @overload
-    def __getitem__(self, index: int) -> AnySample: ...
+    def __getitem__(self, index: int) -> SampleT: ...
 
     @overload
-    def __getitem__(self, index: slice) -> list[AnySample]: ...
+    def __getitem__(self, index: slice) -> list[SampleT]: ...
 
-    def __getitem__(self, index: int | slice) -> AnySample | list[AnySample]:
+    def __getitem__(self, index: int | slice) -> SampleT | list[SampleT]:
         if isinstance(index, slice):
             return [self._sample(i) for i in range(len(self))[index]]
         return self._sample(range(len(self))[index])
@@ -51,6 +46,7 @@ def evenly_spread(n_available: int, n: int) -> list[int]:
 
 
 def existing_folder(folder: str | os.PathLike) -> Path:
+    """Return a folder as a path; an `ImageError` where it is missing or a file."""
     path = Path(folder).expanduser()
     if not path.is_dir():
         state = "which is a file" if path.exists() else "which does not exist"
@@ -59,9 +55,5 @@ def existing_folder(folder: str | os.PathLike) -> Path:
 
 
 def check_limit(n: int | None) -> int | None:
+    """Return how many samples are wanted, ``None`` for all; a `ParameterError` where it is no integer above 0."""
     return None if n is None else check_integer("n", n, 1)
-
-
-AnySample = Sample | SequenceSample
-
-AnySample = Sample | SequenceSample

@@ -52,9 +52,6 @@ class CocoDataset(Dataset[Sample]):
         annotation file has that name. May be left out where there is one annotated split only.
     n : int, optional
         Use the first `n` images in file order, or all if there are fewer.
-    instances, captions, karpathy, images : path, optional
-        Files, and the folder of images, that lie elsewhere. With `instances` or `captions` given, `split` is a label
-        only.
     with_restval : bool
         Whether the Karpathy split ``train`` includes ``restval``, as most captioning work does; the authors' probing
         images come from ``train`` alone.
@@ -81,29 +78,17 @@ class CocoDataset(Dataset[Sample]):
         split: str | None = None,
         n: int | None = None,
         *,
-        instances: str | os.PathLike | None = None,
-        captions: str | os.PathLike | None = None,
-        karpathy: str | os.PathLike | None = None,
-        images: str | os.PathLike | None = None,
         with_restval: bool = False,
         with_objects: bool = True,
     ):
         self.folder = existing_folder(folder)
-        self._images = None if images is None else existing_folder(images)
         n = check_limit(n)
-        if karpathy and (instances or captions):
-            given = "karpathy together with instances or captions"
-            raise ParameterError("files", given, "the Karpathy file, or annotation files of one split")
-        files, found = annotation_files(self.folder)
-        if instances or captions:
-            split = split or "custom"
-            files = {split: {"instances": instances, "captions": captions}}
-        elif split is None and len(files) == 1:
+        files, splits_file = annotation_files(self.folder)
+        if split is None and len(files) == 1:
             (split,) = files
         self.split = split
 
-        splits_file = karpathy or found
-        by_karpathy = bool(splits_file) and split in KARPATHY_SPLITS and bool(karpathy or split not in files)
+        by_karpathy = bool(splits_file) and split in KARPATHY_SPLITS and split not in files
         if not by_karpathy and split not in files:
             known = [*sorted(files), *(f"{name} (Karpathy)" for name in KARPATHY_SPLITS if splits_file)]
             raise ParameterError("split", split, ", ".join(known) or "none: the folder holds no annotations")
@@ -171,16 +156,12 @@ class CocoDataset(Dataset[Sample]):
         paths, missing = [], []
         for entry in self._entries:
             name, root = entry.annotated_in, self.folder
-            folders = (
-                [self._images, self._images / name]
-                if self._images
-                else [root / "images" / name, root / name, root / "images", root]
-            )
+            folders = (root / "images" / name, root / name, root / "images", root)
             candidates = [folder / entry.file_name for folder in folders]
             found = next((path for path in candidates if path.is_file()), None)
             (paths if found else missing).append(found or candidates[0])
         if missing:
-            accepted = f"images in {name}/, images/{name}/ or images/ of the folder, or in `images`"
+            accepted = f"images in {name}/, images/{name}/ or images/ of the folder"
             raise ImageError(
                 f"images: {len(missing)} of {len(self._entries)} are missing, first "
                 f"{missing[0].name!r}; accepted: {accepted}"
@@ -188,9 +169,9 @@ class CocoDataset(Dataset[Sample]):
         return paths
 
 
-def annotation_files(folder: Path) -> tuple[dict[str, dict[str, str | os.PathLike | None]], Path | None]:
+def annotation_files(folder: Path) -> tuple[dict[str, dict[str, Path]], Path | None]:
     """Return the annotation files, by split and kind, and the Karpathy file where there is one."""
-    files: dict[str, dict[str, str | os.PathLike | None]] = {}
+    files: dict[str, dict[str, Path]] = {}
     places = (folder / "annotations", folder)
     for place in places:
         for kind in ("instances", "captions"):
@@ -230,9 +211,7 @@ def _complete(parameter: str, path: str | os.PathLike) -> Iterator[None]:
         raise ParameterError(parameter, given, "records with all fields") from None
 
 
-def _listed_entries(
-    files: dict[str, str | os.PathLike | None], split: str, annotated: COCO | None
-) -> list[_Entry]:
+def _listed_entries(files: dict[str, Path], split: str, annotated: COCO | None) -> list[_Entry]:
     """List the images of one annotated split in file order, with their captions."""
     by_image: dict[int, list[str]] = {}
     records = annotated.dataset["images"] if annotated else None

@@ -10,7 +10,7 @@ import torch
 from pycocotools import mask as coco_mask
 
 from rcblib.records import ParameterError, Sample
-from rcblib.tensors.geometry import check_integer, patch_overlaps
+from rcblib.tensors.geometry import check_integer
 
 
 def visible_box(width: int, height: int, size: int | None = None) -> tuple[float, float, float, float]:
@@ -63,6 +63,29 @@ class Coverage:
     category: tuple[str | None, ...]
 
 
+def patch_overlaps(n_pixels: int, n_patches: int, start: float, stop: float) -> np.ndarray:
+    """Compute what share of each patch of a line each of its pixels is.
+
+    Parameters
+    ----------
+    n_pixels : int
+        Pixels of the line, each of length 1.
+    n_patches : int
+        Patches of equal length that divide the line from `start` to `stop`.
+    start, stop : float
+        Ends of the divided part, in pixels. It may reach beyond the line, where there are no pixels.
+
+    Returns
+    -------
+    numpy.ndarray
+        ``(n_patches, n_pixels)`` in [0, 1]; rows sum to the share of the patch that lies on the line, 1 inside it.
+    """
+    edges = np.linspace(start, stop, n_patches + 1)
+    pixels = np.arange(n_pixels)
+    shared = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
+    return shared.clip(0) * (n_patches / (stop - start))
+
+
 def object_coverage(
     sample: Sample, height: int, width: int, box: tuple[float, float, float, float] | None = None
 ) -> Coverage:
@@ -97,7 +120,8 @@ def object_coverage(
         )
     left, top, right, bottom = visible_box(sample.width, sample.height) if box is None else box
     is_part = left < right and left < sample.width and right > 0
-    if not (is_part and top < bottom and top < sample.height and bottom > 0):
+    is_part = is_part and top < bottom and top < sample.height and bottom > 0
+    if not (is_part and np.isfinite((left, top, right, bottom)).all()):
         accepted = f"a region, part of it inside (0, 0, {sample.width}, {sample.height})"
         raise ParameterError("box", box, accepted)
     rows = patch_overlaps(sample.height, height, top, bottom)

@@ -12,12 +12,7 @@ from rcblib.data.base import AnySample, Dataset
 from rcblib.data.coco import CocoDataset, annotation_files
 from rcblib.data.photos import PhotoFolder, PhotoGroup
 from rcblib.data.video import N_FRAMES, VIDEO_SUFFIXES, VideoFile
-from rcblib.records import (
-    ImageError,
-    ParameterError,
-    Sample,
-    SequenceSample,
-)
+from rcblib.records import ImageError, ParameterError, Sample, SequenceSample
 
 WORLD_GROUP = "rcblib.worlds"
 """Entry points by which a package offers datasets of its own: name to ``opener(split, n, *, seed, n_frames)``."""
@@ -130,9 +125,6 @@ def images_for(name: str, model: Any) -> str:
     return getattr(model.config, "rcb_world", "scenes") if name == "auto" else name
 
 
-_WORLD_SOURCES = frozenset({"scenes", "groups", "videos"})  # of samples of the embedded world
-
-
 def world_note(model: Any, samples: Iterable[AnySample]) -> str:
     """Say that samples lie outside the world that an embedded model was trained on.
 
@@ -146,10 +138,11 @@ def world_note(model: Any, samples: Iterable[AnySample]) -> str:
     Returns
     -------
     str
-        One sentence; empty where the model is of no such world or every sample is from it: scenes, groups or videos.
+        One sentence; empty where the model is of no such world or every sample is from a world.
     """
     world = getattr(model.config, "rcb_world", None)
-    sources = sorted({s.source for s in samples if s.source.split("/")[0] not in _WORLD_SOURCES})
+    drawn = entry_points(group=WORLD_GROUP).names
+    sources = sorted({sample.source for sample in samples if sample.source.split("/")[0] not in drawn})
     if world is None or not sources:
         return ""
     return (

@@ -159,6 +159,7 @@ def natural_order(path: Path) -> list[tuple[int, str]]:
 
 
 def read_images(paths: Sequence[Path]) -> tuple[Image.Image, ...]:
+    """Read image files as `read_image` does."""
     return tuple(read_image(path) for path in paths)
 
 

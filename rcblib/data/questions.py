@@ -1,4 +1,4 @@
-"""Turn what is known of an image into captions and questions, for scenes and for COCO alike."""
+"""Turn what is known of an image into questions, for drawn scenes and for COCO alike."""
 
 from __future__ import annotations
 
@@ -9,12 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from rcblib.records import (
-    ONE_WORD_QUESTION,
-    ParameterError,
-    Question,
-    Sample,
-)
+from rcblib.records import ONE_WORD_QUESTION, ParameterError, Question, Sample
 from rcblib.tensors.geometry import check_integer
 
 CAPTION_QUESTION = "Provide a one-sentence caption for the image."
@@ -26,16 +21,21 @@ DIGIT_QUESTION = "Which digit is written in the image?"
 TASKS = ("one_word", "caption", "yes_no", "color", "count", "position", "digit")
 
 POPE_SUBSETS = ("random", "popular", "adversarial")
+
 COUNT_WORDS = ("one", "two", "three", "four")
+
 POSITION_WORDS = (
     ("top left", "top", "top right"),
     ("left", "center", "right"),
     ("bottom left", "bottom", "bottom right"),
 )
 DIGITS = tuple("0123456789")
+
 DOMINANCE = 1.5
+"""Times the area of the next largest that an object has which dominates its image."""
 
 POSITION_MARGIN = 0.03
+"""Distance from the lines between thirds, as a share of the side, below which no position is asked for."""
 
 
 class KnownObject(Protocol):
@@ -83,38 +83,6 @@ def position_words(center: tuple[float, float], width: int, height: int) -> str 
     if any(abs(v - line) < POSITION_MARGIN for v in (x, y) for line in (1 / 3, 2 / 3)):
         return None
     return POSITION_WORDS[int(y * 3)][int(x * 3)]
-
-
-def _noun(item: KnownObject) -> str:
-    return f"{item.color} {item.category}" if item.color else item.category
-
-
-def _join(parts: Sequence[str]) -> str:
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
-
-
-def captions(objects: Sequence[KnownObject], background: str) -> tuple[str, ...]:
-    """Write five captions of a scene; the first lists every object by decreasing area.
-
-    Parameters
-    ----------
-    objects : sequence
-        At least one object with category, colour, area and centre.
-    background : str
-        Kind of background, named by the fourth caption.
-    """
-    by_area = [with_article(_noun(o)) for o in sorted(objects, key=lambda o: -o.area)]
-    by_column = [with_article(_noun(o)) for o in sorted(objects, key=lambda o: o.center[0])]
-    n = len(objects)
-    count = COUNT_WORDS[n - 1] if n <= len(COUNT_WORDS) else str(n)
-    objects_word = "object" if n == 1 else "objects"
-    return (
-        f"{_join(by_area)}.",
-        f"from left to right: {_join(by_column)}.",
-        f"the image shows {count} {objects_word}: {_join(by_area)}.",
-        f"{_join(by_area)} on a {background} background.",
-        f"an image of {by_area[0]}" + (f" with {_join(by_area[1:])}." if n > 1 else "."),
-    )
 
 
 def _unique(objects: Sequence[KnownObject]) -> list[KnownObject]:

@@ -9,10 +9,7 @@ import PIL.Image
 
 from rcblib.data.base import AnySample
 from rcblib.data.photos import as_rgb
-from rcblib.records import (
-    ImageError,
-    Sample,
-)
+from rcblib.records import ImageError, Sample
 
 
 def by_picture(sample: AnySample) -> list[Sample]:

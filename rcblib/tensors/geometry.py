@@ -1,4 +1,4 @@
-"""Find positions on the grid of visual tokens: windows, ranks, evenly spaced cells, patches under masks.
+"""Find positions on the grid of visual tokens: windows, ranks, evenly spaced cells.
 
 A position is the 0-based index of a visual token in raster order (row by row); [CLS] is never counted.
 """
@@ -16,8 +16,6 @@ from rcblib.records import ParameterError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from numpy.typing import ArrayLike
 
 PAPER_N_TOKENS = 576
 """Number of visual tokens for which the paper lists its ranks."""
@@ -265,79 +263,6 @@ def evenly_spaced(height: int, width: int, n_side: int = 8) -> list[int]:
     rows = [(2 * i + 1) * height // (2 * n_side) for i in range(n_side)]
     columns = [(2 * i + 1) * width // (2 * n_side) for i in range(n_side)]
     return [row * width + column for row in rows for column in columns]
-
-
-def patch_overlaps(
-    n_pixels: int, n_patches: int, start: float = 0.0, stop: float | None = None
-) -> np.ndarray:
-    """Compute what share of each patch of a line each of its pixels is.
-
-    Parameters
-    ----------
-    n_pixels : int
-        Pixels of the line, each of length 1.
-    n_patches : int
-        Patches of equal length that divide the line from `start` to `stop`.
-    start, stop : float
-        Ends of the divided part, in pixels; by default all of the line. The part may reach beyond the line, where
-        there are no pixels.
-
-    Returns
-    -------
-    numpy.ndarray
-        ``(n_patches, n_pixels)`` in [0, 1]; rows sum to the share of the patch that lies on the line, 1 inside it.
-
-    Raises
-    ------
-    ParameterError
-        If a count is below 1, or the part is empty or misses the line.
-    """
-    check_integer("n_pixels", n_pixels, 1)
-    check_integer("n_patches", n_patches, 1)
-    stop = n_pixels if stop is None else stop
-    if not (start < stop and start < n_pixels and stop > 0 and np.isfinite(stop - start)):
-        raise ParameterError(
-            "start, stop",
-            (start, stop),
-            f"start < stop, a part of the line from 0 to {n_pixels} between them",
-        )
-    edges = np.linspace(start, stop, n_patches + 1)
-    pixels = np.arange(n_pixels)
-    shared = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
-    return shared.clip(0) * (n_patches / (stop - start))
-
-
-def patch_coverage(mask: ArrayLike, height: int, width: int) -> torch.Tensor:
-    """Compute the share of every patch that a mask covers.
-
-    Parameters
-    ----------
-    mask : array_like
-        ``(image_height, image_width)`` truth values or fractions in [0, 1], on the area that the grid covers.
-        The sides need not be multiples of the grid's: a pixel that two patches share counts in both by its
-        share.
-    height, width : int
-        Grid size in tokens.
-
-    Returns
-    -------
-    torch.Tensor
-        ``(height * width,)`` fractions in [0, 1], float32, raster order; higher = more covered.
-
-    Raises
-    ------
-    ParameterError
-        If the mask is not two-dimensional, is empty, or has values outside [0, 1].
-    """
-    check_integer("height", height, 1)
-    check_integer("width", width, 1)
-    pixels = np.asarray(mask, dtype=np.float64)
-    if pixels.ndim != 2 or pixels.size == 0:
-        raise ParameterError("mask", pixels.shape, "(image_height, image_width), not empty")
-    if not ((pixels >= 0) & (pixels <= 1)).all():
-        raise ParameterError("mask", "values outside [0, 1] or NaN", "truth values or fractions in [0, 1]")
-    shares = patch_overlaps(pixels.shape[0], height) @ pixels @ patch_overlaps(pixels.shape[1], width).T
-    return torch.from_numpy(shares.reshape(-1)).clamp(0, 1).float()
 
 
 def pool_frames(features: torch.Tensor, grid: tuple[int, int], mode: str = "bilinear") -> torch.Tensor:

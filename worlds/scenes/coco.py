@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from rcblib.data.questions import captions
 from rcblib.records import ParameterError, Sample, SceneObject
+from worlds.scenes.captions import captions
 from worlds.scenes.generator import PlacedObject, Scene
 from worlds.scenes.vocabulary import CATEGORIES, SHAPES
 

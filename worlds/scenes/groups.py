@@ -8,9 +8,9 @@ from itertools import permutations
 
 import numpy as np
 
-from rcblib.data.choices import NUMBER_WORDS, ChoiceAsker, draw_options
 from rcblib.data.questions import DIGITS, DOMINANCE, with_article
 from rcblib.records import ParameterError, Question
+from worlds.scenes.choices import NUMBER_WORDS, ChoiceAsker, draw_options
 from worlds.scenes.generator import (
     SPLITS,
     PlacedObject,

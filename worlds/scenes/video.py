@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from rcblib.data.choices import NUMBER_WORDS, ChoiceAsker, draw_options
 from rcblib.data.questions import DIGITS
 from rcblib.records import ParameterError, Question
+from worlds.scenes.choices import NUMBER_WORDS, ChoiceAsker, draw_options
 from worlds.scenes.generator import (
     SPLITS,
     PlacedObject,

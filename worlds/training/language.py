@@ -15,8 +15,9 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from rcblib.data.choices import LETTERS, read_options
-from rcblib.data.questions import captions, task_questions, yes_no_question
+from rcblib.data.questions import task_questions, yes_no_question
 from rcblib.records import Question
+from worlds.scenes.captions import captions
 from worlds.scenes.generator import Scene, SceneConfig, generate_scene
 from worlds.scenes.vocabulary import CATEGORIES, COLOR_NAMES, co_occurrence
 from worlds.training.vision import SIGLIP_MEAN, SIGLIP_STD, patch_owners, to_pixels

@@ -8,9 +8,11 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from rcblib.data.choices import NUMBER_WORDS, draw_options, multiple_choice, read_options
-from rcblib.data.questions import COUNT_WORDS, DIGITS, POSITION_WORDS, captions, position_words, with_article
+from rcblib.data.choices import read_options
+from rcblib.data.questions import COUNT_WORDS, DIGITS, POSITION_WORDS, position_words, with_article
 from rcblib.records import ParameterError, Question
+from worlds.scenes.captions import captions
+from worlds.scenes.choices import NUMBER_WORDS, draw_options, multiple_choice
 from worlds.scenes.generator import Scene, SceneConfig, generate_scene
 from worlds.scenes.groups import IMAGE_NAMES, generate_group, group_questions
 from worlds.scenes.video import DIRECTIONS, generate_video, video_questions

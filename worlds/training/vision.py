@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from rcblib.data.questions import captions
+from worlds.scenes.captions import captions
 from worlds.scenes.generator import Scene, SceneConfig, generate_scene
 from worlds.scenes.vocabulary import CATEGORIES, COLOR_NAMES
 

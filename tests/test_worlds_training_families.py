@@ -9,10 +9,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from rcblib.data.choices import read_options
-from rcblib.data.questions import captions
 from rcblib.records import ParameterError, Question
-from tests.test_training import TINY, Recorder, shrunken
+from tests.test_worlds_training import TINY, Recorder, shrunken
 from worlds.models import IMAGE_ID, build_tokenizer
+from worlds.scenes.captions import captions
 from worlds.scenes.generator import SceneConfig, generate_scene
 from worlds.scenes.groups import generate_group, group_questions
 from worlds.scenes.language import all_texts

@@ -15,6 +15,7 @@ from rcblib.data import questions
 from rcblib.data.questions import COUNT_WORDS, DIGITS
 from rcblib.records import ONE_WORD_QUESTION, ParameterError
 from worlds.scenes import generator
+from worlds.scenes.captions import captions
 from worlds.scenes.coco import encode_mask, export_coco, scene_sample
 from worlds.scenes.generator import SPLITS, SceneConfig, generate_scene, shape_mask
 from worlds.scenes.language import all_texts
@@ -363,7 +364,7 @@ def test_articles():
 
 def test_five_captions_name_every_object(scenes):
     for scene in scenes[:300]:
-        sentences = questions.captions(scene.objects, scene.background)
+        sentences = captions(scene.objects, scene.background)
         assert len(set(sentences)) == 5
         nouns = [f"{item.color} {item.category}" for item in scene.objects]
         for sentence in sentences:
@@ -382,7 +383,7 @@ def test_captions_of_a_known_scene():
     scene = next(s for i in range(200) if len((s := generate_scene(0, i)).objects) == 1)
     (item,) = scene.objects
     noun = questions.with_article(f"{item.color} {item.category}")
-    assert questions.captions(scene.objects, scene.background) == (
+    assert captions(scene.objects, scene.background) == (
         f"{noun}.",
         f"from left to right: {noun}.",
         f"the image shows one object: {noun}.",
@@ -402,7 +403,7 @@ def test_every_word_that_is_asked_or_said_is_in_the_vocabulary(scenes):
 
     known = set().union(*map(words, all_texts()))
     for scene in scenes[:200]:
-        caption = questions.captions(scene.objects, scene.background)
+        caption = captions(scene.objects, scene.background)
         for task in set(questions.TASKS) - {"yes_no"}:
             for question in questions.task_questions(0, scene.objects, 96, 96, caption[0], task):
                 assert words(question.text) | words(question.answer) <= known
@@ -527,9 +528,9 @@ def test_exported_scenes_are_read_by_pycocotools(tmp_path, capsys):
             assert annotation["area"] == item.area
             assert annotation["color"] == item.color
             assert coco.cats[annotation["category_id"]]["name"] == item.category
-    captions = json.loads((tmp_path / "annotations" / "captions_test.json").read_text())["annotations"]
-    assert Counter(caption["image_id"] for caption in captions) == {4: 5, 9: 5, 2: 5}
-    assert captions[0]["caption"] == questions.captions(drawn[0].objects, drawn[0].background)[0]
+    written = json.loads((tmp_path / "annotations" / "captions_test.json").read_text())["annotations"]
+    assert Counter(caption["image_id"] for caption in written) == {4: 5, 9: 5, 2: 5}
+    assert written[0]["caption"] == captions(drawn[0].objects, drawn[0].background)[0]
 
 
 def test_export_refuses_what_it_cannot_name(tmp_path):

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rcblib.data.choices import LETTERS, NUMBER_WORDS, draw_options, multiple_choice, read_options
+from rcblib.data.choices import LETTERS, read_options
 from rcblib.records import ParameterError
+from worlds.scenes.choices import NUMBER_WORDS, draw_options, multiple_choice
 from worlds.scenes.generator import SPLITS, generate_scene
 from worlds.scenes.groups import (
     GROUP_KINDS,

@@ -517,7 +517,7 @@ KILLED_RUN = """
 import os, signal, sys
 from pathlib import Path
 import worlds.training.language as language
-from tests.test_training import FIVE_STEPS
+from tests.test_worlds_training import FIVE_STEPS
 from worlds.training.recipe import run_stages
 
 draw = language.LanguageBatches.__getitem__
