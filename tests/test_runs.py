@@ -400,20 +400,22 @@ def test_cached_table_computes_once_per_config(tmp_path):
         calls.append(time.time())
         return frame()
 
-    first = cached_table(tmp_path, "signals", {"n": 1}, compute)
-    second = cached_table(tmp_path, "signals", {"n": 1}, compute)
+    first = cached_table(tmp_path, "signals", {"n": 1}, "c0de", compute)
+    second = cached_table(tmp_path, "signals", {"n": 1}, "c0de", compute)
     pd.testing.assert_frame_equal(first, second)
     assert len(calls) == 1
-    cached_table(tmp_path, "signals", {"n": 2}, compute)
-    cached_table(tmp_path, "others", {"n": 1}, compute)
-    assert len(calls) == 3
-    path = tmp_path / f"signals-{config_hash({'n': 1})}.parquet"
+    cached_table(tmp_path, "signals", {"n": 2}, "c0de", compute)
+    cached_table(tmp_path, "others", {"n": 1}, "c0de", compute)
+    cached_table(tmp_path, "signals", {"n": 1}, "0ther", compute)
+    assert len(calls) == 4
+    path = tmp_path / f"signals-{config_hash({'config': {'n': 1}, 'code': 'c0de'})}.parquet"
     metadata = read_table(path)[1]
-    assert metadata["config"] == {"n": 1} and metadata["provenance"]["torch"] == torch.__version__
+    assert metadata["config"] == {"n": 1} and metadata["code"] == "c0de"
+    assert metadata["provenance"]["torch"] == torch.__version__
     path.write_bytes(b"damaged")
     with pytest.warns(UserWarning, match="computing it again"):
-        pd.testing.assert_frame_equal(cached_table(tmp_path, "signals", {"n": 1}, compute), first)
-    assert len(calls) == 4 and len(names(tmp_path)) == 3
+        pd.testing.assert_frame_equal(cached_table(tmp_path, "signals", {"n": 1}, "c0de", compute), first)
+    assert len(calls) == 5 and len(names(tmp_path)) == 4
 
 
 def test_cached_table_after_an_error_holds_nothing(tmp_path):
@@ -421,7 +423,7 @@ def test_cached_table_after_an_error_holds_nothing(tmp_path):
         raise RuntimeError("stopped")
 
     with pytest.raises(RuntimeError):
-        cached_table(tmp_path, "signals", {}, fail)
+        cached_table(tmp_path, "signals", {}, "c0de", fail)
     assert names(tmp_path) == []
 
 

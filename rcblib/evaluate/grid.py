@@ -18,13 +18,14 @@ from rcblib.evaluate.metrics import score_predictions
 from rcblib.mllm import Adapter, adapter_for
 from rcblib.mllm.fingerprint import model_fingerprint
 from rcblib.mllm.placement import module_device
-from rcblib.pruners import Pruner
+from rcblib.pruners.base import Pruner
 from rcblib.records import (
     EncodedImage,
     ParameterError,
     Question,
     SceneObject,
 )
+from rcblib.runs.digest import code_digest, digest_of
 from rcblib.runs.files import config_hash
 from rcblib.runs.results import cached_table
 from rcblib.tensors.geometry import check_features, check_integer
@@ -119,8 +120,8 @@ def evaluate_grid(
     pruners : Mapping
         Name of a method to its pruner, or to one pruner for each budget and seed; ``None`` keeps all tokens.
     folder : path-like, optional
-        Where the results of each pruner are kept (one Parquet each, named by a hash of everything they depend on);
-        a later call reads what is there and computes the rest.
+        Where the results of each pruner are kept (one Parquet each, named by a hash of everything they depend on, the
+        code of evaluation and of the pruner's class included); a later call reads what is there and computes the rest.
     progress : bool
         Whether to print a line a pruner, and every few seconds.
     model, processor, questions, samples, batch_size, max_new_tokens, categories
@@ -154,7 +155,8 @@ def evaluate_grid(
         if folder is None:
             frame = compute()
         else:
-            frame = cached_table(folder, "evaluation", session.description(pruner), compute)
+            code = code_digest(__name__) + digest_of(type(pruner))
+            frame = cached_table(folder, "evaluation", session.description(pruner), code, compute)
         for place, (name, value) in enumerate({"method": method, **budget}.items()):
             frame.insert(place, name, value)
         frames.append(frame.astype({"seed": "Int64"}))

@@ -23,10 +23,8 @@ from rcblib.mllm import Adapter, adapter_for
 from rcblib.mllm.fingerprint import model_fingerprint, model_name, settings_of
 from rcblib.probe.config import ProbeConfig
 from rcblib.probe.run import probe_input, prompt_for
-from rcblib.records import (
-    ImageError,
-    ParameterError,
-)
+from rcblib.records import ImageError, ParameterError
+from rcblib.runs.digest import code_digest
 from rcblib.runs.files import (
     atomic_path,
     config_hash,
@@ -75,7 +73,7 @@ class ProbeResults:
     tokens : Mapping
         Image id to ``(n_tokens, d_model)`` visual tokens; read from disk when asked for.
     description : Mapping
-        The run's config, model and prompt, as the folder's ``probe.json`` has them.
+        The run's config, model, prompt and the digest of its code, as the folder's ``probe.json`` has them.
     """
 
     table: pd.DataFrame
@@ -105,7 +103,8 @@ def probe_dataset(
     A finished sample, be it a photo, several photos or a video, is two files named by its id: its visual tokens
     (safetensors), then its table (Parquet, with config, model, sample and versions in its metadata). Both are written
     atomically, so a run that is killed loses no finished sample and leaves none half written. Later runs may bring
-    other samples and batch sizes.
+    other samples and batch sizes. What other code has computed is computed anew, never mixed with the rest; one line
+    says so.
 
     Parameters
     ----------
@@ -145,8 +144,12 @@ def probe_dataset(
     folder = Path(folder)
     _check_folder(folder, description)
     identities = {sample.image_id: sample_identity(sample) for sample in samples}
-    unfinished = [s for s in samples if not _is_finished(folder, identities[s.image_id])]
-    write_json(folder / _DESCRIPTION_FILE, description)
+    states = {i: _state(folder, identity, description["code"]) for i, identity in identities.items()}
+    unfinished = [s for s in samples if states[s.image_id] != "finished"]
+    if not (folder / _DESCRIPTION_FILE).is_file() or read_json(folder / _DESCRIPTION_FILE) != description:
+        write_json(folder / _DESCRIPTION_FILE, description)
+    if n_stale := sum(state == "stale" for state in states.values()):
+        print(f"probing: {n_stale} of {len(samples)} images were probed by other code: again", flush=True)
     if progress and len(unfinished) < len(samples):
         print(
             f"probing: {len(samples) - len(unfinished)} of {len(samples)} images are there already",
@@ -211,6 +214,8 @@ def shared_probe(
 def read_probe(folder: str | os.PathLike) -> ProbeResults:
     """Read every finished image of a folder that `probe_dataset` wrote, by ascending id.
 
+    Images that other code than the last run's has probed are left out.
+
     Raises
     ------
     ParameterError
@@ -219,15 +224,18 @@ def read_probe(folder: str | os.PathLike) -> ProbeResults:
     folder = Path(folder)
     if not (folder / _DESCRIPTION_FILE).is_file():
         raise ParameterError("folder", folder.name, "a folder that probe_dataset wrote")
-    image_ids = sorted(int(path.stem) for path in folder.glob("*.parquet"))
-    if not image_ids:
-        raise ParameterError("folder", f"{folder.name}, no finished image", "a folder with at least one")
-    return _read(folder, image_ids, read_json(folder / _DESCRIPTION_FILE))
+    description = read_json(folder / _DESCRIPTION_FILE)
+    return _read(folder, sorted(int(path.stem) for path in folder.glob("*.parquet")), description)
 
 
 def _read(folder: Path, image_ids: list[int], description: Mapping[str, Any]) -> ProbeResults:
-    tables = [read_table(_table_file(folder, image_id))[0] for image_id in image_ids]
-    return ProbeResults(pd.concat(tables, ignore_index=True), StoredTokens(folder, image_ids), description)
+    read = {image_id: read_table(_table_file(folder, image_id)) for image_id in image_ids}
+    tables = {i: table for i, (table, made_with) in read.items() if made_with["code"] == description["code"]}
+    if not tables:
+        raise ParameterError("folder", f"{folder.name}, no finished image", "a folder with at least one")
+    return ProbeResults(
+        pd.concat(tables.values(), ignore_index=True), StoredTokens(folder, list(tables)), description
+    )
 
 
 def _table_file(folder: Path, image_id: int) -> Path:
@@ -248,7 +256,7 @@ def _check_samples(samples: list[AnySample]) -> None:
 
 
 def _describe(adapter: Adapter, config: ProbeConfig) -> dict[str, Any]:
-    """Return what results depend on besides the images."""
+    """Return what results depend on besides the images; the last entry is the code's part."""
     settings = to_plain(config)
     del settings["batch_size"]
     if config.views == "all":  # as results of single grids were described before there was a choice
@@ -265,6 +273,7 @@ def _describe(adapter: Adapter, config: ProbeConfig) -> dict[str, Any]:
         "family": adapter.family,
         "prompt": adapter.prompt(config.question),
         **processors,
+        "code": code_digest("rcblib.probe.run"),
     }
 
 
@@ -273,7 +282,8 @@ def _check_folder(folder: Path, description: dict[str, Any]) -> None:
     if (folder / _DESCRIPTION_FILE).is_file():
         found = read_json(folder / _DESCRIPTION_FILE)
         here, wanted = ({**entry, **entry.get("config", {})} for entry in (found, description))
-        skipped = {"config", "model"} | ({"prompt"} if here.get("question") != wanted["question"] else set())
+        skipped = {"config", "model", "code"}
+        skipped |= {"prompt"} if here.get("question") != wanted["question"] else set()
         keys = dict.fromkeys([*wanted, *here])
         other = [key for key in keys if key not in skipped and here.get(key) != wanted.get(key)]
         if other:
@@ -287,16 +297,16 @@ def _check_folder(folder: Path, description: dict[str, Any]) -> None:
         )
 
 
-def _is_finished(folder: Path, identity: Mapping[str, Any]) -> bool:
-    """Tell whether the folder holds the results of a sample; raise where they are those of another image."""
+def _state(folder: Path, identity: Mapping[str, Any], code: str) -> str:
+    """Return ``"finished"``, ``"stale"`` or ``"missing"`` for a sample; raise where its id is another image's."""
     path = _table_file(folder, identity["image_id"])
     if not path.is_file() or not _tokens_file(folder, identity["image_id"]).is_file():
-        return False
+        return "missing"
     try:
-        found = read_table(path)[1].get("sample")
+        metadata = read_table(path)[1]
     except ParameterError as error:
         warnings.warn(f"{error}; probing it again", stacklevel=3)
-        return False
-    if found != identity:
+        return "missing"
+    if (found := metadata.get("sample")) != identity:
         raise ParameterError("samples", identity, f"the image that the folder has under this id, {found}")
-    return True
+    return "finished" if metadata.get("code") == code else "stale"

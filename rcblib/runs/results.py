@@ -9,41 +9,44 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rcblib.records import ParameterError
-
-if TYPE_CHECKING:
-    import pandas as pd
 from rcblib.runs.files import config_hash, read_table, to_plain, write_json, write_table
 from rcblib.runs.provenance import provenance
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 
 def cached_table(
-    folder: str | os.PathLike, name: str, config: Any, compute: Callable[[], pd.DataFrame]
+    folder: str | os.PathLike, name: str, config: Any, code: str, compute: Callable[[], pd.DataFrame]
 ) -> pd.DataFrame:
-    """Compute a table once per config and read it back afterwards.
+    """Compute a table once per config and code, and read it back afterwards.
 
     Parameters
     ----------
     folder : path-like
         Where tables are kept.
     name : str
-        What the table holds; the file is ``<name>-<config_hash>.parquet``.
+        What the table holds; the file is ``<name>-<hash of config and code>.parquet``.
     config : dataclass or Mapping
-        Everything the table depends on; stored in the file with the provenance.
+        Every setting that the table depends on; stored in the file with the code's digest and the provenance.
+    code : str
+        Digest of the code that it depends on, as `rcblib.runs.digest.code_digest` gives it.
     compute : callable
-        Makes the table; called only where no readable file for this config exists.
+        Makes the table; called only where no readable file for this config and code exists.
 
     Returns
     -------
     pandas.DataFrame
         As read from the file, so first and later calls return the same types.
     """
-    path = Path(folder) / f"{name}-{config_hash(config)}.parquet"
+    made_with = {"config": config, "code": code}
+    path = Path(folder) / f"{name}-{config_hash(made_with)}.parquet"
     if path.is_file():
         try:
             return read_table(path)[0]
         except ParameterError as error:
             warnings.warn(f"{error}; computing it again", stacklevel=2)
-    write_table(path, compute(), {"config": config, "provenance": provenance()})
+    write_table(path, compute(), made_with | {"provenance": provenance()})
     return read_table(path)[0]
 
 

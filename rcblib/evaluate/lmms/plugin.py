@@ -26,6 +26,7 @@ from rcblib.pruners import ClsSimilarityPruner, CodebookPruner, Pruner, RandomPr
 from rcblib.pruners.base import POSITION_IDS, SCOPES
 from rcblib.pruners.codebook import FAMILY_RULES
 from rcblib.records import LAYOUTS, ParameterError, UnsupportedModelError
+from rcblib.runs.digest import code_digest, digest_of
 from rcblib.runs.files import write_json
 from rcblib.runs.parameters import bounded, validate_parameters
 from rcblib.runs.provenance import provenance
@@ -218,6 +219,7 @@ class RcbModel(lmms or object):
                 "model": model_fingerprint(self.model),
                 "pruner": {} if self.pruner is None else self.pruner.description(),
                 "n_frames": self.arguments.n_frames,
+                "code": code_digest(__name__) + digest_of(type(self.pruner)),
             }
             self._kept = AnswerFile(self.arguments.answers_folder, made_with, self.rank)
         self.counts: list[dict[str, Any]] = []

@@ -21,6 +21,7 @@ from rcblib.evaluate.lmms.plugin import MODEL_NAME, ModelArguments, RcbModel
 from rcblib.evaluate.lmms.tasks.utils import CAPTIONS
 from rcblib.mllm.loading import embedded_models
 from rcblib.records import ParameterError, Question, Sample, SequenceSample, UnsupportedModelError
+from rcblib.runs.digest import code_digest
 from rcblib.runs.files import atomic_write, config_hash, file_sha256, read_json, to_plain, write_json
 
 TASKS_FOLDER = Path(__file__).resolve().parent / "tasks"
@@ -204,8 +205,8 @@ def run_tasks(
     folder : path-like, optional
         Where the table of each task is kept when it is finished, as ``<name>/<task>.json``; a later call with the same
         arguments, limit and generation settings reads it, as long as the files of local tasks, models and codebooks
-        are the same. Until then its answers are kept one by one, so that a call that was cut off is taken up where it
-        ended. What a task writes out for a judge is kept beside it, as ``<name>/<task>.captions.json``.
+        and the code are the same. Until then its answers are kept one by one, so that a call that was cut off is taken
+        up where it ended. What a task writes out for a judge is kept beside it, as ``<name>/<task>.captions.json``.
     name : str
         Name of the setting.
     gen_kwargs : str
@@ -233,6 +234,7 @@ def run_tasks(
     if not tasks or len(set(tasks)) < len(tasks):
         raise ParameterError("tasks", list(tasks), "names of tasks, each once")
     files = _state([*include_path, *_own_files(checked)])
+    code = code_digest("rcblib.evaluate.lmms.plugin", "rcblib.evaluate.lmms.tasks.utils")
     wanted, kept, tables = {}, {}, {}
     for task in tasks:
         wanted[task] = to_plain(
@@ -242,6 +244,7 @@ def run_tasks(
                 "limit": limit,
                 "gen_kwargs": gen_kwargs,
                 "files": files,
+                "code": code,
             }
         )
         if folder is not None:
