@@ -412,7 +412,7 @@ def test_one_model_is_gone_before_the_next_is_loaded(local, monkeypatch):
         loaded.append(weakref.ref(model))
         return model, processor
 
-    monkeypatch.setattr("rcblib.evaluate.lmms.plugin.load_model", load_alone)
+    monkeypatch.setattr(lmms_plugin, "load_model", load_alone)
     for more in ({}, PRUNERS["codebook"], {}):
         run_tasks(["scenes_local"], arguments(**more), include_path=[local], limit=2)
     assert len(loaded) == 3 and loaded[-1]() is None
@@ -492,7 +492,7 @@ def test_a_template_that_begins_the_text_itself_is_not_begun_twice(local, monkey
         return model, processor
 
     plain = run_tasks(["scenes_local"], arguments(), include_path=[local], limit=2)
-    monkeypatch.setattr("rcblib.evaluate.lmms.plugin.load_model", load_with_such_a_template)
+    monkeypatch.setattr(lmms_plugin, "load_model", load_with_such_a_template)
     found = run_tasks(["scenes_local"], arguments(), include_path=[local], limit=2)
     assert sum(firsts, []) == [1, 1]
     pd.testing.assert_frame_equal(found, plain)
@@ -567,7 +567,7 @@ def test_a_model_in_parts_answers_as_a_whole_one(local, tmp_path, monkeypatch):
         assert model.device.type == "meta"
         return model, processor
 
-    monkeypatch.setattr("rcblib.evaluate.lmms.plugin.load_model", load_in_parts)
+    monkeypatch.setattr(lmms_plugin, "load_model", load_in_parts)
     parts = run_tasks(["scenes_local"], arguments(), include_path=[local])
     pd.testing.assert_frame_equal(parts, whole)
 
