@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import save_file
 from test_worlds_held_out import SEQUENCE_NAMES
 from test_worlds_training import NAMES, TINY, shrunken
@@ -76,7 +77,7 @@ class TestCard:
         scores = {"weights_sha256": "0", "validation": made_up_scores(one_word=0.97, yes_no=0.93, digit=0.42)}
         write_card(tmp_path, TINY, records, scores)
         text = (tmp_path / "README.md").read_text()
-        assert text.startswith("---\nlicense: apache-2.0\n")
+        assert ModelCard(text).data.license == "apache-2.0"
         assert all(f"| {name} |" in text for name in NAMES)
         assert "6×6 = 36 visual tokens" in text
         assert "\n- `symbols_coarse`. It rained.\n" in text

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from huggingface_hub import ModelCard, ModelCardData
 from safetensors import safe_open
 
 from rcblib.data.questions import COUNT_WORDS
@@ -67,6 +68,9 @@ QUANTITIES = {
     "letter": "its letter",
 }
 
+STAGE_FORMATS = {"scenes": "{:,}", "minutes": "{:.0f}", "last loss": "{:.3f}"}
+"""How the card writes the numbers of `stage_table`; the others as they are."""
+
 SCORES_FILE = "scores.json"
 
 CARD_FILE = "README.md"
@@ -106,123 +110,41 @@ def write_card(
     if not (folder / "model.safetensors").is_file():
         raise ParameterError("folder", folder.name, "a folder with an exported model")
     stages = [recipe.stage(record["stage"]["name"]) for record in records]
-    text = "\n".join(
-        [
-            _front_matter(recipe),
-            _introduction(folder, recipe),
-            _how_to_use(folder.name, recipe.family),
-            _training(recipe, stages, records),
-            _quality(recipe, records, scores),
-            _CLOSING + _FORMS[recipe.family]["sources"],
-        ]
+    sequences = [stage for stage in stages if stage.forms]
+    world = WORLDS[recipe.world]
+    card = ModelCard.from_template(
+        ModelCardData(
+            license="apache-2.0",
+            library_name="transformers",
+            pipeline_tag="image-text-to-text",
+            language="en",
+            tags=["llava", "visual-token-redundancy"],
+        ),
+        template_path=str(Path(__file__).with_name("card.md.jinja")),
+        folder=folder.name,
+        recipe=recipe,
+        records=records,
+        world=world,
+        max_objects=COUNT_WORDS[len(world.n_objects) - 1],
+        n_categories=len(CATEGORIES),
+        n_colors=len(COLOR_NAMES),
+        n_frames=N_FRAMES,
+        side=recipe.vision["image_size"] // recipe.vision["patch_size"],
+        n_parameters=count_parameters(folder / "model.safetensors"),
+        megabytes=(folder / "model.safetensors").stat().st_size / 1e6,
+        stages=_as_text(stage_table(stages, records), STAGE_FORMATS),
+        minutes=sum(record["seconds"] for record in records) / 60,
+        kinds={stage.kind for stage in stages},
+        image_counts=IMAGE_COUNTS,
+        frame_counts=sorted({n for stage in sequences for n in stage.frame_counts}),
+        starts_from=_further(stages),
+        default_model=LLAVA_SCENES.name,
+        reads_sequences=bool(sequence_tasks(recipe.family)),
+        blind=BLIND,
+        splits=[(split, *_split_tables(recipe, records, scores.get(split))) for split in SPLITS],
     )
     write_json(folder / SCORES_FILE, scores)
-    atomic_write(folder / CARD_FILE, text)
-
-
-def _front_matter(recipe: Recipe) -> str:
-    return f"""---
-license: apache-2.0
-library_name: transformers
-pipeline_tag: image-text-to-text
-language: en
-tags:
-- llava
-- visual-token-redundancy
----
-
-# {recipe.name}
-"""
-
-
-def _introduction(folder: Path, recipe: Recipe) -> str:
-    vision, text = recipe.vision, recipe.text
-    side = vision["image_size"] // vision["patch_size"]
-    sizes = count_parameters(folder / "model.safetensors")
-    megabytes = (folder / "model.safetensors").stat().st_size / 1e6
-    form = _FORMS[recipe.family]
-    world = WORLDS[recipe.world]
-    extents = ", ".join(f"{width}×{height}" for height, width in world.sizes)
-    heads = f"{text['num_attention_heads']} heads"
-    if text["num_key_value_heads"] != text["num_attention_heads"]:
-        heads += f" that share {text['num_key_value_heads']} of keys and values"
-    return f"""A {form["name"]}-type model for experiments on visual tokens, small enough to probe every token of every image on a
-laptop: `{form["class"]}` of `transformers`, with its own tokenizer, chat template and processor. It
-knows one world, *{recipe.world}*: drawings of {extents} pixels with one to {COUNT_WORDS[len(world.n_objects) - 1]} objects out of {len(CATEGORIES)} categories (ten shapes,
-ten handwritten digits) in {len(COLOR_NAMES)} colours, on plain, graded, noisy or photographed backgrounds.{form["also"]}
-
-| part | what it is | parameters |
-|---|---|---|
-| vision encoder | {form["encoder"]}: {vision["num_hidden_layers"]} layers, width {vision["hidden_size"]}, {vision["num_attention_heads"]} heads, patches of {vision["patch_size"]} px; {form["read"]} | {sizes["vision encoder"]:,} |
-| connector | two layers with GELU, {vision["hidden_size"]} → {text["hidden_size"]} → {text["hidden_size"]} | {sizes["connector"]:,} |
-| LLM | {form["llm"]}: {text["num_hidden_layers"]} layers, width {text["hidden_size"]}, {heads}, tied word embeddings | {sizes["LLM"]:,} |
-
-{form["tokens"].format(side=side, n=side**2, tiles=", ".join(f"{w}×{h}" for h, w in recipe.pinpoints))} Weights: float16, {megabytes:.1f} MB.
-"""  # noqa: E501
-
-
-# What the card says of each family's form.
-_FORMS = {
-    "llava": {
-        "name": "LLaVA-1.5",
-        "class": "LlavaForConditionalGeneration",
-        "encoder": "CLIP ViT with [CLS]",
-        "read": "hidden state -2 is used",
-        "llm": "Llama",
-        "tokens": "An image is {side}×{side} = {n} visual tokens.",
-        "also": "",
-        "use": "Nothing but `transformers` is needed; images larger than a scene are resized and cropped.",
-        "further use": "",
-        "sources": "",
-    },
-    "llava_next": {
-        "name": "LLaVA-NeXT",
-        "class": "LlavaNextForConditionalGeneration",
-        "encoder": "CLIP ViT with [CLS]",
-        "read": "hidden state -2 is used",
-        "llm": "Llama",
-        "tokens": (
-            "An image is read as a whole, {side}×{side} = {n} visual tokens, and in tiles of as many each, of the best "
-            "of {tiles} pixels; what padding added is cut off, and a newline ends every row of tiles."
-        ),
-        "also": "",
-        "use": "Nothing but `transformers` is needed; an image of any size is fitted into tiles.",
-        "further use": "",
-        "sources": (
-            "Tiles: Liu et al. 2024, *LLaVA-NeXT: Improved reasoning, OCR, and world\nknowledge*. Shared keys and "
-            "values: Ainslie et al. 2023, *GQA*.\n"
-        ),
-    },
-    "llava_onevision": {
-        "name": "LLaVA-OneVision",
-        "class": "LlavaOnevisionForConditionalGeneration",
-        "encoder": "SigLIP ViT without [CLS]",
-        "read": "the last layer is used",
-        "llm": "Qwen2",
-        "tokens": (
-            "A single image is read as a whole, {side}×{side} = {n} visual tokens, and in tiles of the best of {tiles} "
-            "pixels; several images as a whole each; a video's frames are pooled to half the side."
-        ),
-        "also": (
-            " Two to four drawings make\na group. In a video two to four objects move, appear, disappear, change "
-            "colour or stand still. About groups and videos\nit answers multiple-choice questions with a letter."
-        ),
-        "use": (
-            "`transformers` and torchvision are needed, or, without torchvision, `rcblib.load_model`, which returns "
-            "model and\nprocessor. An image of any size is fitted into tiles."
-        ),
-        "further use": (
-            '\nSeveral images stand in one turn as often as there are, `{"type": "image"}`, and go in as one list, '
-            '`images=[[first, second]]`;\na video as `{"type": "video"}` and `videos=[frames]`. Options follow the '
-            "question: `Which image shows a star? a. image two\nb. image one Answer with the letter.`\n"
-        ),
-        "sources": (
-            "Several images and video: Li et al. 2024, *LLaVA-OneVision: Easy visual task\ntransfer*. Vision encoder: "
-            "Zhai et al. 2023, *Sigmoid loss for language image pre-training*. Kinds of multiple-choice\nquestions: "
-            "Wang et al. 2024 (MUIRBench), Jiang et al. 2024 (Mantis-Eval), Li et al. 2024 (MVBench).\n"
-        ),
-    },
-}
+    atomic_write(folder / CARD_FILE, f"{card}\n")
 
 
 def count_parameters(path: Path) -> dict[str, int]:
@@ -233,31 +155,6 @@ def count_parameters(path: Path) -> dict[str, int]:
             part = "vision encoder" if "vision" in name else "connector" if "projector" in name else "LLM"
             sizes[part] += int(np.prod(file.get_slice(name).get_shape()))
     return sizes
-
-
-def _how_to_use(name: str, family: str) -> str:
-    form = _FORMS[family]
-    return f"""## Use
-
-{form["use"]}
-
-```python
-from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor
-
-model = AutoModelForImageTextToText.from_pretrained("data/models/{name}", dtype="float32")
-processor = AutoProcessor.from_pretrained("data/models/{name}")
-question = {{"type": "text", "text": "How many objects are there in the image?"}}
-turn = {{"role": "user", "content": [{{"type": "image"}}, question]}}
-prompt = processor.apply_chat_template([turn], add_generation_prompt=True)
-inputs = processor(images=[Image.open("scene.png").convert("RGB")], text=[prompt], return_tensors="pt")
-answer = model.generate(**inputs, max_new_tokens=32, do_sample=False)
-print(processor.decode(answer[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))
-```
-{form["further use"]}
-Intended for research on which visual tokens a multimodal LLM needs, on ground truth that is known by construction, and
-for tests. Licence: Apache-2.0.
-"""
 
 
 def stage_table(stages: Sequence[Stage], records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
@@ -329,116 +226,32 @@ def _hardware(record: Mapping[str, Any]) -> str:
     return f"{facts['cpu']}, {facts['n_threads']} thread{'s' if facts['n_threads'] != 1 else ''}"
 
 
-def _training(recipe: Recipe, stages: Sequence[Stage], records: Sequence[Mapping[str, Any]]) -> str:
-    if not records:
-        return "## Training\n\nNo record of its training is at hand.\n"
-    table = stage_table(stages, records)
-    table["scenes"] = table["scenes"].map("{:,}".format)
-    table["minutes"] = table["minutes"].map("{:.0f}".format)
-    table["last loss"] = table["last loss"].map("{:.3f}".format)
-    minutes = sum(record["seconds"] for record in records) / 60
-    notes = "".join(
-        f"- `{record['stage']['name']}`. {record['note']}\n" for record in records if record.get("note")
+def _as_text(table: pd.DataFrame, formats: Mapping[str, str]) -> pd.DataFrame:
+    """Write columns of numbers as text; a table without rows has none of them."""
+    return table.assign(
+        **{name: table[name].map(form.format) for name, form in formats.items() if name in table}
     )
-    return f"""## Training
-
-By the recipe `{recipe.name}` of `worlds.training.recipe`, stage by stage, as CLIP and then LLaVA were trained:
-
-{_markdown(table)}
-
-{minutes:.0f} minutes in all, on a machine that did other work besides. Scenes are drawn on the fly: scene *i* of a
-stage is number *i* of the training split under the stage's seed, so none is seen twice in a stage. To train again:
-`python -m worlds train --recipe {recipe.name} --export <folder>`.
-
-{notes}{"".join(_HOW_TRAINED[kind] for kind in dict.fromkeys(stage.kind for stage in stages))}{_turns(stages)}{_further(stages)}- Every input held all visual tokens of its image. Inputs of one or nine tokens were never seen in training.
-- Matrices inside blocks follow Muon, everything else AdamW; the rate rises over 3 % of the steps, then falls along a
-  cosine.
-"""  # noqa: E501
 
 
-_HOW_TRAINED = {
-    "vision": """\
-- *Vision encoder.* Captions give the whole image its meaning, contrastively as in CLIP or SigLIP. Supervision goes
-  beyond theirs: linear heads read from the image's pooled row ([CLS] in CLIP) which objects are there, and from each
-  patch's hidden state the category and colour of the object under it. The heads are dropped afterwards.
-""",
-    "symbols": """\
-- *LLM.* It first learns alone to look words up in its context, on *symbolic* scenes: in place of a patch stands the sum
-  of the word embeddings of the category and colour under it. LLaVA starts from an LLM that can do this already.
-""",
-    "pixels": """\
-- *Connector, then everything,* on answers to questions about pixels. Several questions share one image in a training
-  sequence; each sees the image and itself only.
-""",
-}
-
-
-def _turns(stages: Sequence[Stage]) -> str:
-    """Say what steps in turn show where that is more than single images."""
-    if not any(stage.forms for stage in stages):
-        return ""
-    frames = sorted({n for stage in stages if stage.forms for n in stage.frame_counts})
-    return f"""\
-- *Several images and videos.* Steps show single scenes, groups of {_either(IMAGE_COUNTS)} and videos of {_either(frames)} frames in turn.
-  Questions about groups and videos are multiple choice, some of them also asked without options; every picture comes
-  with practice in finding the letter of an option that is named.
-"""  # noqa: E501
-
-
-def _either(numbers: Sequence[int]) -> str:
-    return f"{', '.join(map(str, numbers[:-1]))} or {numbers[-1]}"
-
-
-def _further(stages: Sequence[Stage]) -> str:
-    """Say which other models' stages the first ones start from."""
+def _further(stages: Sequence[Stage]) -> list[tuple[str, str]]:
+    """List which other models' stages the first ones start from, each with the name of its model."""
     own = {stage.name for stage in stages}
     names = sorted({name for stage in stages for name in stage.starts_from} - own)
-    if not names:
-        return ""
-    listed = ", ".join(f"`{name}` of `{find_stage(name)[0].name}`" for name in names)
-    return f"""- It starts from {listed}: parameters of the same shape are copied, shared heads of keys and values begin as means of the
-  heads that they replace, and what has no counterpart begins at random.
-"""  # noqa: E501
+    return [(name, find_stage(name)[0].name) for name in names]
 
 
-def _quality(recipe: Recipe, records: Sequence[Mapping[str, Any]], scores: Mapping[str, Any]) -> str:
+def _split_tables(
+    recipe: Recipe, records: Sequence[Mapping[str, Any]], found: Mapping[str, Any] | None
+) -> tuple[Mapping[str, Any] | None, pd.DataFrame | None, pd.DataFrame | None]:
+    """Return a split's scores, and tables of those about scenes and about sequences; `None` for what is not there."""
+    if found is None:
+        return None, None, None
     on_cpu = all(record["device"] == "cpu" for record in records)
-    command = "" if recipe.name == LLAVA_SCENES.name else f" --model {recipe.name}"
-    parts = [
-        f"""## Quality
-
-On scenes whose handwriting and photographs are not those of training. Greedy answers; the share that is right, for
-captions the F1 of the objects named; in brackets the 95 % interval from a bootstrap over images, then the number of
-questions. *Shuffled* asks the same questions about another scene's picture: what is left there needs no image. *Goal*:
-the score to reach, in parentheses the one that suffices for training without a GPU. Measured by
-`python -m worlds card{command} --split <split>`.
-"""
-    ]
-    if sequence_tasks(recipe.family):
-        parts.append(_SEQUENCE_QUALITY)
-    for split in SPLITS:
-        if split not in scores:
-            parts.append(f"**{split.capitalize()}**: not scored with these weights.\n")
-            continue
-        found = scores[split]
-        n, blind = f"{found['n_images']:,}", found.get("blind", {})
-        about_sequences = [name for name in found["true"] if name.split("/")[0] in SEQUENCES]
-        about_scenes = [name for name in found["true"] if name not in about_sequences]
-        parts.append(f"**{split.capitalize()}**, {n} scenes, seed {found['seed']}:\n")
-        parts.append(_score_table(recipe, found, about_scenes, {}, on_cpu))
-        if about_sequences:
-            what = f"{n} groups and {n} videos of {N_FRAMES} frames"
-            parts.append(f"**{split.capitalize()}**, {what}, seed {found['seed']}, multiple choice:\n")
-            parts.append(_score_table(recipe, found, about_sequences, blind, on_cpu))
-    return "\n".join(parts)
-
-
-_SEQUENCE_QUALITY = f"""\
-Questions about several images and about videos are multiple choice, with two to four options. *Shuffled* asks them
-about another group's pictures, as many, or about another video. Three baselines see no picture at all:
-*{BLIND["chance"]}*; the *{BLIND["letter"]}* of the right options in training questions, always; and *{BLIND["text"]}*,
-the option that was right most often when it was offered in training questions of the same words or kind.
-"""
+    sequences = [name for name in found["true"] if name.split("/")[0] in SEQUENCES]
+    scenes = [name for name in found["true"] if name not in sequences]
+    about_scenes = _score_table(recipe, found, scenes, {}, on_cpu)
+    blind = found.get("blind", {})
+    return found, about_scenes, _score_table(recipe, found, sequences, blind, on_cpu) if sequences else None
 
 
 def _score_table(
@@ -447,7 +260,7 @@ def _score_table(
     names: Sequence[str],
     blind: Mapping[str, Mapping[str, Any]],
     on_cpu: bool,
-) -> str:
+) -> pd.DataFrame:
     """Lay out some scores of a split, a row each, with what baselines get."""
     rows = []
     for name in names:
@@ -464,36 +277,12 @@ def _score_table(
                 "reached": judge(recipe.family, name, score["value"], on_cpu),
             }
         )
-    return _markdown(pd.DataFrame(rows)) + "\n"
-
-
-_CLOSING = """## Limits
-
-- On anything but scenes its answers mean nothing: a photograph is answered with one of a few dozen words.
-- Its tokenizer knows the words of the scenes' questions and captions only, in lower case; others become `<unk>`.
-- It was trained on full sets of visual tokens, as LLaVA is. What it says of a single token is an extrapolation; the
-  book measures how far it can be trusted.
-- More scenes give more: the stages are short enough for two CPU cores; on a GPU the same command can run them longer.
-
-## Sources
-
-Handwritten digits: `load_digits` of scikit-learn (UCI repository, Alpaydin and Kaynak 1998). Photographs: the two of
-its `load_sample_images` (china.jpg, flower.jpg; CC BY 2.0). Architecture: Liu et al. 2024, *Improved baselines
-with visual instruction tuning*; Radford et al. 2021, *Learning transferable visual models from natural language
-supervision*.
-"""
+    return pd.DataFrame(rows)
 
 
 def _estimate(score: Mapping[str, Any]) -> str:
     low, high = score["interval"]
     return f"{score['value']:.3f} [{low:.3f}, {high:.3f}]"
-
-
-def _markdown(table: pd.DataFrame) -> str:
-    """Write a table as Markdown; its cells are text or numbers without bars."""
-    lines = ["| " + " | ".join(table.columns) + " |", "|" + "---|" * len(table.columns)]
-    lines += ["| " + " | ".join(str(cell) for cell in row) + " |" for row in table.itertuples(index=False)]
-    return "\n".join(lines)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
