@@ -115,13 +115,6 @@ def test_released_download_is_verified_and_kept(release):
     assert len(release.requests) == 2
 
 
-def test_released_from_a_file_address(release):
-    release.entry["file"]["address"] = (release.served / "release.pt").as_uri()
-    release.write()
-    assert len(Codebook.from_released("llava-1.5-7b")) == 6
-    assert release.requests == ["release.json"]
-
-
 def test_cache_folder_can_be_given(release, tmp_path):
     Codebook.from_released("llava-1.5-7b", cache_folder=tmp_path / "elsewhere")
     assert (tmp_path / "elsewhere" / "llava-1.5-7b" / "release.pt").is_file() and release.cached == []
@@ -138,23 +131,16 @@ def test_truncated_download(release):
     release.cut["release.pt"] = 700
     with pytest.raises(CodebookError) as error:
         Codebook.from_released("llava-1.5-7b")
-    assert "download ended after 700 of" in one_line(error)
+    assert "download failed" in one_line(error) and "700 bytes read" in one_line(error)
     assert release.cached == []
-
-
-def test_download_of_another_size(release):
-    release.entry["file"]["size"] += 1
-    release.write()
-    with pytest.raises(CodebookError) as error:
-        Codebook.from_released("llava-1.5-7b")
-    assert "registered are" in one_line(error) and release.cached == []
 
 
 def test_download_with_another_checksum(release):
     flip_byte(release.served / "release.pt", 900)
+    came = hashlib.sha256((release.served / "release.pt").read_bytes()).hexdigest()
     with pytest.raises(ChecksumError) as error:
         Codebook.from_released("llava-1.5-7b")
-    assert f"registered is {release.entry['file']['sha256']}" in one_line(error)
+    assert release.entry["file"]["sha256"] in one_line(error) and f"but got {came}" in one_line(error)
     assert release.cached == []
 
 
@@ -164,26 +150,18 @@ def test_failed_download_leaves_an_earlier_file_alone(release):
     (release.served / "release.pt").unlink()
     with pytest.raises(CodebookError) as error:
         Codebook.from_released("llava-1.5-7b")
-    assert "download failed (HTTP Error 404" in one_line(error)
+    assert "download failed (404 " in one_line(error)
     assert release.cached == ["release.json", "release.pt"]
     assert (release.root / "cache" / "llava-1.5-7b" / "release.pt").read_bytes() == b"old"
 
 
 def test_interrupted_download_leaves_nothing(release, monkeypatch):
-    class Interrupted:
-        headers = {"Content-Length": "5"}
+    def interrupted(downloader, address, file, pooch):
+        Path(file).write_bytes(b"begun")
+        assert len(release.cached) == 1
+        raise KeyboardInterrupt
 
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *arguments):
-            return False
-
-        def read(self, n_bytes):
-            assert len(release.cached) == 1
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr("urllib.request.urlopen", lambda address, timeout: Interrupted())
+    monkeypatch.setattr("pooch.HTTPDownloader.__call__", interrupted)
     with pytest.raises(KeyboardInterrupt):
         Codebook.from_released("llava-1.5-7b")
     assert release.cached == []

@@ -218,62 +218,11 @@ def upload_codebook(
 
 def _card(description: Mapping[str, Any]) -> str:
     """Write the card of a codebook: what it is, how it was made, its numbers, its licence."""
-    metadata = description["metadata"]
-    n_prototypes, d_model = description["shape"]
-    licence = metadata.get("licence") or "Apache-2.0"
-    lines = [
-        "---",
-        f"license: {licence.lower()}",
-        "tags: [multimodal, visual-tokens, token-pruning]",
-        "---",
-        f"# Redundancy codebook of {metadata.get('model') or metadata.get('name') or 'an unnamed model'}",
-        "",
-        "Visual tokens (rows that enter the LLM) that carry little information wherever they occur. A token",
-        "of another image that is close to one of them, by cosine, can be left out before the LLM.",
-        "",
-        "## Numbers",
-        "",
-        "| | |",
-        "|---|---|",
-        f"| prototypes | {n_prototypes} of width {d_model}, torch.{description['dtype']} |",
-        f"| model family | {description['family'] or 'not recorded'} |",
-        f"| distinct images they come from | {len(set(description['image_ids'])) or 'not recorded'} |",
-    ]
-    selection = metadata.get("selection", {})
-    words = {
-        "n_images": "images probed",
-        "n_tokens": "tokens probed",
-        "n_low_information": "low-information tokens",
-        "n_after_stage_1": "of these in small per-image clusters",
-        "n_clusters_kept": "clusters that recur across images",
-        "images_per_cluster": "images per kept cluster",
-    }
-    lines += [f"| {text} | {selection[key]} |" for key, text in words.items() if key in selection]
-    lines += [f"| sha256 of `{_TENSOR_FILE}` | `{description['sha256']}` |", "", "## How it was made", ""]
-    if "criterion" in metadata:
-        lines += ["| criterion | value |", "|---|---|"]
-        lines += [f"| `{key}` | {value} |" for key, value in metadata["criterion"].items()]
-        lines += [""]
-    if "provenance" in metadata:
-        made = metadata["provenance"]
-        versions = ", ".join(f"{key} {made[key]}" for key in ("rcblib", "torch", "numpy"))
-        lines += [f"Built on {made['date'][:10]} with {versions}.", ""]
-    if metadata.get("source"):
-        lines += [f"Source: {metadata['source']}.", ""]
-    lines += [
-        "## Use",
-        "",
-        "```python",
-        "from rcblib import Codebook, CodebookPruner",
-        "",
-        'pruner = CodebookPruner(Codebook.from_pretrained("<this folder>"), retain_ratio=0.2)',
-        "with pruner(model):",
-        "    model.generate(**inputs)",
-        "```",
-        "",
-        "## Licence",
-        "",
-        f"{licence}.",
-        "",
-    ]
-    return "\n".join(lines)
+    from huggingface_hub import ModelCard, ModelCardData
+
+    data = ModelCardData(
+        license=(description["metadata"].get("licence") or "Apache-2.0").lower(),
+        tags=["multimodal", "visual-tokens", "token-pruning"],
+    )
+    template = Path(__file__).with_name("card.md.jinja")
+    return f"{ModelCard.from_template(data, template_path=str(template), **description)}\n"

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import http.client
 import os
 import pickle
-import urllib.request
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -18,7 +16,7 @@ import torch
 from rcblib.codebook.criterion import PRESETS
 from rcblib.codebook.files import codebooks_folder
 from rcblib.records import ChecksumError, CodebookError
-from rcblib.runs.files import atomic_path, file_sha256, first_line, read_json
+from rcblib.runs.files import file_sha256, first_line, read_json
 
 
 def released_registry() -> dict[str, dict[str, Any]]:
@@ -146,37 +144,23 @@ def _read_image_ids(path: Path) -> tuple[int, ...]:
         raise CodebookError(f"{path.name}: no list of image ids ({first_line(error)})") from None
 
 
-def _fault(path: Path, entry: Mapping[str, Any]) -> CodebookError | None:
-    """Compare a file with its registered size and sha256; ``None`` where it agrees."""
-    size = path.stat().st_size
-    if entry["size"] is not None and size != entry["size"]:
-        return CodebookError(f"{entry['address']}: {size} bytes, registered are {entry['size']}")
-    digest = file_sha256(path)
-    if entry["sha256"] is not None and digest != entry["sha256"]:
-        return ChecksumError(f"{entry['address']}: sha256 {digest}, registered is {entry['sha256']}")
-    return None
-
-
 def _fetch(entry: Mapping[str, Any], folder: Path) -> Path:
     """Return the verified local copy of a registered file, downloading it where there is none."""
-    address = entry["address"]
-    path = folder / address.rsplit("/", 1)[-1]
-    if path.is_file() and _fault(path, entry) is None:
-        return path
-    with atomic_path(path) as temporary:
-        try:
-            with urllib.request.urlopen(address, timeout=60) as response, open(temporary, "wb") as file:
-                while block := response.read(1 << 20):
-                    file.write(block)
-                announced = response.headers.get("Content-Length")
-        except (OSError, http.client.HTTPException) as error:
-            raise CodebookError(
-                f"{address}: download failed ({first_line(error)}); fetch it by hand and pass its path"
-            ) from None
-        received = temporary.stat().st_size
-        if announced is not None and received != int(announced):
-            raise CodebookError(f"{address}: download ended after {received} of {announced} bytes")
-        fault = _fault(temporary, entry)
-        if fault is not None:
-            raise fault
-    return path
+    import pooch
+
+    address, digest = entry["address"], entry["sha256"]
+    try:
+        path = pooch.retrieve(
+            address,
+            known_hash=digest and f"sha256:{digest}",
+            fname=address.rsplit("/", 1)[-1],
+            path=folder,
+            downloader=pooch.HTTPDownloader(timeout=60),
+        )
+    except OSError as error:  # those of the connection among them
+        raise CodebookError(
+            f"{address}: download failed ({first_line(error)}); fetch it by hand and pass its path"
+        ) from None
+    except ValueError as error:
+        raise ChecksumError(f"{address}: {error}") from None
+    return Path(path)
