@@ -4,7 +4,6 @@ The environment is a new one that sees the packages installed here but not the l
 variables to leave the network alone. What Colab adds, a mounted Drive, is a module that only notes what it is asked.
 """
 
-import importlib
 import json
 import os
 import subprocess
@@ -12,6 +11,7 @@ import sys
 import sysconfig
 import time
 import tomllib
+import types
 import venv
 from pathlib import Path
 
@@ -21,6 +21,7 @@ import pytest
 import tiny
 import yaml
 
+from rcblib.notebook import install_on_colab
 from tools import check_site, stamp_notebooks
 from tools.notebook_list import read_notebook_list
 
@@ -60,13 +61,13 @@ def test_every_page_has_a_stamped_copy_that_is_clean_and_differs_in_nothing_else
         lines = copy.cells[0].source.split("\n")
         assert lines[0].startswith(source.cells[0].source.split("\n")[0])
         assert lines[2].endswith(f"({OPENED}/{entry.run}.ipynb)")
-        set_up = tagged(copy, "setup").source
-        assert f'\nREPOSITORY = "{GITHUB}"\nREVISION = "v1"\n' in set_up
-        emptied = set_up.replace(f'"{GITHUB}"', '""').replace('"v1"', '""')
-        assert emptied == tagged(source, "setup").source
+        set_up = tagged(copy, "setup")
+        assert copy.cells.index(set_up) == copy.cells.index(tagged(copy, "parameters")) - 1
+        assert f'\nREPOSITORY = "{GITHUB}"\nREVISION = "v1"\n' in set_up.source
+        assert "hide-input" in set_up.metadata.tags
+        copy.cells.remove(set_up)
+        assert len(copy.cells) == len(source.cells)
         if not entry.parameters:
-            for notebook in (copy, source):
-                notebook.cells.remove(tagged(notebook, "setup"))
             assert [cell.source for cell in copy.cells[1:]] == [cell.source for cell in source.cells[1:]]
 
 
@@ -76,8 +77,9 @@ def test_sources_stay_as_they_are_and_know_no_address(tmp_path):
     stamp_notebooks.stamp_project(REPOSITORY, tmp_path, GITHUB, "main")
     assert [path.read_bytes() for path in paths] == before
     for path in paths:
-        assert '\nREPOSITORY = ""\nREVISION = ""\n' in tagged(read(path), "setup").source
+        assert not any("setup" in cell.metadata.get("tags", []) for cell in read(path).cells)
         assert "Open in Colab" not in path.read_text(encoding="utf-8")
+        assert "REPOSITORY" not in path.read_text(encoding="utf-8")
     with pytest.raises(ValueError, match="the folder of the sources; accepted: another folder"):
         stamp_notebooks.stamp_project(REPOSITORY, REPOSITORY / "notebooks", GITHUB, "main")
 
@@ -123,8 +125,6 @@ def example(parameters='n: int = 1  # number\nname: str = "a"  # text'):
     new = nbformat.v4
     notebook = new.new_notebook(cells=[new.new_markdown_cell("# Title\n\nText.")])
     notebook.cells.append(new.new_code_cell(parameters, metadata={"tags": ["parameters"]}))
-    set_up = new.new_code_cell('REPOSITORY = ""\nREVISION = ""', metadata={"tags": ["setup"]})
-    notebook.cells.append(set_up)
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     return notebook
 
@@ -144,14 +144,14 @@ def test_the_parameters_of_a_page_are_written_into_its_copy():
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda notebook: notebook.cells.pop(2), "got 0 cells tagged setup; accepted: one"),
-        (lambda notebook: notebook.cells[2].update(source="x = 1"), "got no single line REPOSITORY"),
+        (lambda notebook: notebook.cells.pop(1), "got 0 cells tagged parameters; accepted: one"),
+        (lambda notebook: notebook.cells.append(notebook.cells[1]), "got 2 cells tagged parameters"),
         (
             lambda notebook: notebook.cells[0].update(source="Text."),
             "first cell: got 'Text.'; accepted: Markdown",
         ),
     ],
-    ids=["no set-up cell", "no place", "no title"],
+    ids=["no parameters", "parameters twice", "no title"],
 )
 def test_a_notebook_that_cannot_be_stamped_is_an_error(spoil, message):
     notebook = example()
@@ -188,9 +188,10 @@ def test_the_notebook_of_benchmarks_installs_what_runs_them_on_colab(on_colab, m
     first, _, _ = cell.source.partition("folder = ")
     commands, missing = [], [["lmms-eval"], []]
     monkeypatch.setattr(subprocess, "run", lambda command, check: commands.append((command, check)))
-    known = {"missing_packages": lambda: missing.pop(0), "project_root": lambda: Path("project")}
-    exec(first, known | {"ON_COLAB": on_colab, "subprocess": subprocess, "sys": sys, "importlib": importlib})
-    pip = [sys.executable, "-m", "pip", "install", "-q", "-e", "project[lmms]"]
+    if on_colab:
+        monkeypatch.setitem(sys.modules, "google.colab", types.ModuleType("google.colab"))
+    exec(first, {"missing_packages": lambda: missing.pop(0), "install_on_colab": install_on_colab})
+    pip = [sys.executable, "-m", "pip", "install", "-q", "-e", f"{REPOSITORY}[lmms]"]
     assert commands == ([(pip, True)] if on_colab else [])
     assert len(missing) == (0 if on_colab else 1)
 
@@ -329,22 +330,21 @@ class Machine:
             timeout=300,
         )
 
-    def set_up(self, notebook, times=1, colab=False, results_folder="results", before=""):
-        """Execute the parameters and then the set-up cell, as often as asked, and tell what came of it."""
-        cells = [tagged(notebook, tag).source for tag in ("parameters", "setup")]
+    def set_up(self, notebook, times=1, colab=False, results_folder="results"):
+        """Execute the set-up cell, as often as asked, the parameters, and `begin`; tell what came of it."""
+        cells = [tagged(notebook, tag).source for tag in ("setup", "parameters")]
         done = self.run(
             "import json, os, sys\n"
             f"cells, here = {cells!r}, {{'__name__': '__main__'}}\n"
-            "exec(cells[0], here)\n"
-            f"here['results_folder'] = {results_folder!r}\n{before}\n"
             f"for _ in range({times}):\n"
-            "    exec(cells[1], here)\n"
-            "drive = sys.modules.get('google.colab.drive')\n"
+            "    exec(cells[0], here)\n"
+            "exec(cells[1], here)\n"
+            f"here['results_folder'] = {results_folder!r}\n"
             "import rcblib\n"
-            "from rcblib.runs import reject_unknown_parameters\n"
-            "names = [line.split(':')[0] for line in cells[0].splitlines()]\n"
-            "reject_unknown_parameters(here, names)\n"
-            "facts = {'library': rcblib.__file__, 'folder': os.getcwd(), 'results': here['results_folder']}\n"
+            "from rcblib.notebook import begin\n"
+            "config = begin(here)\n"
+            "drive = sys.modules.get('google.colab.drive')\n"
+            "facts = {'library': rcblib.__file__, 'folder': os.getcwd(), 'results': config.results_folder}\n"
             "print(json.dumps(facts | {'mounted': drive.MOUNTED if drive else []}))\n",
             colab,
         )
@@ -378,9 +378,9 @@ def machine(tmp_path):
     return machine
 
 
-def test_set_up_cells_of_the_published_notebooks_are_one():
+def test_set_up_cells_of_the_published_notebooks_are_one(published):
     """What holds for one below holds for all."""
-    cells = {tagged(read(path), "setup").source for path in (REPOSITORY / "notebooks").glob("*.ipynb")}
+    cells = {tagged(read(path), "setup").source for path in published.glob("*.ipynb")}
     assert len(cells) == 1
 
 
@@ -419,16 +419,12 @@ def test_the_set_up_cell_fetches_and_installs_the_project_once(machine, publishe
     assert machine.set_up(notebook, results_folder="drive/MyDrive/kept")["mounted"] == []  # not on Colab
 
 
-def test_an_unpublished_notebook_takes_the_address_from_the_environment_or_says_so(machine, origin):
+def test_an_unpublished_notebook_says_that_the_library_is_missing(machine):
     notebook = read(REPOSITORY / "notebooks/claims.ipynb")
-    failed = machine.run(tagged(notebook, "setup").source)
+    failed = machine.run("\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code"))
     assert failed.returncode == 1
-    message = "rcblib is not installed: set RCB_REPOSITORY to the repository's address and run again\n"
-    assert failed.stderr == message
+    assert failed.stderr.endswith("ModuleNotFoundError: No module named 'rcblib'\n")
     assert list(machine.content.iterdir()) == []
-    facts = machine.set_up(notebook, before=f"os.environ['RCB_REPOSITORY'] = {str(origin)!r}")
-    assert facts["library"] == str(machine.project / "rcblib/__init__.py")
-    assert (machine.project / "later.txt").exists()
 
 
 # Whole notebooks

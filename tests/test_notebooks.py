@@ -9,12 +9,14 @@ from pathlib import Path
 
 import nbformat
 import pandas as pd
+import papermill as papermill_api
 import pytest
 import tiny
 import torch
 from tiny_qwen import tiny_qwen
 
 from rcblib.codebook.codebook import Codebook
+from rcblib.runs.parameters import notebook_config
 from tools.notebook_list import read_notebook_list
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -36,11 +38,6 @@ def notebook(path):
 
 def tagged(notebook, tag):
     return [cell for cell in notebook.cells if tag in cell.metadata.get("tags", [])]
-
-
-def set_up(path):
-    (cell,) = tagged(nbformat.read(path, as_version=4), "setup")
-    return cell
 
 
 # Form
@@ -71,9 +68,9 @@ def test_the_first_cell_says_what_the_notebook_is_about_and_leaves_out(notebook)
 
 def test_parameters_are_annotated_literals_one_a_line_each_explained(notebook):
     (cell,) = tagged(notebook, "parameters")
-    assert notebook.cells.index(cell) < notebook.cells.index(tagged(notebook, "setup")[0])
-    statements = ast.parse(cell.source).body
-    lines = cell.source.splitlines()
+    assert cell is next(cell for cell in notebook.cells if cell.cell_type == "code")
+    statements = [node for node in ast.parse(cell.source).body if not isinstance(node, ast.ImportFrom)]
+    lines = [line for line in cell.source.splitlines() if line and not line.startswith("from ")]
     assert len(statements) == len(lines)
     for statement, line in zip(statements, lines, strict=True):
         assert isinstance(statement, ast.AnnAssign), line
@@ -81,19 +78,27 @@ def test_parameters_are_annotated_literals_one_a_line_each_explained(notebook):
         assert "  # " in line, f"unexplained: {line}"
 
 
-def test_the_set_up_cell_is_the_same_everywhere(path):
-    assert set_up(path).source == set_up(PATHS[0]).source
-    assert "hide-input" in set_up(path).metadata.tags
+def test_papermill_lists_every_parameter_with_its_type_and_meaning(path, notebook):
+    (cell,) = tagged(notebook, "parameters")
+    declared = [node for node in ast.parse(cell.source).body if isinstance(node, ast.AnnAssign)]
+    listed = papermill_api.inspect_notebook(str(path))
+    assert list(listed) == [node.target.id for node in declared]
+    for node in declared:
+        found = listed[node.target.id]
+        assert found["inferred_type_name"] == ast.unparse(node.annotation) and found["help"]
 
 
-def test_parameters_are_validated_in_the_cell_after_the_set_up(notebook):
-    (cell,) = tagged(notebook, "setup")
-    following = notebook.cells[notebook.cells.index(cell) + 1]
-    assert "notebook_config(globals(), Config)" in following.source
+def test_a_notebook_begins_right_after_its_imports_and_its_defaults_are_accepted(notebook):
     (parameters,) = tagged(notebook, "parameters")
-    given = {statement.target.id for statement in ast.parse(parameters.source).body}
-    (schema,) = (node for node in ast.parse(following.source).body if isinstance(node, ast.ClassDef))
-    assert {node.target.id for node in schema.body if isinstance(node, ast.AnnAssign)} == given
+    following = notebook.cells[notebook.cells.index(parameters) + 1]
+    statements = ast.parse(following.source).body
+    begins = [ast.unparse(node) for node in statements].index("config = begin(globals())")
+    assert all(isinstance(node, ast.Import | ast.ImportFrom) for node in statements[:begins])
+    namespace = {}
+    exec(parameters.source, namespace)
+    config = notebook_config(namespace)
+    declared = {node.target.id for node in ast.parse(parameters.source).body if hasattr(node, "target")}
+    assert vars(config) == {name: namespace[name] for name in declared}
 
 
 def test_functions_fit_on_a_screen(notebook):

@@ -366,7 +366,7 @@ def test_no_objects_are_coverage_zero(pair):
         ({"k_global": float("nan")}, "k_global: got nan"),
         ({"question": " "}, "question: got ' '"),
         ({"question": "Is <image> red ?"}, "visual: got"),
-        ({"n_candidate": 10}, "n_candidate: got 10; accepted: no setting of this name"),
+        ({"n_candidate": 10}, "n_candidate: got 10; accepted: no parameter of this name"),
     ],
 )
 def test_wrong_settings_end_in_one_line(pair, image, settings, message):

@@ -1,15 +1,13 @@
-"""Validated parameters, hashes, provenance, atomic files, cached tables, results."""
+"""Hashes, provenance, atomic files, cached tables, results."""
 
 import dataclasses
 import math
 import os
-import random
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -31,14 +29,7 @@ from rcblib.runs.files import (
     write_json,
     write_table,
 )
-from rcblib.runs.parameters import (
-    bounded,
-    check_fields,
-    notebook_config,
-    reject_unknown_parameters,
-    validate_parameters,
-)
-from rcblib.runs.provenance import project_root, provenance, set_up
+from rcblib.runs.provenance import project_root, provenance
 from rcblib.runs.results import cached_table, results_table, write_results
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -47,146 +38,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 @dataclasses.dataclass(frozen=True)
 class Parameters:
     model: str
-    n_images: int = bounded(24, minimum=1, maximum=5000)
-    max_divergence: float = bounded(0.002, above=0)
-    retain_ratio: float = bounded(0.5, minimum=0, maximum=1)
-    budgets: tuple[float, ...] = bounded((0.1, 0.2), minimum=0, maximum=1)
-    form: Literal["released", "textbook"] = "released"
-    rule: str = bounded("max_cosine", choices=("max_cosine", "double_softmax"))
-    photos: str | None = None
-    quick: bool = False
-    extra: Any = None
-
-
-def test_defaults_and_conversions():
-    config = validate_parameters({"model": "scenes", "max_divergence": 1, "budgets": [1, 0.5]}, Parameters)
-    assert config == Parameters("scenes", max_divergence=1.0, budgets=(1.0, 0.5))
-    assert type(config.max_divergence) is float and type(config.budgets) is tuple
-    assert type(config.budgets[0]) is float
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "accepted"),
-    [
-        ("model", None, "text"),
-        ("model", 3, "text"),
-        ("n_images", 0, "an integer, >= 1, <= 5000"),
-        ("n_images", 5001, "an integer, >= 1, <= 5000"),
-        ("n_images", 2.0, "an integer, >= 1, <= 5000"),
-        ("n_images", True, "an integer, >= 1, <= 5000"),
-        ("n_images", "24", "an integer, >= 1, <= 5000"),
-        ("max_divergence", 0, "a finite number (in YAML write 0.002: 2e-3 is read as text), > 0"),
-        ("max_divergence", "2e-3", "a finite number (in YAML write 0.002: 2e-3 is read as text), > 0"),
-        ("max_divergence", math.nan, "a finite number (in YAML write 0.002: 2e-3 is read as text), > 0"),
-        ("max_divergence", math.inf, "a finite number (in YAML write 0.002: 2e-3 is read as text), > 0"),
-        ("retain_ratio", 1.01, "a finite number (in YAML write 0.002: 2e-3 is read as text), >= 0, <= 1"),
-        ("budgets", 0.1, None),
-        ("budgets", [0.1, 1.1], None),
-        ("budgets", [0.1, "a"], None),
-        ("form", "Released", "one of 'released', 'textbook'"),
-        ("rule", "cosine", "one of 'max_cosine', 'double_softmax'"),
-        ("photos", 3, "text or None"),
-        ("quick", 1, "true or false"),
-    ],
-)
-def test_values_that_are_not_accepted(name, value, accepted):
-    with pytest.raises(ParameterError) as error:
-        validate_parameters({"model": "scenes", name: value}, Parameters)
-    text = one_line(error)
-    assert text.startswith(f"{name}: got {value!r}; accepted: ")
-    if accepted is not None:
-        assert text.endswith(f"accepted: {accepted}")
-
-
-def test_missing_and_unknown_names():
-    with pytest.raises(ParameterError, match="^model: got None; accepted: text$"):
-        validate_parameters({}, Parameters)
-    with pytest.raises(ParameterError) as error:
-        validate_parameters({"model": "scenes", "n_imags": 5}, Parameters)
-    assert one_line(error).startswith("n_imags: got 5; accepted: no parameter of this name; known: budgets, ")
-    assert str(error.value).endswith("(did you mean n_images?)")
-    with pytest.raises(ParameterError) as error:
-        validate_parameters({"model": "scenes", "zzz": 5}, Parameters)
-    assert "did you mean" not in one_line(error)
-
-
-def test_check_fields_inside_a_dataclass():
-    @dataclasses.dataclass(frozen=True)
-    class Checked:
-        share: float = bounded(0.5, maximum=1)
-
-        def __post_init__(self):
-            check_fields(self)
-
-    assert type(Checked(1).share) is float
-    with pytest.raises(ParameterError, match="^share: got 2"):
-        Checked(2)
-
-
-def notebook_namespace(**injected):
-    """What ``globals()`` of a notebook holds after its parameters and set-up cells."""
-    ipython = {"_ih": [""], "_oh": {}, "_dh": [], "_": "", "_i1": "x = 1", "In": ["", "x = 1"], "Out": {}}
-    shell = {"get_ipython": lambda: None, "exit": object(), "quit": object(), "open": open}
-    module = {"__name__": "__main__", "__doc__": "text"}
-    set_up_cell = {"np": np, "Path": Path, "Parameters": Parameters, "ROOT": "folder", "set_up": set_up}
-    namespace = {**module, **ipython, **shell, **set_up_cell, "model": "scenes", "n_images": 3}
-    return {**namespace, **injected}
-
-
-def test_notebook_config_reads_known_names_only():
-    assert notebook_config(notebook_namespace(), Parameters) == Parameters("scenes", 3)
-
-
-@pytest.mark.parametrize("value", [5, "five", 0.5, True, None, [1], {"a": 1}])
-def test_notebook_rejects_an_injected_misspelling(value):
-    with pytest.raises(ParameterError) as error:
-        notebook_config(notebook_namespace(n_image=value), Parameters)
-    assert one_line(error).startswith(f"n_image: got {value!r}") and "did you mean n_images?" in str(
-        error.value
-    )
-
-
-def test_notebook_rejects_parameters_in_capitals():
-    with pytest.raises(ParameterError, match="did you mean n_images"):
-        reject_unknown_parameters({"N_IMAGES": 3}, ["n_images"])
-    reject_unknown_parameters({"COLAB": False}, ["n_images"])
-
-
-def test_notebook_baseline_names():
-    with pytest.raises(ParameterError, match="^started"):
-        reject_unknown_parameters({"started": 3.5}, ["n_images"])
-    reject_unknown_parameters({"started": 3.5}, ["n_images"], baseline_names=["started"])
-
-
-def test_papermill_misspelling_ends_in_one_clear_line(tmp_path):
-    papermill = pytest.importorskip("papermill")
-    nbformat = pytest.importorskip("nbformat")
-    parameters = nbformat.v4.new_code_cell("n_images: int = 2", metadata={"tags": ["parameters"]})
-    cells = [
-        parameters,
-        nbformat.v4.new_code_cell(
-            "import dataclasses\nimport json\nfrom rcblib.runs.parameters import bounded, notebook_config"
-        ),
-        nbformat.v4.new_code_cell(
-            "@dataclasses.dataclass(frozen=True)\n"
-            "class Parameters:\n    n_images: int = bounded(2, minimum=1)\n"
-            "config = notebook_config(globals(), Parameters)\nprint(config.n_images)"
-        ),
-    ]
-    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), tmp_path / "in.ipynb")
-
-    def execute(**given):
-        papermill.execute_notebook(
-            tmp_path / "in.ipynb", tmp_path / "out.ipynb", given, cwd=REPOSITORY, progress_bar=False
-        )
-        return nbformat.read(tmp_path / "out.ipynb", 4).cells[-1].outputs[0]["text"]
-
-    assert execute(n_images=7) == "7\n"
-    with pytest.raises(papermill.PapermillExecutionError) as error:
-        execute(n_image=7)
-    assert error.value.ename == "ParameterError"
-    assert error.value.evalue.startswith("n_image: got 7") and "did you mean n_images?" in error.value.evalue
+    n_images: int = 24
+    budgets: tuple[float, ...] = (0.1, 0.2)
 
 
 def test_plain_values():
@@ -274,26 +127,6 @@ def test_provenance(tmp_path, monkeypatch):
     (tmp_path / "copy").mkdir()
     monkeypatch.setenv("RCB_ROOT", str(tmp_path / "copy"))
     assert provenance()["git_commit"] is None
-
-
-def test_set_up_seeds_and_reports(capsys):
-    n_threads = torch.get_num_threads()
-    try:
-        draws = []
-        for _ in range(2):
-            generator = set_up(5, n_threads=1)
-            draws.append((random.random(), torch.rand(1).item(), torch.rand(1, generator=generator).item()))
-        assert torch.get_num_threads() == 1
-    finally:
-        torch.set_num_threads(n_threads)
-    assert draws[0] == draws[1]
-    printed = capsys.readouterr().out
-    assert f"torch {torch.__version__}" in printed and "1 threads, seed 5" in printed
-    for seed in (-1, 1.5, True, 2**32):
-        with pytest.raises(ParameterError, match="^seed"):
-            set_up(seed)
-    with pytest.raises(ParameterError, match="^n_threads"):
-        set_up(0, n_threads=0)
 
 
 def names(folder):

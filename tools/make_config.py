@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import copy
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -29,21 +28,7 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from tools.notebook_list import Notebook, read_notebook_list  # noqa: E402
-from tools.stamp_notebooks import LAUNCH_BRANCH, launch_folder, stamp_project  # noqa: E402
-
-
-def normalize_repository(address: str) -> str | None:
-    """Turn a git address into the address of the repository's web page; `None` for one without a page.
-
-    Credentials are dropped; folders and unknown forms have no page.
-    """
-    address = address.strip()
-    ssh = re.fullmatch(r"(?:ssh://)?git@([\w.-]+)[:/](?:\d+/)?(.+)", address)
-    web = re.fullmatch(r"https?://(?:[^/@]+@)?([\w.-]+(?::\d+)?)/(.+)", address)
-    if not (ssh or web):
-        return None
-    host, path = (ssh or web).groups()
-    return f"https://{host}/{path.rstrip('/').removesuffix('.git')}"
+from tools.stamp_notebooks import LAUNCH_BRANCH, launch_folder, normalize_repository, stamp_project  # noqa: E402
 
 
 def repository_url(root: Path, environment: Mapping[str, str]) -> str | None:

@@ -1,9 +1,10 @@
-"""Write copies of the notebooks that can be opened elsewhere: they know where the project is to be had from.
+"""Write copies of the notebooks that can be opened elsewhere: they fetch and install the project themselves.
 
-The sources in ``notebooks/`` know no address. For every page that workflow/notebooks.yml makes of them there is a copy:
-its set-up cell holds the repository's address and the branch, tag or commit to check out, its parameters are those of
-the page, and its first cell has a badge that opens the copy on Colab. Colab opens notebooks of GitHub only, so copies
-for other hosts have no badge. The copies belong on a branch of their own, ``colab``, in its folder ``notebooks/``;
+The sources in ``notebooks/`` run where the library is installed and know no address. For every page that
+workflow/notebooks.yml makes of them there is a copy: the cell of tools/set_up_cell.py stands in front of its
+parameters, with the repository's address and the branch, tag or commit to check out; its parameters are those of the
+page; and its first cell has a badge that opens the copy on Colab. Colab opens notebooks of GitHub only, so copies for
+other hosts have no badge. The copies belong on a branch of their own, ``colab``, in its folder ``notebooks/``;
 .github/workflows/pages.yml puts them there.
 
     python tools/stamp_notebooks.py --repository URL --branch NAME --to FOLDER
@@ -12,7 +13,6 @@ for other hosts have no badge. The copies belong on a branch of their own, ``col
 from __future__ import annotations
 
 import argparse
-import ast
 import copy
 import json
 import re
@@ -33,9 +33,25 @@ from tools.notebook_list import read_notebook_list  # noqa: E402
 LAUNCH_BRANCH = "colab"
 """Branch that holds the stamped copies and nothing else."""
 
+SET_UP_CELL = ROOT / "tools" / "set_up_cell.py"
+
 _COLAB = "https://colab.research.google.com"
 _COLAB_BADGE = f"{_COLAB}/assets/colab-badge.svg"
 _BADGE_TEXT = "Open in Colab"
+
+
+def normalize_repository(address: str) -> str | None:
+    """Turn a git address into the address of the repository's web page; `None` for one without a page.
+
+    Credentials are dropped; folders and unknown forms have no page.
+    """
+    address = address.strip()
+    ssh = re.fullmatch(r"(?:ssh://)?git@([\w.-]+)[:/](?:\d+/)?(.+)", address)
+    web = re.fullmatch(r"https?://(?:[^/@]+@)?([\w.-]+(?::\d+)?)/(.+)", address)
+    if not (ssh or web):
+        return None
+    host, path = (ssh or web).groups()
+    return f"https://{host}/{path.rstrip('/').removesuffix('.git')}"
 
 
 def launch_folder(repository: str) -> str | None:
@@ -53,15 +69,6 @@ def launch_folder(repository: str) -> str | None:
 def insert_badge(notebook: nbformat.NotebookNode, address: str, image: str = _COLAB_BADGE) -> None:
     """Put a badge that opens `address` below the title in the first cell, in place of an earlier badge.
 
-    Parameters
-    ----------
-    notebook : nbformat.NotebookNode
-        Changed in place.
-    address : str
-        What the badge opens.
-    image : str
-        Address or path of the badge's picture.
-
     Raises
     ------
     ValueError
@@ -73,39 +80,31 @@ def insert_badge(notebook: nbformat.NotebookNode, address: str, image: str = _CO
         raise ValueError(
             f"first cell: got {lines[0]!r}; accepted: Markdown that begins with '# ' and a title"
         )
-    rest = [line for line in lines[1:] if not line.startswith(f"[![{_BADGE_TEXT}](")]
-    body = "\n".join(rest).strip("\n")
+    body = "\n".join(line for line in lines[1:] if not line.startswith(f"[![{_BADGE_TEXT}](")).strip("\n")
     first.source = f"{lines[0]}\n\n[![{_BADGE_TEXT}]({image})]({address})\n\n{body}".rstrip("\n")
 
 
 def set_parameters(notebook: nbformat.NotebookNode, parameters: Mapping[str, Any]) -> None:
-    """Write values into the lines ``name: type = literal`` of the cell tagged ``parameters``, in place.
+    """Write values into the lines ``name: type = literal  # meaning`` of the parameters, in place.
 
     Raises
     ------
     ValueError
         Where the cell has no line for a name.
     """
-    cell = _tagged(notebook, "parameters")
-    lines = cell.source.splitlines()
-    values = {
-        node.target.id: node.value for node in ast.parse(cell.source).body if isinstance(node, ast.AnnAssign)
-    }
+    cell = notebook.cells[_parameters_at(notebook)]
     for name, value in parameters.items():
-        if name not in values:
-            raise ValueError(f"{name}: got no parameter of this name; accepted: {', '.join(values)}")
-        old = values[name]
         literal = json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
-        # Offsets of syntax trees count bytes.
-        line = lines[old.lineno - 1].encode()
-        lines[old.lineno - 1] = b"".join(
-            [line[: old.col_offset], literal.encode(), line[old.end_col_offset :]]
-        ).decode()
-    cell.source = "\n".join(lines)
+        cell.source, n_found = re.subn(
+            rf"(?m)^({name}: [^=]+ = ).*?(?=  # )", lambda line, text=literal: line[1] + text, cell.source
+        )
+        if not n_found:
+            known = ", ".join(re.findall(r"(?m)^(\w+): ", cell.source))
+            raise ValueError(f"{name}: got no parameter of this name; accepted: {known}")
 
 
 def stamp(notebook: nbformat.NotebookNode, page: str, repository: str, branch: str) -> nbformat.NotebookNode:
-    """Return a copy of a notebook that knows the repository's address; stamping it again changes nothing.
+    """Return a copy of a notebook that fetches and installs the project; stamping it again changes nothing.
 
     Parameters
     ----------
@@ -122,7 +121,7 @@ def stamp(notebook: nbformat.NotebookNode, page: str, repository: str, branch: s
     ------
     ValueError
         Where `repository` or `branch` is empty or could be taken for an option, the address holds credentials, or
-        the set-up cell has no place for them.
+        the notebook has no cell of parameters or no title.
     """
     for parameter, value in (("repository", repository), ("branch", branch)):
         # The set-up cell hands both to git, for which a leading dash makes an option.
@@ -131,21 +130,20 @@ def stamp(notebook: nbformat.NotebookNode, page: str, repository: str, branch: s
     if re.match(r"https?://[^/]*@", repository):
         raise ValueError("repository: got an address with credentials; accepted: one without")
     notebook = copy.deepcopy(notebook)
-    cell = _tagged(notebook, "setup")
-    for constant, value in (("REPOSITORY", repository), ("REVISION", branch)):
-        pattern = re.compile(rf'^{constant} = ".*"$', re.MULTILINE)
-        if len(pattern.findall(cell.source)) != 1:
-            raise ValueError(f'set-up cell: got no single line {constant} = ""; accepted: one')
-        line = f"{constant} = {json.dumps(value)}"
-        cell.source = pattern.sub(lambda _, line=line: line, cell.source)
+    notebook.cells = [cell for cell in notebook.cells if cell.get("id") != "set-up"]
+    source = SET_UP_CELL.read_text(encoding="utf-8").rstrip("\n")
+    for name, value in (("REPOSITORY", repository), ("REVISION", branch)):
+        source = source.replace(f'\n{name} = ""\n', f"\n{name} = {json.dumps(value)}\n")
+    cell = nbformat.v4.new_code_cell(source, id="set-up", metadata={"tags": ["hide-input", "setup"]})
+    notebook.cells.insert(_parameters_at(notebook), cell)
     folder = launch_folder(repository)
-    if folder:
+    if folder is not None:
         insert_badge(notebook, f"{folder}/{page}.ipynb")
     return notebook
 
 
 def stamp_project(root: Path, target: Path, repository: str, branch: str) -> list[Path]:
-    """Write a stamped copy for every page of a notebook, and delete copies that have no page any more.
+    """Write the stamped copy of every page; copies of pages that are gone are removed.
 
     Parameters
     ----------
@@ -184,10 +182,13 @@ def stamp_project(root: Path, target: Path, repository: str, branch: str) -> lis
     return list(stamped)
 
 
-def _tagged(notebook: nbformat.NotebookNode, tag: str) -> nbformat.NotebookNode:
-    found = [cell for cell in notebook.cells if tag in cell.metadata.get("tags", [])]
+def _parameters_at(notebook: nbformat.NotebookNode) -> int:
+    """Return the place of the cell tagged ``parameters``."""
+    found = [
+        place for place, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", [])
+    ]
     if len(found) != 1:
-        raise ValueError(f"got {len(found)} cells tagged {tag}; accepted: one")
+        raise ValueError(f"got {len(found)} cells tagged parameters; accepted: one")
     return found[0]
 
 
@@ -198,8 +199,6 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--branch", default="main", help="branch, tag or commit to check out")
     parser.add_argument("--to", type=Path, required=True, help="folder for the copies")
     options = parser.parse_args(arguments)
-    from tools.make_config import normalize_repository  # which imports this module
-
     repository = normalize_repository(options.repository) or options.repository
     try:
         written = stamp_project(ROOT, options.to, repository, options.branch)

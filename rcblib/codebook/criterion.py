@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,11 @@ import torch
 
 from rcblib.records import ParameterError
 from rcblib.runs.files import read_json
-from rcblib.runs.parameters import bounded, check_fields, validate_parameters
+from rcblib.runs.parameters import AtLeast, Count, Positive, Share, Weight, checked
 from rcblib.tensors.divergence import combined_influence
 
 
-@dataclass(frozen=True)
+@checked
 class CodebookCriterion:
     """State when a probed token is low-information and when it becomes a prototype.
 
@@ -42,17 +41,16 @@ class CodebookCriterion:
     Source: section 4 of the paper; defaults are those of the LLaVA-1.5-7B codebook.
     """
 
-    tau_p: float = bounded(0.15, above=0, maximum=1)
-    tau_jsd: float = bounded(0.002, above=0)
-    k_region: float = bounded(1.0, minimum=0)
-    k_global: float = bounded(16.0, minimum=0)
-    n_clusters: int = bounded(8, minimum=1)
-    cluster_size_max: int = bounded(8, minimum=1)
-    n_prototype_clusters: int = bounded(64, minimum=1)
-    min_images: int = bounded(64, minimum=0)
+    tau_p: Share = 0.15
+    tau_jsd: Positive = 0.002
+    k_region: Weight = 1.0
+    k_global: Weight = 16.0
+    n_clusters: Count = 8
+    cluster_size_max: Count = 8
+    n_prototype_clusters: Count = 64
+    min_images: AtLeast[0] = 64
 
     def __post_init__(self):
-        check_fields(self)
         if self.k_region == 0 and self.k_global == 0:
             raise ParameterError("k_region, k_global", (0, 0), "at least one weight above 0")
 
@@ -79,7 +77,7 @@ class CodebookCriterion:
         path = Path(name_or_path)
         if path.suffix != ".json" or not path.is_file():
             raise ParameterError("criterion", str(name_or_path), f"{', '.join(PRESETS)}, or a .json file")
-        return validate_parameters(read_json(path), cls)
+        return cls(**read_json(path))
 
     def influence(self, region: Any, global_: Any) -> np.ndarray:
         """Combine both divergences as ``k_region · region + k_global · global``, in double precision.

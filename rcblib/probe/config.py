@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 import torch
+from pydantic import BeforeValidator
 
 from rcblib.mllm import Adapter
-from rcblib.records import (
-    ONE_WORD_QUESTION,
-    ParameterError,
-    VisualView,
-)
-from rcblib.runs.parameters import bounded, check_fields
-from rcblib.tensors.geometry import (
-    check_positions,
-    evenly_spaced,
-    paper_ranks,
-)
+from rcblib.records import ONE_WORD_QUESTION, ParameterError, VisualView
+from rcblib.runs.parameters import Count, Weight, checked
+from rcblib.tensors.geometry import check_positions, evenly_spaced, paper_ranks
 
 NAMED_POSITIONS = ("all", "paper_ranks", "paper_positions", "grid")
 
 NAMED_VIEWS = ("all", "base")
 
 
-@dataclass(frozen=True)
+def _as_tuple(value: Any) -> Any:
+    """Return a tensor, an array or a sequence of numbers as a tuple."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    return tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
+
+
+Choice = Annotated[str | tuple[int, ...], BeforeValidator(_as_tuple)]
+
+
+@checked
 class ProbeConfig:
     """Say what is probed and how; everything but `batch_size` changes the results.
 
@@ -64,21 +64,17 @@ class ProbeConfig:
     """
 
     question: str = ONE_WORD_QUESTION
-    positions: str | tuple[int, ...] = "all"
-    views: str | tuple[int, ...] = "all"
-    n_side: int = bounded(8, minimum=1)
-    n_head_candidates: int = bounded(50, minimum=1)
-    n_candidates: int = bounded(10, minimum=1)
-    k_region: float = bounded(1.0, minimum=0)
-    k_global: float = bounded(16.0, minimum=0)
+    positions: Choice = "all"
+    views: Choice = "all"
+    n_side: Count = 8
+    n_head_candidates: Count = 50
+    n_candidates: Count = 10
+    k_region: Weight = 1.0
+    k_global: Weight = 16.0
     attention: bool = True
-    batch_size: int = bounded(32, minimum=1)
+    batch_size: Count = 32
 
     def __post_init__(self):
-        for name in ("positions", "views"):
-            if hasattr(getattr(self, name), "tolist"):
-                object.__setattr__(self, name, getattr(self, name).tolist())
-        check_fields(self)
         if not self.question.strip():
             raise ParameterError("question", self.question, "text")
         for name, known in (("positions", NAMED_POSITIONS), ("views", NAMED_VIEWS)):
@@ -133,15 +129,3 @@ def codebook_positions(adapter: Adapter) -> str:
 def by_similarity(view: VisualView) -> torch.Tensor:
     """Return positions by decreasing similarity to [CLS], ties by position, ``(n_tokens,)``."""
     return torch.argsort(view.signals["cls_similarity"], descending=True, stable=True)
-
-
-def as_tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
-
-
-def config_from(settings: Mapping[str, Any]) -> ProbeConfig:
-    known = [entry.name for entry in dataclasses.fields(ProbeConfig)]
-    for name, value in settings.items():
-        if name not in known:
-            raise ParameterError(name, value, f"no setting of this name; known: {', '.join(known)}")
-    return ProbeConfig(**settings)

@@ -21,7 +21,7 @@ from rcblib.data.base import AnySample
 from rcblib.data.samples import by_picture
 from rcblib.mllm import Adapter, adapter_for
 from rcblib.mllm.base import VisualTokens
-from rcblib.probe.config import ProbeConfig, as_tuple, by_similarity, config_from
+from rcblib.probe.config import ProbeConfig, by_similarity
 from rcblib.probe.inputs import Photo, Place, opened, places_of, wanted_places
 from rcblib.probe.perturbation import global_inputs, region_inputs, single_token_inputs
 from rcblib.probe.pictures import view_coverage
@@ -112,10 +112,7 @@ def probe(
     is read, for every run by itself.
     Differs: the release skips "A" only, and encodes the image anew for every position.
     """
-    chosen = {name: as_tuple(value) for name, value in (("positions", positions), ("views", views))}
-    config = config_from(
-        {"question": question, "batch_size": batch_size, "attention": attention} | chosen | settings
-    )
+    config = ProbeConfig(question, positions, views, batch_size=batch_size, attention=attention, **settings)
     pictures, kind, sample = opened(image, sample)
     return probe_input(adapter_for(model, processor), pictures, kind, sample, config)[0]
 

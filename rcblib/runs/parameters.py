@@ -1,133 +1,69 @@
-"""Check the parameters of a run: types, ranges, and names that nobody knows."""
+"""Check parameters with pydantic: types, ranges and names, every mistake told in one line."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
-import types
-import typing
-from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+import functools
+from collections.abc import Collection, Mapping, MutableMapping
+from typing import Annotated, Any, Literal, TypeVar, dataclass_transform
+
+import pydantic
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from rcblib.records import ParameterError
 
-if TYPE_CHECKING:
-    pass
+T = TypeVar("T")
 
-Config = TypeVar("Config")
 
+class AtLeast:
+    """Spell an integer with a lower bound: ``n_images: AtLeast[2] = 400``."""
+
+    def __class_getitem__(cls, minimum: int) -> Any:
+        """Return the annotation."""
+        return Annotated[int, Ge(minimum)]
+
+
+Count = AtLeast[1]
+Seed = Annotated[int, Ge(0), Lt(2**32)]
+Positive = Annotated[float, Gt(0)]
+Weight = Annotated[float, Ge(0)]
+Share = Annotated[float, Gt(0), Le(1)]
+Retained = Annotated[float, Gt(0), Le(0.99)]
+"""Share of the visual tokens that are kept, of which some are dropped."""
+Cosine = Annotated[float, Ge(-1), Le(1)]
+Split = Literal["train", "validation", "test"]
+# papermill lists a parameter only where its annotation is made of letters, digits, commas and square brackets, so
+# choices have names that say them.
+ValidationOrTest = Literal["validation", "test"]
+AutoOrAll = Literal["auto", "all"]
+AllOrGrid = Literal["all", "grid"]
+AllRanksOrGrid = Literal["all", "paper_ranks", "grid"]
+
+_WORDS = {
+    "integer": "an integer",
+    "number": "a finite number (in YAML write 0.002: 2e-3 is read as text)",
+    "boolean": "true or false",
+    "string": "text",
+    "null": "None",
+}
+_BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
+
+_LITERAL_TYPES = (str, int, float, bool, type(None), list, tuple, dict)
 _IPYTHON_NAMES = frozenset({"In", "Out", "get_ipython", "exit", "quit", "open"})
 
-_LITERAL_TYPES = (str, int, float, bool, types.NoneType, list, tuple, dict)
 
-
-def bounded(
-    default: Any = dataclasses.MISSING,
-    *,
-    minimum: float | None = None,
-    maximum: float | None = None,
-    above: float | None = None,
-    choices: Collection[Any] | None = None,
-) -> Any:
-    """Declare a field of a config dataclass together with the values it accepts.
-
-    Parameters
-    ----------
-    default : object, optional
-        Value when none is given; without it the parameter is required.
-    minimum, maximum : float, optional
-        Inclusive bounds of a number, or of every element of a list or tuple.
-    above : float, optional
-        Exclusive lower bound.
-    choices : collection, optional
-        The accepted values.
-
-    Returns
-    -------
-    dataclasses.Field
-        For use as ``n_images: int = bounded(24, minimum=1)``.
-    """
-    limits = {"minimum": minimum, "maximum": maximum, "above": above, "choices": choices}
-    return dataclasses.field(default=default, metadata=limits)
-
-
-def _accepted(hint: Any, limits: Mapping[str, Any]) -> str:
-    """Say in words which values a parameter accepts."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if limits.get("choices") is not None:
-        words = "one of " + ", ".join(repr(choice) for choice in limits["choices"])
-    elif origin is Literal:
-        words = "one of " + ", ".join(repr(choice) for choice in arguments)
-    elif origin in (typing.Union, types.UnionType):
-        words = " or ".join(_accepted(argument, {}) for argument in arguments)
-    elif origin in (list, tuple):
-        words = f"a list of ({_accepted(arguments[0], {})})"
-    else:
-        words = {
-            int: "an integer",
-            float: "a finite number (in YAML write 0.002: 2e-3 is read as text)",
-            bool: "true or false",
-            str: "text",
-            types.NoneType: "None",
-        }.get(hint, str(hint))
-    bounds = [
-        f"{sign} {limits[key]}"
-        for key, sign in (("minimum", ">="), ("above", ">"), ("maximum", "<="))
-        if limits.get(key) is not None
-    ]
-    return ", ".join([words, *bounds])
-
-
-def _converted(value: Any, hint: Any) -> Any:
-    """Return `value` as the annotated type, or raise TypeError where it is not of it."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any:
-        return value
-    if origin is Literal:
-        if value in arguments:
-            return value
-    elif origin in (typing.Union, types.UnionType):
-        for argument in arguments:
-            try:
-                return _converted(value, argument)
-            except TypeError:
-                continue
-    elif origin in (list, tuple):
-        if isinstance(value, list | tuple):
-            return origin(_converted(element, arguments[0]) for element in value)
-    elif hint is float:
-        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-            return float(value)
-    elif type(value) is hint or (hint is types.NoneType and value is None):
-        return value
-    raise TypeError
-
-
-def _within(value: Any, limits: Mapping[str, Any]) -> bool:
-    """Tell whether a converted value, or every element of a list, respects the limits."""
-    if isinstance(value, list | tuple):
-        return all(_within(element, limits) for element in value)
-    if limits.get("choices") is not None and value not in limits["choices"]:
-        return False
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return (
-            (limits.get("minimum") is None or value >= limits["minimum"])
-            and (limits.get("maximum") is None or value <= limits["maximum"])
-            and (limits.get("above") is None or value > limits["above"])
-        )
-    return True
-
-
-def _checked(name: str, value: Any, hint: Any, limits: Mapping[str, Any]) -> Any:
-    """Return a parameter as its annotated type, or raise where type or limits are not met."""
-    try:
-        converted = _converted(value, hint)
-    except TypeError:
-        raise ParameterError(name, value, _accepted(hint, limits)) from None
-    if not _within(converted, limits):
-        raise ParameterError(name, value, _accepted(hint, limits))
-    return converted
+def _accepted(schema: Mapping[str, Any]) -> str:
+    """Say in words what a JSON schema accepts."""
+    if "anyOf" in schema:
+        return " or ".join(_accepted(option) for option in schema["anyOf"])
+    if "enum" in schema or "const" in schema:
+        return "one of " + ", ".join(repr(choice) for choice in schema.get("enum", [schema.get("const")]))
+    if schema.get("type") == "array":
+        return f"a list of ({_accepted(schema['items'])})"
+    bounds = [f"{sign} {schema[key]:g}" for key, sign in _BOUNDS.items() if key in schema]
+    return ", ".join([_WORDS.get(schema.get("type"), "anything"), *bounds])
 
 
 def _unknown(name: str, value: Any, known: Collection[str]) -> ParameterError:
@@ -137,119 +73,74 @@ def _unknown(name: str, value: Any, known: Collection[str]) -> ParameterError:
     return ParameterError(name, value, f"no parameter of this name; known: {', '.join(sorted(known))}{hint}")
 
 
-def validate_parameters(given: Mapping[str, Any], schema: type[Config]) -> Config:
-    """Turn given values into one validated config.
+@dataclass_transform(frozen_default=True)
+def checked(cls: type[T]) -> type[T]:
+    """Make a frozen dataclass whose fields pydantic checks, strictly, and whose errors are a `ParameterError`.
+
+    Nothing is converted but an integer where a finite number is asked for. ``__post_init__`` may check what
+    concerns several fields and raise a `ParameterError` of its own. `dataclasses.replace` checks anew.
+    """
+    settings = pydantic.ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+    made = pydantic_dataclass(frozen=True, config=settings)(cls)
+    validate = made.__init__
+    names = [field.name for field in dataclasses.fields(made)]
+
+    @functools.wraps(validate)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        if len(args) > len(names) or {*names[: len(args)]} & {*kwargs}:
+            raise TypeError(f"{cls.__name__}: too many arguments for {', '.join(names)}")
+        given = dict(zip(names, args, strict=False)) | kwargs
+        for name in given:
+            if name not in names:
+                raise _unknown(name, given[name], names)
+        try:
+            validate(self, **given)
+        except pydantic.ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            if isinstance(first.get("ctx", {}).get("error"), ParameterError):
+                raise first["ctx"]["error"] from None
+            name = first["loc"][0]
+            properties = pydantic.TypeAdapter(made).json_schema()["properties"]
+            raise ParameterError(name, given.get(name), _accepted(properties[name])) from None
+
+    made.__init__ = __init__
+    return made
+
+
+def notebook_config(namespace: MutableMapping[str, Any]) -> Any:
+    """Read a notebook's parameters, declared as ``name: type = literal``, into one checked config.
+
+    papermill puts the values that it is given into a cell of its own after the declarations, and only warns on a name
+    that was not declared. So a plain value here that is no parameter is a misspelt one: of a notebook's first cells
+    the others make modules, functions and classes only. Constants in capitals are left alone, unless they spell a
+    parameter.
 
     Parameters
     ----------
-    given : Mapping
-        Name to value, as a ``parameters`` cell or a command line supplies them.
-    schema : type
-        Dataclass whose annotations say the types (``int``, ``float``, ``bool``, ``str``, ``Literal``,
-        optional, ``list`` or ``tuple`` of these) and whose fields may carry the limits of `bounded`.
+    namespace : MutableMapping
+        ``globals()`` of the notebook, right after its imports. The annotations of its variables say the types.
 
     Returns
     -------
-    object
-        An instance of `schema`; integers given for ``float`` are converted, lists for ``tuple`` too.
-
-    Raises
-    ------
-    ParameterError
-        On an unknown name, a missing value, a value of another type or out of range.
-    """
-    fields = {field.name: field for field in dataclasses.fields(schema)}
-    for name, value in given.items():
-        if name not in fields:
-            raise _unknown(name, value, fields)
-    hints = typing.get_type_hints(schema)
-    values = {}
-    for name, field in fields.items():
-        if name in given:
-            values[name] = _checked(name, given[name], hints[name], field.metadata)
-        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            raise ParameterError(name, None, _accepted(hints[name], field.metadata))
-    return schema(**values)
-
-
-def check_fields(config: Any) -> None:
-    """Check, and convert in place, the fields of a dataclass; for use in its ``__post_init__``.
-
-    Parameters
-    ----------
-    config : dataclass
-        Annotated and bounded as in `validate_parameters`; it may be frozen.
-
-    Raises
-    ------
-    ParameterError
-        On a value of another type or out of range.
-    """
-    hints = typing.get_type_hints(type(config))
-    for field in dataclasses.fields(config):
-        value = _checked(field.name, getattr(config, field.name), hints[field.name], field.metadata)
-        object.__setattr__(config, field.name, value)
-
-
-def reject_unknown_parameters(
-    namespace: Mapping[str, Any], known: Collection[str], baseline_names: Collection[str] = ()
-) -> None:
-    """Raise where a notebook's namespace holds a plain value that is no parameter.
-
-    papermill only warns on a name that the notebook does not know and then defines it in a cell of its own.
-    A notebook that calls this right after its set-up cell notices: what papermill injects are plain literals,
-    while a set-up cell makes modules, functions and classes. Constants in capitals are left alone, unless
-    they spell a known parameter.
-
-    Parameters
-    ----------
-    namespace : Mapping
-        ``globals()`` of the notebook.
-    known : collection of str
-        Parameter names.
-    baseline_names : collection of str
-        Further plain variables that the set-up cell makes on purpose.
-
-    Raises
-    ------
-    ParameterError
-        Naming the unknown parameter and the nearest known one.
-    """
-    known = set(known)
-    allowed = known | set(baseline_names) | _IPYTHON_NAMES
-    lowered = {name.lower() for name in known}
-    for name, value in list(namespace.items()):
-        if name in allowed or name.startswith("_") or type(value) not in _LITERAL_TYPES:
-            continue
-        if name.isupper() and name.lower() not in lowered:
-            continue
-        raise _unknown(name, value, known)
-
-
-def notebook_config(
-    namespace: Mapping[str, Any], schema: type[Config], baseline_names: Collection[str] = ()
-) -> Config:
-    """Read a notebook's parameters from its namespace into one validated config.
-
-    Parameters
-    ----------
-    namespace : Mapping
-        ``globals()`` of the notebook, right after its set-up cell.
-    schema : type
-        Dataclass as in `validate_parameters`.
-    baseline_names : collection of str
-        As in `reject_unknown_parameters`.
-
-    Returns
-    -------
-    object
-        An instance of `schema`.
+    dataclass
+        Frozen, with the parameters as attributes.
 
     Raises
     ------
     ParameterError
         On a misspelt name, a missing value, a value of another type or out of range.
     """
-    names = [field.name for field in dataclasses.fields(schema)]
-    reject_unknown_parameters(namespace, names, baseline_names)
-    return validate_parameters({name: namespace[name] for name in names if name in namespace}, schema)
+    hints = namespace.get("__annotations__", {})
+    if not hints:
+        # Python 3.14 keeps annotations elsewhere.
+        raise ParameterError("parameters", None, "name: type = literal in a cell before, up to Python 3.13")
+    if "_parameters_read" not in namespace:  # else run again in a session where later cells have left values
+        for name, value in namespace.items():
+            if name in hints or name.startswith("_") or name in _IPYTHON_NAMES:
+                continue
+            if type(value) in _LITERAL_TYPES and (not name.isupper() or name.lower() in hints):
+                raise _unknown(name, value, hints)
+    schema = checked(type("Config", (), {"__annotations__": dict(hints)}))
+    config = schema(**{name: namespace[name] for name in hints if name in namespace})
+    namespace["_parameters_read"] = True
+    return config

@@ -5,17 +5,13 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import random
 import subprocess
 import tomllib
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rcblib.records import ParameterError
-
-if TYPE_CHECKING:
-    import torch
 
 
 def _declares_project(folder: Path) -> bool:
@@ -122,41 +118,3 @@ def provenance() -> dict[str, Any]:
         "git_commit": commit,
         "git_dirty": dirty,
     }
-
-
-def set_up(seed: int, n_threads: int | None = None) -> torch.Generator:
-    """Seed a run, limit its threads and print what it runs on.
-
-    Parameters
-    ----------
-    seed : int
-        At least 0. Seeds Python and torch for third-party code that draws from their global generators.
-    n_threads : int, optional
-        Threads that torch may use; ``None`` leaves its choice.
-
-    Returns
-    -------
-    torch.Generator
-        A CPU generator with this seed, to pass on.
-
-    Raises
-    ------
-    ParameterError
-        On a negative seed or fewer than one thread.
-    """
-    import torch
-
-    if type(seed) is not int or not 0 <= seed < 2**32:
-        raise ParameterError("seed", seed, "an integer from 0 to 2**32 - 1")
-    if n_threads is not None and (type(n_threads) is not int or n_threads < 1):
-        raise ParameterError("n_threads", n_threads, "None or an integer >= 1")
-    if n_threads is not None:
-        torch.set_num_threads(n_threads)
-    random.seed(seed)
-    torch.manual_seed(seed)
-    facts = provenance()
-    print(
-        ", ".join(f"{name} {facts[name]}" for name in ("rcblib", "python", "torch", "transformers", "numpy"))
-    )
-    print(f"device {facts['gpu'] or facts['cpu']}, {facts['n_threads']} threads, seed {seed}")
-    return torch.Generator().manual_seed(seed)

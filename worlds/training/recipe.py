@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -319,6 +319,9 @@ LLAVA_ONEVISION_SCENES = Recipe(
 )
 
 RECIPES = {recipe.name: recipe for recipe in (LLAVA_SCENES, LLAVA_NEXT_SCENES, LLAVA_ONEVISION_SCENES)}
+
+RecipeName = Literal[tuple(RECIPES)]
+TrainingDevice = Literal["auto", "cpu", "cuda"]
 
 
 def find_stage(name: str) -> tuple[Recipe, Stage]:

@@ -28,7 +28,7 @@ from rcblib.pruners.codebook import FAMILY_RULES
 from rcblib.records import LAYOUTS, ParameterError, UnsupportedModelError
 from rcblib.runs.digest import code_digest, digest_of
 from rcblib.runs.files import write_json
-from rcblib.runs.parameters import bounded, validate_parameters
+from rcblib.runs.parameters import Count, Seed, checked
 from rcblib.runs.provenance import provenance
 
 try:
@@ -55,7 +55,7 @@ _PATIENCE = timedelta(weeks=52)
 _APART = 2**32  # more than a task has documents, so that numbers of different images differ
 
 
-@dataclass(frozen=True)
+@checked
 class ModelArguments:
     """Hold the model arguments of `RcbModel`, checked.
 
@@ -95,17 +95,17 @@ class ModelArguments:
     device_map: str | None = None
     dtype: str = "auto"
     quantization: str | None = None
-    batch_size: int = bounded(1, minimum=1)
+    batch_size: Count = 1
     pruner: Literal["none", "codebook", "random", "cls_most", "cls_least"] = "none"
     codebook: str | None = None
     rule: str | None = None
     retain_ratio: float | None = None
     max_similarity: float | None = None
-    layout: str = bounded("packed", choices=LAYOUTS)
-    scope: str = bounded("tile", choices=SCOPES)
-    position_ids: str = bounded("auto", choices=POSITION_IDS)
-    seed: int = bounded(0, minimum=0)
-    n_frames: int = bounded(N_FRAMES, minimum=1)
+    layout: Literal[LAYOUTS] = "packed"
+    scope: Literal[SCOPES] = "tile"
+    position_ids: Literal[POSITION_IDS] = "auto"
+    seed: Seed = 0
+    n_frames: Count = N_FRAMES
     counts_file: str | None = None
     answers_folder: str | None = None
 
@@ -121,7 +121,7 @@ class ModelArguments:
         plain = {name: None if value in ("None", "null", "") else value for name, value in given.items()}
         if str(plain.get("batch_size")).isdecimal():  # lmms-eval's command line hands it over as text
             plain["batch_size"] = int(plain["batch_size"])
-        arguments = validate_parameters(plain, cls)
+        arguments = cls(**plain)
         wanted = {"none": (), "codebook": ("codebook", "rule", "max_similarity", "retain_ratio")}
         for name in ("codebook", "rule", "max_similarity", "retain_ratio"):
             value = getattr(arguments, name)
