@@ -1,1 +1,1 @@
-"""Compute and measure memory and time of models and of probing, with and without a GPU."""
+"""Compute and measure memory and time: of models, of probing, of pruned answers."""
