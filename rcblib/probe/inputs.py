@@ -129,6 +129,6 @@ def wanted_places(places: list[Place], config: ProbeConfig, name: str) -> list[P
         raise ParameterError("image", f"{name}, grids of {sides} tokens", f"a grid of {needed}")
     warnings.warn(
         f"{name}: {len(small)} of {len(wanted)} views are not probed, with grids of {sides} tokens instead of {needed}",
-        stacklevel=4,
+        stacklevel=5,
     )
     return [place for place in wanted if place not in small]

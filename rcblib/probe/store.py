@@ -22,7 +22,8 @@ from rcblib.data.samples import load_pictures, sample_identity
 from rcblib.mllm import Adapter, adapter_for
 from rcblib.mllm.fingerprint import model_fingerprint, model_name, settings_of
 from rcblib.probe.config import ProbeConfig
-from rcblib.probe.run import probe_input, prompt_for
+from rcblib.probe.context import prompt_for
+from rcblib.probe.run import probe_input
 from rcblib.records import ImageError, ParameterError
 from rcblib.runs.digest import code_digest
 from rcblib.runs.files import (
