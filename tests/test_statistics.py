@@ -15,11 +15,9 @@ from rcblib.reading.statistics import (
     mean_interval,
     mean_of_ratios,
     mean_table,
-    paired_difference,
     paired_ratio,
     roc_auc,
     spearman,
-    wilson_interval,
 )
 from rcblib.records import ParameterError
 
@@ -99,10 +97,10 @@ def test_the_same_seed_gives_the_same_interval_and_labels_may_be_text():
 
 
 def test_blocks_do_not_change_the_result(monkeypatch):
-    x, y, _, clusters = clustered_sample(2)
-    whole = spearman(x, y, clusters, generator=np.random.default_rng(5), n_resamples=50)
+    x, _, labels, clusters = clustered_sample(2)
+    whole = roc_auc(x, labels, clusters, generator=np.random.default_rng(5), n_resamples=50)
     monkeypatch.setattr(statistics, "_BLOCK_ELEMENTS", 1000)
-    pieces = spearman(x, y, clusters, generator=np.random.default_rng(5), n_resamples=50)
+    pieces = roc_auc(x, labels, clusters, generator=np.random.default_rng(5), n_resamples=50)
     assert pieces.value == whole.value
     assert (pieces.low, pieces.high) == pytest.approx((whole.low, whole.high), abs=1e-12)
 
@@ -121,15 +119,6 @@ def test_mean_table_is_tidy_and_sorted(generator):
 def test_mean_table_names_a_missing_column(generator):
     with pytest.raises(ParameterError, match="column: got 'scores'; accepted: one of \\['score'\\]"):
         mean_table(pd.DataFrame({"score": [1.0]}), "scores", ["score"], generator=generator)
-
-
-def test_paired_difference_is_tighter_than_the_spread_of_either(generator):
-    rng = np.random.default_rng(4)
-    base = rng.normal(size=300)
-    better = base + 0.1 + 0.01 * rng.normal(size=300)
-    estimate = paired_difference(better, base, generator=generator)
-    assert estimate.value == pytest.approx(0.1, abs=0.005)
-    assert 0.095 < estimate.low < estimate.high < 0.105
 
 
 def test_paired_ratio_of_known_means(generator):
@@ -171,91 +160,60 @@ def test_mean_of_ratios_needs_a_score_in_every_group(generator):
         mean_of_ratios([1, 1], [1, 1], ["a"], generator=generator)
 
 
-def test_wilson_interval_known_answers():
-    # Textbook values (Newcombe 1998, table I): 81 of 263, 15 of 148, 0 of 20 and 1 of 29.
-    for successes, n, low, high in [
-        (81, 263, 0.2553, 0.3662),
-        (15, 148, 0.0624, 0.1605),
-        (0, 20, 0.0, 0.1611),
-        (1, 29, 0.0061, 0.1718),
-    ]:
-        estimate = wilson_interval(successes, n)
-        assert (estimate.low, estimate.high) == pytest.approx((low, high), abs=5e-5)
-    assert wilson_interval(20, 20).high == 1.0
-
-
-@pytest.mark.parametrize(("n_successes", "n"), [(1, 0), (-1, 5), (6, 5)])
-def test_wilson_interval_rejects_impossible_counts(n_successes, n):
-    with pytest.raises(ParameterError):
-        wilson_interval(n_successes, n)
+REFERENCES = pytest.mark.parametrize(
+    ("correlation", "reference"), [(spearman, spearmanr), (kendall, kendalltau)], ids=["spearman", "kendall"]
+)
 
 
 @pytest.mark.parametrize("correlation", [spearman, kendall])
 def test_perfect_and_reversed_order(correlation, generator):
-    x = np.arange(20.0)
-    assert correlation(x, x**3, generator=generator).value == pytest.approx(1.0)
-    estimate = correlation(x, -np.exp(x), generator=generator)
+    x, images = np.arange(20.0), np.repeat([0, 1], 10)
+    assert correlation(x, x**3, images, generator=generator).value == pytest.approx(1.0)
+    estimate = correlation(x, -np.exp(x), images, generator=generator)
     assert (estimate.value, estimate.low, estimate.high) == pytest.approx((-1.0, -1.0, -1.0))
 
 
-@pytest.mark.parametrize(
-    ("correlation", "reference"), [(spearman, spearmanr), (kendall, kendalltau)], ids=["spearman", "kendall"]
-)
+@REFERENCES
 def test_correlation_with_ties_equals_scipy(correlation, reference, generator):
-    x, y, _, clusters = clustered_sample(0)
-    estimate = correlation(x, y, clusters, generator=generator, n_resamples=20)
+    x, y, _, _ = clustered_sample(0)
+    estimate = correlation(x, y, np.zeros(len(x)), generator=generator, n_resamples=20)
     assert estimate.value == pytest.approx(reference(x, y).statistic, abs=1e-12)
-    assert estimate.low < estimate.value < estimate.high
+    assert (estimate.n, estimate.n_clusters) == (len(x), 1)
 
 
-@pytest.mark.parametrize(
-    ("correlation", "reference"), [(spearman, spearmanr), (kendall, kendalltau)], ids=["spearman", "kendall"]
-)
-def test_interval_equals_one_made_from_literal_resamples(correlation, reference):
-    x, y, _, clusters = clustered_sample(1, n_clusters=12, n_each=6)
-    estimate = correlation(x, y, clusters, generator=np.random.default_rng(11), n_resamples=40)
-    rng = np.random.default_rng(11)
-    values = []
-    for counts in rng.multinomial(12, np.full(12, 1 / 12), size=40):
-        rows = resample_rows(clusters, counts)
-        values.append(reference(x[rows], y[rows]).statistic)
-    assert (estimate.low, estimate.high) == pytest.approx(np.quantile(values, [0.025, 0.975]), abs=1e-12)
-
-
-@pytest.mark.parametrize(
-    ("correlation", "reference"), [(spearman, spearmanr), (kendall, kendalltau)], ids=["spearman", "kendall"]
-)
-def test_within_scope_averages_over_images(correlation, reference, generator):
+@REFERENCES
+def test_correlation_is_the_mean_over_images(correlation, reference, generator):
     x, y, _, clusters = clustered_sample(6)
-    estimate = correlation(x, y, clusters, generator=generator, scope="within", n_resamples=200)
+    estimate = correlation(x, y, clusters, generator=generator, n_resamples=200)
     expected = np.mean([reference(x[clusters == c], y[clusters == c]).statistic for c in range(30)])
     assert estimate.value == pytest.approx(expected, abs=1e-12)
     assert estimate.n_clusters == 30
-    # The shared effect of the cluster raises the pooled coefficient only.
-    assert estimate.value < correlation(x, y, clusters, generator=generator, n_resamples=20).value - 0.2
+    assert estimate.low < estimate.value < estimate.high
+    # The shared effect of the cluster raises the coefficient of all pairs together only.
+    assert estimate.value < reference(x, y).statistic - 0.2
 
 
-def test_within_scope_leaves_out_constant_images(generator):
+@REFERENCES
+def test_interval_equals_one_made_from_literal_resamples(correlation, reference):
+    x, y, _, clusters = clustered_sample(1, n_clusters=12, n_each=6)
+    estimate = correlation(x, y, clusters, generator=np.random.default_rng(11), n_resamples=40)
+    of_image = np.array([reference(x[clusters == c], y[clusters == c]).statistic for c in range(12)])
+    counts = np.random.default_rng(11).multinomial(12, np.full(12, 1 / 12), size=40)
+    values = [np.repeat(of_image, drawn).mean() for drawn in counts]
+    assert (estimate.low, estimate.high) == pytest.approx(np.quantile(values, [0.025, 0.975]), abs=1e-12)
+
+
+def test_correlation_leaves_out_constant_images(generator):
     x = np.array([1.0, 2.0, 3.0, 5.0, 5.0, 5.0])
-    estimate = spearman(
-        x, [3.0, 2.0, 1.0, 1.0, 2.0, 3.0], [0, 0, 0, 1, 1, 1], generator=generator, scope="within"
-    )
+    estimate = spearman(x, [3.0, 2.0, 1.0, 1.0, 2.0, 3.0], [0, 0, 0, 1, 1, 1], generator=generator)
     assert estimate.value == pytest.approx(-1.0)
     assert (estimate.n, estimate.n_clusters) == (3, 1)
 
 
 @pytest.mark.parametrize("correlation", [spearman, kendall])
-@pytest.mark.parametrize("scope", ["pooled", "within"])
-def test_correlation_with_a_constant_is_undefined(correlation, scope, generator):
-    estimate = correlation([1.0, 1.0, 1.0], [1.0, 2.0, 3.0], [0, 0, 0], generator=generator, scope=scope)
+def test_correlation_with_a_constant_is_undefined(correlation, generator):
+    estimate = correlation([1.0, 1.0, 1.0], [1.0, 2.0, 3.0], [0, 0, 0], generator=generator)
     assert np.isnan([estimate.value, estimate.low, estimate.high]).all()
-
-
-def test_unknown_scope_and_missing_clusters_are_refused(generator):
-    with pytest.raises(ParameterError, match="scope: got 'image'; accepted: 'pooled' or 'within'"):
-        spearman([1.0, 2.0], [1.0, 2.0], generator=generator, scope="image")
-    with pytest.raises(ParameterError, match="clusters: got None"):
-        kendall([1.0, 2.0], [1.0, 2.0], generator=generator, scope="within")
 
 
 def test_area_known_answers(generator):
@@ -353,7 +311,7 @@ def test_bad_arguments_are_named(arguments, message, generator):
 
 def test_pairs_must_match(generator):
     with pytest.raises(ParameterError, match="second: got '3 values'; accepted: as many as first: 2"):
-        paired_difference([1.0, 2.0], [1.0, 2.0, 3.0], generator=generator)
+        paired_ratio([1.0, 2.0], [1.0, 2.0, 3.0], generator=generator)
 
 
 def test_estimate_reads_well_and_goes_to_json():

@@ -133,7 +133,7 @@ def codebook_agreement(
     images = np.repeat(np.arange(len(overlaps)), [len(each) for each in scores[0]])
     x, y = (np.concatenate(each) for each in scores)
     return {
-        "rank_correlation": spearman(x, y, images, generator=generator, scope="within"),
+        "rank_correlation": spearman(x, y, images, generator=generator),
         "kept_overlap": mean_interval(overlaps, generator=generator),
     }
 

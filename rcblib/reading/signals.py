@@ -1,4 +1,4 @@
-"""Derive measures from probe tables: what is recognised, which tokens a signal calls low, how signals agree.
+"""Derive measures from probe tables: which tokens a signal calls low, how signals agree, where they lie.
 
 A probe table has one row a position, with the columns that `rcblib.probe.run.probe` lists. "Of its image" below means
 among the probed positions of the image, all views together.
@@ -14,14 +14,13 @@ import pandas as pd
 
 from rcblib.reading.claims import interval_side
 from rcblib.reading.statistics import Estimate, kendall, mean_interval, roc_auc, spearman
-from rcblib.records import ParameterError, Sample, SceneObject, SequenceSample
+from rcblib.records import ParameterError
+from rcblib.signals import SIGNALS, check_measured
 from rcblib.tensors.geometry import check_grid, window
 
 _PLACE = ["image_id", "view"]
 
 _NUMBERS = ["value", "low", "high", "n", "n_clusters"]  # of an estimate, as columns of the tables
-
-_MIN_PREFIX = 3  # letters from which on the beginning of a word counts as that word
 
 
 def attention_columns(frame: pd.DataFrame, rows: str = "last") -> list[str]:
@@ -34,10 +33,10 @@ def attention_columns(frame: pd.DataFrame, rows: str = "last") -> list[str]:
     rows : {"last", "question"}
         Attention of the last prompt token, or the mean over the text after the image.
     """
-    if rows not in ("last", "question"):
+    signal = SIGNALS.get(f"attention_{rows}_layer_<i>")
+    if signal is None:
         raise ParameterError("rows", rows, "'last' or 'question'")
-    start = f"attention_{rows}_layer_"
-    return sorted((c for c in frame.columns if c.startswith(start)), key=lambda c: int(c[len(start) :]))
+    return sorted(filter(signal.names, frame.columns), key=lambda column: int(column.rsplit("_", 1)[1]))
 
 
 def without_copies(frame: pd.DataFrame) -> pd.DataFrame:
@@ -99,82 +98,18 @@ def with_mean_attention(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def available(frame: pd.DataFrame, signals: Iterable[str]) -> list[str]:
-    """Keep the signals that a table has: the column exists and holds two different values at least.
+    """Keep the signals that this model and these images have: their columns hold two different values at least.
 
     A vision encoder without [CLS] gives no [CLS] signals, own photos no coverage.
-    """
-    return [name for name in signals if name in frame.columns and frame[name].nunique(dropna=True) > 1]
-
-
-def recognised(frame: pd.DataFrame, samples: Iterable[Sample | SequenceSample]) -> pd.Series:
-    """Tell which tokens are recognised alone: the top-1 word names the object beneath, or its colour.
-
-    Parameters
-    ----------
-    frame : pandas.DataFrame
-        Probe table with ``image_id``, ``top1_word`` and ``object_category``; of several photos or videos, with
-        ``picture`` too.
-    samples : iterable of Sample or SequenceSample
-        The inputs of the table; colours are those of the objects of the category beneath in the same photo or frame.
-
-    Returns
-    -------
-    pandas.Series
-        Booleans on the index of `frame`; false where no object lies beneath.
 
     Raises
     ------
     ParameterError
-        If an image of the table is not among the samples, or has no annotated objects, or rows of several photos do
-        not say which one they are of.
-
-    Notes
-    -----
-    A word names a category if it is one of the category's words, its plural, or its beginning: a tokenizer of pieces
-    may cut ``elephant`` after ``eleph``. Such a beginning has at least three letters and is not itself the name of
-    another category (``car`` does not name a carrot).
+        If a column is missing that ought to be there, as `rcblib.signals.check_measured` tells.
     """
-    by_id = {sample.image_id: sample for sample in samples}
-    for image_id in frame["image_id"].unique():
-        if image_id not in by_id or by_id[image_id].objects is None:
-            raise ParameterError("samples", f"no objects of image {image_id}", "every image with its objects")
-    known: dict[tuple[int, int, str], set[str]] = {}
-    names = set()
-    for image_id, sample in by_id.items():
-        for picture, objects in enumerate(_objects_by_picture(sample)):
-            for item in objects:
-                words = {*item.category.lower().split(), *([item.color.lower()] if item.color else [])}
-                known.setdefault((image_id, picture, item.category), set()).update(words)
-                names.add(item.category.lower())
-    pictures = frame["picture"].fillna(0) if "picture" in frame else pd.Series(0, index=frame.index)
-    several = [i for i in frame["image_id"].unique() if by_id[i].n_images > 1]
-    if several and "picture" not in frame:
-        raise ParameterError(
-            "frame", f"rows of image {several[0]} without a picture", "a table with the column picture"
-        )
-    said = zip(frame["image_id"], pictures, frame["top1_word"], frame["object_category"], strict=True)
-    found = [
-        isinstance(category, str)
-        and _names(str(word).lower(), known.get((image_id, picture, category), set()), names)
-        for image_id, picture, word, category in said
-    ]
-    return pd.Series(found, index=frame.index, dtype=bool)
-
-
-def _objects_by_picture(sample: Sample | SequenceSample) -> Sequence[Sequence[SceneObject]]:
-    """Return the annotated objects of each picture; none where there is no annotation."""
-    if sample.objects is None:
-        return ()
-    return (sample.objects,) if isinstance(sample, Sample) else sample.objects
-
-
-def _names(word: str, accepted: set[str], categories: set[str]) -> bool:
-    """Tell whether a word is one of those accepted, a plural of one, or the beginning of one."""
-    if word in accepted or (word.endswith("s") and word[:-1] in accepted):
-        return True
-    if len(word) < _MIN_PREFIX or word in categories:
-        return False
-    return any(name.startswith(word) for name in accepted)
+    signals = list(signals)
+    check_measured(frame.columns, signals)
+    return [name for name in signals if name in frame.columns and frame[name].nunique(dropna=True) > 1]
 
 
 def lower_half(frame: pd.DataFrame, signal: str) -> pd.Series:
@@ -268,9 +203,8 @@ def correlation_table(
     *,
     generator: np.random.Generator,
     coefficient: str = "spearman",
-    scope: str = "within",
 ) -> pd.DataFrame:
-    """Correlate pairs of signals by rank, with intervals over images.
+    """Correlate pairs of signals by rank inside each image, with intervals over images.
 
     Parameters
     ----------
@@ -282,8 +216,6 @@ def correlation_table(
         Source of the bootstrap.
     coefficient : {"spearman", "kendall"}
         Which rank correlation.
-    scope : {"within", "pooled"}
-        ``"within"`` averages the coefficient of each image, so that differences between images do not enter.
 
     Returns
     -------
@@ -293,7 +225,7 @@ def correlation_table(
     Raises
     ------
     ParameterError
-        If a column is missing, or the coefficient or scope is another one.
+        If a column is missing, or the coefficient is another one.
     """
     pairs = list(pairs)
     for name in chain.from_iterable(pairs):
@@ -304,9 +236,7 @@ def correlation_table(
     rows = []
     for first, second in pairs:
         known = frame[["image_id", first, second]].dropna()
-        estimate = measures[coefficient](
-            known[first], known[second], known["image_id"], generator=generator, scope=scope
-        )
+        estimate = measures[coefficient](known[first], known[second], known["image_id"], generator=generator)
         rows.append({"first": first, "second": second, **_numbers(estimate)})
     return pd.DataFrame(rows, columns=["first", "second", *_NUMBERS])
 

@@ -1,20 +1,20 @@
 """Intervals, rank correlations, ROC areas and paired comparisons for measurements that are grouped by image.
 
 Positions of one image are not independent of each other, so every bootstrap here draws whole images
-(`clusters`) with replacement. A drawn sample is represented by how often each cluster was drawn; each
-statistic is computed from those counts for many resamples at once.
+(`clusters`) with replacement, which `scipy.stats.bootstrap` does not: it draws rows. A drawn sample is represented by
+how often each cluster was drawn; each statistic is computed from those counts for many resamples at once. Areas count
+pairs inside strata, which `sklearn.metrics.roc_auc_score` does not; without strata tests hold the two equal.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from math import sqrt
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import norm
+from scipy.stats import kendalltau, spearmanr
 
 from rcblib.records import ParameterError
 
@@ -97,11 +97,9 @@ def mean_interval(
     codes, n_clusters = _cluster_codes(clusters, len(values))
     sums = np.bincount(codes, weights=values, minlength=n_clusters)
     sizes = np.bincount(codes, minlength=n_clusters).astype(float)
-
-    def ratio(counts: np.ndarray) -> np.ndarray:
-        return (counts @ sums) / (counts @ sizes)
-
-    return _bootstrap(ratio, len(values), n_clusters, generator, n_resamples, level, n_columns=n_clusters)
+    return _bootstrap(
+        lambda drawn: (drawn @ sums) / (drawn @ sizes), len(values), n_clusters, generator, n_resamples, level
+    )
 
 
 def mean_table(
@@ -122,7 +120,7 @@ def mean_table(
         One row a measurement.
     value : str
         Column to average.
-    by : sequence of str
+    by : str or sequence of str
         Columns that form the groups, at least one.
     cluster : str, optional
         Column with the unit (image) of each row.
@@ -134,8 +132,6 @@ def mean_table(
         groups sorted.
     """
     by = [by] if isinstance(by, str) else list(by)
-    if not by:
-        raise ParameterError("by", by, "at least one column")
     for column in [value, *by, *([cluster] if cluster else [])]:
         if column not in frame.columns:
             raise ParameterError("column", column, f"one of {list(frame.columns)}")
@@ -145,34 +141,8 @@ def mean_table(
         estimate = mean_interval(
             group[value].to_numpy(), clusters, generator=generator, n_resamples=n_resamples, level=level
         )
-        row = dict(zip(by, keys, strict=True))
-        row |= {"mean": estimate.value, "low": estimate.low, "high": estimate.high}
-        rows.append(row | {"n": estimate.n, "n_clusters": estimate.n_clusters})
+        rows.append((*keys, estimate.value, estimate.low, estimate.high, estimate.n, estimate.n_clusters))
     return pd.DataFrame(rows, columns=[*by, "mean", "low", "high", "n", "n_clusters"])
-
-
-def paired_difference(
-    first: Sequence[float],
-    second: Sequence[float],
-    clusters: Sequence[Any] | None = None,
-    *,
-    generator: np.random.Generator,
-    n_resamples: int = 2000,
-    level: float = 0.95,
-) -> Estimate:
-    """Estimate mean(first - second) over the same items; the bootstrap keeps each pair together.
-
-    An interval that excludes 0 says that the two differ at that level.
-
-    Parameters
-    ----------
-    first, second : array_like
-        ``(n,)`` scores of the same n items, in the same order.
-    clusters, generator, n_resamples, level
-        As in `mean_interval`.
-    """
-    first, second = _pair(first, second, "first", "second")
-    return mean_interval(first - second, clusters, generator=generator, n_resamples=n_resamples, level=level)
 
 
 def paired_ratio(
@@ -195,15 +165,10 @@ def paired_ratio(
     clusters, generator, n_resamples, level
         As in `mean_interval`.
     """
-    first, second = _pair(first, second, "first", "second")
-    codes, n_clusters = _cluster_codes(clusters, len(first))
-    above = np.bincount(codes, weights=first, minlength=n_clusters)
-    below = np.bincount(codes, weights=second, minlength=n_clusters)
-
-    def ratio(counts: np.ndarray) -> np.ndarray:
-        return _divide(counts @ above, counts @ below)
-
-    return _bootstrap(ratio, len(first), n_clusters, generator, n_resamples, level, n_columns=n_clusters)
+    one = np.zeros(len(first))
+    return mean_of_ratios(
+        first, second, one, clusters, generator=generator, n_resamples=n_resamples, level=level
+    )
 
 
 def mean_of_ratios(
@@ -232,11 +197,9 @@ def mean_of_ratios(
         As in `mean_interval`.
     """
     first, second = _pair(first, second, "first", "second")
-    groups = np.asarray(groups)
-    if groups.shape != first.shape:
-        raise ParameterError("groups", f"shape {groups.shape}", f"one label a value: {first.shape}")
     codes, n_clusters = _cluster_codes(clusters, len(first))
-    members = [groups == label for label in np.unique(groups)]
+    group, n_groups = _cluster_codes(groups, len(first), "groups")
+    members = [group == number for number in range(n_groups)]
     above, below = (
         np.stack([np.bincount(codes[rows], weights=values[rows], minlength=n_clusters) for rows in members])
         for values in (first, second)
@@ -245,111 +208,73 @@ def mean_of_ratios(
     def mean_ratio(counts: np.ndarray) -> np.ndarray:
         return _divide(counts @ above.T, counts @ below.T).mean(axis=1)
 
-    return _bootstrap(mean_ratio, len(first), n_clusters, generator, n_resamples, level, n_columns=n_clusters)
-
-
-def wilson_interval(n_successes: int, n: int, level: float = 0.95) -> Estimate:
-    """Estimate a proportion with the Wilson score interval, for independent trials.
-
-    Parameters
-    ----------
-    n_successes : int
-        Successes, 0 to `n`.
-    n : int
-        Trials, at least 1.
-    level : float
-        Nominal coverage, in (0, 1).
-    """
-    if n < 1:
-        raise ParameterError("n", n, "an integer of at least 1")
-    if not 0 <= n_successes <= n:
-        raise ParameterError("n_successes", n_successes, f"0 to n = {n}")
-    _check_level(level)
-    z = norm.ppf(0.5 + level / 2)
-    share = n_successes / n
-    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    # The exact ends at 0 and n successes are 0 and 1; rounding would miss them by 1e-17.
-    low = 0.0 if n_successes == 0 else float(centre - half)
-    high = 1.0 if n_successes == n else float(centre + half)
-    return Estimate(share, low, high, n, n, level)
+    return _bootstrap(mean_ratio, len(first), n_clusters, generator, n_resamples, level)
 
 
 def spearman(
     x: Sequence[float],
     y: Sequence[float],
-    clusters: Sequence[Any] | None = None,
+    clusters: Sequence[Any],
     *,
     generator: np.random.Generator,
-    scope: str = "pooled",
     n_resamples: int = 1000,
     level: float = 0.95,
 ) -> Estimate:
-    """Estimate Spearman's rank correlation, ties at their mean rank, with an interval over clusters.
+    """Estimate Spearman's rank correlation inside clusters (images), ties at their mean rank: the mean over clusters.
+
+    Differences between images do not enter. Clusters in which x or y is constant have no coefficient and are left out
+    (`Estimate.n_clusters` counts the rest).
 
     Parameters
     ----------
     x, y : array_like
         ``(n,)`` paired measurements.
-    clusters : array_like, optional
+    clusters : array_like
         ``(n,)`` label of the unit (image) of each pair.
-    generator : numpy.random.Generator
-        Source of the draws.
-    scope : {"pooled", "within"}
-        ``"pooled"`` ranks all pairs together; ``"within"`` computes the coefficient inside every cluster and
-        averages it over clusters, so that differences between images do not enter. Clusters in which x or y
-        is constant have no coefficient and are left out (`Estimate.n_clusters` counts the rest).
-    n_resamples, level
+    generator, n_resamples, level
         As in `mean_interval`.
 
     Raises
     ------
     ParameterError
-        If the inputs differ in length, are not finite, or `scope` is unknown or lacks clusters.
+        If the inputs differ in length or are not finite.
     """
-    x, y = _pair(x, y, "x", "y")
-    _check_scope(scope, clusters)
-    codes, n_clusters = _cluster_codes(clusters, len(x))
-    if scope == "within":
-        return _within(_spearman_rows, x, y, codes, n_clusters, generator, n_resamples, level)
-
-    def coefficient(counts: np.ndarray) -> np.ndarray:
-        return _spearman_rows(x, y, counts[:, codes])
-
-    return _bootstrap(coefficient, len(x), n_clusters, generator, n_resamples, level, n_columns=len(x))
+    return _inside(spearmanr, x, y, clusters, generator, n_resamples, level)
 
 
 def kendall(
     x: Sequence[float],
     y: Sequence[float],
-    clusters: Sequence[Any] | None = None,
+    clusters: Sequence[Any],
     *,
     generator: np.random.Generator,
-    scope: str = "pooled",
     n_resamples: int = 1000,
     level: float = 0.95,
 ) -> Estimate:
-    """Estimate Kendall's tau-b with an interval over clusters.
+    """Estimate Kendall's tau-b inside clusters, as `spearman` does its coefficient."""
+    return _inside(kendalltau, x, y, clusters, generator, n_resamples, level)
 
-    All pairs of rows are compared once (time grows with n squared) and summed by pair of clusters; each
-    resample is then a quadratic form of its cluster counts. Memory grows with ``n_clusters`` squared.
 
-    Parameters
-    ----------
-    x, y, clusters, generator, scope, n_resamples, level
-        As in `spearman`.
-    """
+def _inside(
+    coefficient: Callable[..., Any],
+    x: Sequence[float],
+    y: Sequence[float],
+    clusters: Sequence[Any],
+    generator: np.random.Generator,
+    n_resamples: int,
+    level: float,
+) -> Estimate:
+    """Average a coefficient of scipy's over the clusters that have one."""
     x, y = _pair(x, y, "x", "y")
-    _check_scope(scope, clusters)
     codes, n_clusters = _cluster_codes(clusters, len(x))
-    if scope == "within":
-        return _within(_kendall_rows, x, y, codes, n_clusters, generator, n_resamples, level)
-    pair_sums = _pair_sums(x, y, codes, n_clusters)
-
-    def coefficient(counts: np.ndarray) -> np.ndarray:
-        return _tau_b(counts, *pair_sums)
-
-    return _bootstrap(coefficient, len(x), n_clusters, generator, n_resamples, level, n_columns=n_clusters)
+    members = [np.flatnonzero(codes == code) for code in range(n_clusters)]
+    members = [rows for rows in members if np.ptp(x[rows]) and np.ptp(y[rows])]
+    n = sum(map(len, members))
+    if not members:
+        return Estimate(np.nan, np.nan, np.nan, len(x), 0, level)
+    values = [coefficient(x[rows], y[rows]).statistic for rows in members]
+    mean = mean_interval(values, generator=generator, n_resamples=n_resamples, level=level)
+    return replace(mean, n=n)
 
 
 def roc_auc(
@@ -391,9 +316,8 @@ def roc_auc(
     if positive.all() or not positive.any():
         raise ParameterError("labels", f"only {bool(positive[0])}", "at least one positive and one negative")
     codes, n_clusters = _cluster_codes(clusters, len(scores))
-    layer, n_strata = _cluster_codes(
-        np.zeros(len(scores)) if strata is None else strata, len(scores), "strata"
-    )
+    strata = np.zeros(len(scores)) if strata is None else strata
+    layer, n_strata = _cluster_codes(strata, len(scores), "strata")
     order = np.lexsort((scores, layer))
     is_positive, layer, scores = positive[order].astype(float), layer[order], scores[order]
     is_new = (np.diff(scores) != 0) | (np.diff(layer) != 0)
@@ -406,12 +330,10 @@ def roc_auc(
         negatives = np.add.reduceat(weights * (1 - is_positive), starts, axis=1)
         before = np.cumsum(negatives, axis=1) - negatives
         below = before - before[:, first_run][:, layer[starts]] + negatives / 2
-        n_pairs = np.add.reduceat(positives, first_run, axis=1) * np.add.reduceat(
-            negatives, first_run, axis=1
-        )
-        return _divide((positives * below).sum(axis=1), n_pairs.sum(axis=1))
+        of_stratum = (np.add.reduceat(each, first_run, axis=1) for each in (positives, negatives))
+        return _divide((positives * below).sum(axis=1), np.prod([*of_stratum], axis=0).sum(axis=1))
 
-    return _bootstrap(area, len(scores), n_clusters, generator, n_resamples, level, n_columns=len(scores))
+    return _bootstrap(area, len(scores), n_clusters, generator, n_resamples, level)
 
 
 def _bootstrap(
@@ -421,18 +343,18 @@ def _bootstrap(
     generator: np.random.Generator,
     n_resamples: int,
     level: float,
-    n_columns: int,
 ) -> Estimate:
     """Compute `statistic`, which maps counts ``(b, n_clusters)`` to ``(b,)``, on the sample and resamples."""
     if not isinstance(generator, np.random.Generator):
         raise ParameterError("generator", generator, "a numpy.random.Generator")
     if n_resamples < 1:
         raise ParameterError("n_resamples", n_resamples, "an integer of at least 1")
-    _check_level(level)
+    if not 0 < level < 1:
+        raise ParameterError("level", level, "a number above 0 and below 1")
     value = float(statistic(np.ones((1, n_clusters)))[0])
     if np.isnan(value):
         return Estimate(value, np.nan, np.nan, n, n_clusters, level)
-    block = max(1, _BLOCK_ELEMENTS // n_columns)
+    block = max(1, _BLOCK_ELEMENTS // n)
     shares = np.full(n_clusters, 1 / n_clusters)
     values = []
     for start in range(0, n_resamples, block):
@@ -440,95 +362,6 @@ def _bootstrap(
         values.append(statistic(generator.multinomial(n_clusters, shares, size=size).astype(float)))
     low, high = np.nanquantile(np.concatenate(values), [(1 - level) / 2, (1 + level) / 2])
     return Estimate(value, float(low), float(high), n, n_clusters, level)
-
-
-def _within(
-    coefficient: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray],
-    x: np.ndarray,
-    y: np.ndarray,
-    codes: np.ndarray,
-    n_clusters: int,
-    generator: np.random.Generator,
-    n_resamples: int,
-    level: float,
-) -> Estimate:
-    """Average a coefficient, computed inside each cluster, over the clusters that have one."""
-    members = np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1])
-    values = np.array([coefficient(x[rows], y[rows], np.ones((1, len(rows))))[0] for rows in members])
-    defined = ~np.isnan(values)
-    if not defined.any():
-        return Estimate(np.nan, np.nan, np.nan, len(x), 0, level)
-    mean = mean_interval(values[defined], generator=generator, n_resamples=n_resamples, level=level)
-    n = int(sum(len(rows) for rows, keep in zip(members, defined, strict=True) if keep))
-    return Estimate(mean.value, mean.low, mean.high, n, mean.n_clusters, level)
-
-
-def _spearman_rows(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return Spearman's coefficient ``(b,)`` of samples that hold row i ``weights[:, i]`` times."""
-    total = weights.sum(axis=1, keepdims=True)
-    # Mean ranks always average to (total + 1) / 2, so the centring is exact.
-    rank_x = _weighted_ranks(x, weights) - (total + 1) / 2
-    rank_y = _weighted_ranks(y, weights) - (total + 1) / 2
-    covariance = (weights * rank_x * rank_y).sum(axis=1)
-    scale = np.sqrt((weights * rank_x**2).sum(axis=1) * (weights * rank_y**2).sum(axis=1))
-    return _divide(covariance, scale)
-
-
-def _kendall_rows(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return tau-b ``(b,)`` of samples that hold row i ``weights[:, i]`` times; for few rows."""
-    return _tau_b(weights, *_pair_sums(x, y, np.arange(len(x)), len(x)))
-
-
-def _tau_b(
-    counts: np.ndarray, agreement: np.ndarray, untied_x: np.ndarray, untied_y: np.ndarray
-) -> np.ndarray:
-    """Return tau-b ``(b,)`` of samples that hold cluster i ``counts[:, i]`` times; see `_pair_sums`."""
-    scale = np.sqrt(_quadratic(counts, untied_x) * _quadratic(counts, untied_y))
-    return _divide(_quadratic(counts, agreement), scale)
-
-
-def _weighted_ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return mean ranks ``(b, n)`` in samples that hold row i ``weights[:, i]`` times."""
-    order, starts, group = _tie_groups(values)
-    sizes = np.add.reduceat(weights[:, order], starts, axis=1)
-    mean_ranks = np.cumsum(sizes, axis=1) - sizes / 2 + 0.5
-    ranks = np.empty_like(weights)
-    ranks[:, order] = mean_ranks[:, group]
-    return ranks
-
-
-def _tie_groups(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the sorting order, where each run of equal values starts, and the run of each sorted row."""
-    order = np.argsort(values, kind="stable")
-    ordered = values[order]
-    first = np.concatenate([[True], ordered[1:] != ordered[:-1]])
-    return order, np.flatnonzero(first), np.cumsum(first) - 1
-
-
-def _pair_sums(
-    x: np.ndarray, y: np.ndarray, codes: np.ndarray, n_clusters: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Sum, over pairs of rows of clusters i and j, the agreement of order and whether x and y are untied.
-
-    Returns three ``(n_clusters, n_clusters)`` matrices.
-    """
-    order = np.argsort(codes, kind="stable")
-    x, y, codes = x[order], y[order], codes[order]
-    starts = np.searchsorted(codes, np.arange(n_clusters))
-    sums = np.zeros((3, n_clusters, n_clusters))
-    block = max(1, _BLOCK_ELEMENTS // len(x))
-    for start in range(0, len(x), block):
-        rows = slice(start, start + block)
-        sign_x = np.sign(x[rows, None] - x[None, :])
-        sign_y = np.sign(y[rows, None] - y[None, :])
-        for total, matrix in zip(sums, (sign_x * sign_y, sign_x**2, sign_y**2), strict=True):
-            np.add.at(total, codes[rows], np.add.reduceat(matrix, starts, axis=1))
-    return sums[0], sums[1], sums[2]
-
-
-def _quadratic(counts: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """Return ``c @ matrix @ c`` for every row c of ``counts``."""
-    return np.einsum("bi,bi->b", counts @ matrix, counts)
 
 
 def _divide(above: np.ndarray, below: np.ndarray) -> np.ndarray:
@@ -566,15 +399,3 @@ def _cluster_codes(clusters: Sequence[Any] | None, n: int, name: str = "clusters
         raise ParameterError(name, f"shape {clusters.shape}", f"one label a value: ({n},)")
     labels, codes = np.unique(clusters, return_inverse=True)
     return codes, len(labels)
-
-
-def _check_scope(scope: str, clusters: Sequence[Any] | None) -> None:
-    if scope not in ("pooled", "within"):
-        raise ParameterError("scope", scope, "'pooled' or 'within'")
-    if scope == "within" and clusters is None:
-        raise ParameterError("clusters", None, "labels, because scope='within' computes inside each cluster")
-
-
-def _check_level(level: float) -> None:
-    if not 0 < level < 1:
-        raise ParameterError("level", level, "a number above 0 and below 1")

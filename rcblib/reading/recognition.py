@@ -1,0 +1,82 @@
+"""Tell which tokens are recognised alone: the word said names what lies beneath."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import pandas as pd
+
+from rcblib.records import ParameterError, Sample, SceneObject, SequenceSample
+
+_MIN_PREFIX = 3  # letters from which on the beginning of a word counts as that word
+
+
+def recognised(frame: pd.DataFrame, samples: Iterable[Sample | SequenceSample]) -> pd.Series:
+    """Tell which tokens are recognised alone: the top-1 word names the object beneath, or its colour.
+
+    Parameters
+    ----------
+    frame : pandas.DataFrame
+        Probe table with ``image_id``, ``top1_word`` and ``object_category``; of several photos or videos, with
+        ``picture`` too.
+    samples : iterable of Sample or SequenceSample
+        The inputs of the table; colours are those of the objects of the category beneath in the same photo or frame.
+
+    Returns
+    -------
+    pandas.Series
+        Booleans on the index of `frame`; false where no object lies beneath.
+
+    Raises
+    ------
+    ParameterError
+        If an image of the table is not among the samples, or has no annotated objects, or rows of several photos do
+        not say which one they are of.
+
+    Notes
+    -----
+    A word names a category if it is one of the category's words, its plural, or its beginning: a tokenizer of pieces
+    may cut ``elephant`` after ``eleph``. Such a beginning has at least three letters and is not itself the name of
+    another category (``car`` does not name a carrot).
+    """
+    by_id = {sample.image_id: sample for sample in samples}
+    for image_id in frame["image_id"].unique():
+        if image_id not in by_id or by_id[image_id].objects is None:
+            raise ParameterError("samples", f"no objects of image {image_id}", "every image with its objects")
+    known: dict[tuple[int, int, str], set[str]] = {}
+    names = set()
+    for image_id, sample in by_id.items():
+        for picture, objects in enumerate(_objects_by_picture(sample)):
+            for item in objects:
+                words = {*item.category.lower().split(), *([item.color.lower()] if item.color else [])}
+                known.setdefault((image_id, picture, item.category), set()).update(words)
+                names.add(item.category.lower())
+    pictures = frame["picture"].fillna(0) if "picture" in frame else pd.Series(0, index=frame.index)
+    several = [i for i in frame["image_id"].unique() if by_id[i].n_images > 1]
+    if several and "picture" not in frame:
+        raise ParameterError(
+            "frame", f"rows of image {several[0]} without a picture", "a table with the column picture"
+        )
+    said = zip(frame["image_id"], pictures, frame["top1_word"], frame["object_category"], strict=True)
+    found = [
+        isinstance(category, str)
+        and _names(str(word).lower(), known.get((image_id, picture, category), set()), names)
+        for image_id, picture, word, category in said
+    ]
+    return pd.Series(found, index=frame.index, dtype=bool)
+
+
+def _objects_by_picture(sample: Sample | SequenceSample) -> Sequence[Sequence[SceneObject]]:
+    """Return the annotated objects of each picture; none where there is no annotation."""
+    if sample.objects is None:
+        return ()
+    return (sample.objects,) if isinstance(sample, Sample) else sample.objects
+
+
+def _names(word: str, accepted: set[str], categories: set[str]) -> bool:
+    """Tell whether a word is one of those accepted, a plural of one, or the beginning of one."""
+    if word in accepted or (word.endswith("s") and word[:-1] in accepted):
+        return True
+    if len(word) < _MIN_PREFIX or word in categories:
+        return False
+    return any(name.startswith(word) for name in accepted)
