@@ -1,5 +1,7 @@
 """Check what the figures draw: positions, values, colours and text, read back from the axes."""
 
+import re
+
 import matplotlib
 
 matplotlib.use("Agg")
@@ -8,9 +10,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from gallery import GALLERY
+from matplotlib.text import Text
 from PIL import Image
 
-from rcblib.reading.figures import charts, maps, style
+from rcblib.reading import figures
+from rcblib.reading.labels import label_of, method_label
 from rcblib.reading.statistics import Estimate
 from rcblib.records import ParameterError
 
@@ -20,7 +25,7 @@ GRID = (3, 4)
 @pytest.fixture(autouse=True)
 def book_style():
     with matplotlib.rc_context():
-        style.use_style()
+        figures.use_style()
         yield
     plt.close("all")
 
@@ -38,7 +43,7 @@ def image():
 
 
 def test_heat_map_puts_values_in_raster_order_over_the_whole_image(axes, image):
-    maps.heat_map(axes, image, np.arange(12.0), GRID, label="signal")
+    figures.heat_map(axes, image, np.arange(12.0), GRID, label="signal")
     under, over = axes.images
     assert over.get_array().tolist() == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
     assert list(over.get_extent()) == list(under.get_extent()) == [0, 32, 24, 0]
@@ -48,7 +53,7 @@ def test_heat_map_puts_values_in_raster_order_over_the_whole_image(axes, image):
 def test_heat_map_leaves_positions_that_were_not_probed_uncovered(axes, image):
     values = np.full(12, np.nan)
     values[5] = 1.0
-    maps.heat_map(axes, image, values, GRID, limits=(0, 2), label="signal", colorbar=False)
+    figures.heat_map(axes, image, values, GRID, limits=(0, 2), label="signal", colorbar=False)
     over = axes.images[1]
     assert np.ma.getmaskarray(over.get_array()).sum() == 11
     assert over.get_clim() == (0, 2)
@@ -58,8 +63,8 @@ def test_heat_map_leaves_positions_that_were_not_probed_uncovered(axes, image):
 
 def test_one_scale_serves_several_heat_maps(image):
     figure, (first, second, scale) = plt.subplots(1, 3)
-    maps.heat_map(first, image, np.arange(12.0), GRID, limits=(0, 20), colorbar=scale)
-    maps.heat_map(second, image, np.arange(12.0) + 8, GRID, limits=(0, 20), colorbar=False)
+    figures.heat_map(first, image, np.arange(12.0), GRID, limits=(0, 20), colorbar=scale)
+    figures.heat_map(second, image, np.arange(12.0) + 8, GRID, limits=(0, 20), colorbar=False)
     assert figure.axes == [first, second, scale]
     assert scale.get_ylim() == first.images[1].get_clim() == second.images[1].get_clim() == (0, 20)
 
@@ -67,21 +72,21 @@ def test_one_scale_serves_several_heat_maps(image):
 @pytest.mark.parametrize("n_values", [11, 13])
 def test_a_value_for_every_token_is_needed(axes, image, n_values):
     with pytest.raises(ParameterError, match=r"values: got 'shape .*3×4 grid: \(12,\)"):
-        maps.heat_map(axes, image, np.zeros(n_values), GRID)
+        figures.heat_map(axes, image, np.zeros(n_values), GRID)
     with pytest.raises(ParameterError, match="words"):
-        maps.word_map(axes, image, ["a"] * n_values, np.zeros(12), GRID)
+        figures.word_map(axes, image, ["a"] * n_values, np.zeros(12), GRID)
 
 
 def test_only_rgb_images_are_drawn(axes):
     with pytest.raises(ParameterError, match="an RGB image"):
-        maps.heat_map(axes, np.zeros((8, 8)), np.zeros(12), GRID)
+        figures.heat_map(axes, np.zeros((8, 8)), np.zeros(12), GRID)
 
 
 def test_word_map_writes_each_word_in_the_middle_of_its_patch(axes, image):
     words = [f"w{i}" for i in range(12)]
     probabilities = np.linspace(0, 1, 12)
     probabilities[3] = np.nan
-    maps.word_map(axes, image, words, probabilities, GRID)
+    figures.word_map(axes, image, words, probabilities, GRID)
     placed = {text.get_text(): text.get_position() for text in axes.texts}
     assert len(placed) == 11
     assert "w3" not in placed
@@ -94,7 +99,7 @@ def test_word_map_writes_each_word_in_the_middle_of_its_patch(axes, image):
 def test_words_stay_inside_their_patches(image):
     figure, axes = plt.subplots(figsize=(6, 5))
     words = ["i", "triangle", "extraordinarily", "$x_1$", "  ", "", "a b", "100%", "_", "ring", "W", "moon"]
-    maps.word_map(axes, image, words, np.full(12, 0.5), GRID)
+    figures.word_map(axes, image, words, np.full(12, 0.5), GRID)
     figure.canvas.draw()
     box = axes.get_window_extent()
     width, height = box.width / GRID[1], box.height / GRID[0]
@@ -105,7 +110,7 @@ def test_words_stay_inside_their_patches(image):
 
 
 def test_kept_map_shows_kept_patches_in_colour_and_counts_them(axes, image):
-    maps.kept_map(axes, image, [0, 11], GRID, "codebook")
+    figures.kept_map(axes, image, [0, 11], GRID, "codebook")
     opacity = axes.images[1].get_array()[..., 3]
     assert opacity.shape == (24, 32)
     assert opacity[:8, :8].min() == 1 and opacity[16:, 24:].min() == 1
@@ -114,16 +119,21 @@ def test_kept_map_shows_kept_patches_in_colour_and_counts_them(axes, image):
 
 
 def test_kept_map_of_nothing_and_of_positions_outside(axes, image):
-    maps.kept_map(axes, image, [], GRID)
+    figures.kept_map(axes, image, [], GRID)
     assert axes.get_title(loc="left") == "0 of 12 tokens"
     with pytest.raises(ParameterError, match="positions from 0 to 11"):
-        maps.kept_map(axes, image, [12], GRID)
+        figures.kept_map(axes, image, [12], GRID)
 
 
 def rank_frame(n_images):
     rng = np.random.default_rng(1)
     rows = [
-        {"rank": rank, "attention": 1 / rank, "top1": rng.random(), "global": 1e-3 * rng.random()}
+        {
+            "rank": rank,
+            "attention_last": 1 / rank,
+            "top1_probability": rng.random(),
+            "global_divergence": 1e-3 * rng.random(),
+        }
         for _ in range(n_images)
         for rank in range(1, 9)
     ]
@@ -132,44 +142,50 @@ def rank_frame(n_images):
 
 def test_three_signals_have_three_axes_in_their_own_colours(axes):
     frame = rank_frame(1)
-    drawn = charts.signals_over_rank(axes, frame)
+    names = ["attention_last", "top1_probability", "global_divergence"]
+    drawn = figures.signals_over_rank(axes, frame, names)
     assert len(drawn) == 3 and drawn[0] is axes
-    for on, column in zip(drawn, ["attention", "top1", "global"], strict=True):
+    for on, column in zip(drawn, names, strict=True):
         (line,) = on.lines
         assert line.get_ydata().tolist() == frame[column].tolist()
-        assert line.get_color() == on.yaxis.label.get_color() == style.signal_color(column)
-        assert on.get_ylabel() == style.signal_label(column)
+        assert line.get_color() == on.yaxis.label.get_color() == figures.signal_color(column)
+        assert on.get_ylabel() == label_of(column, unit=True)
     assert drawn[2].spines["right"].get_position() == ("outward", 58)
     assert axes.get_xlabel() == "position, by decreasing attention"
 
 
 def test_several_images_become_a_median_with_the_middle_half(axes):
     frame = rank_frame(5)
-    drawn = charts.signals_over_rank(axes, frame, ["attention", "top1"])
-    medians = frame.groupby("rank")["top1"].median()
+    drawn = figures.signals_over_rank(axes, frame, ["attention_last", "top1_probability"])
+    groups = frame.groupby("rank")["top1_probability"]
+    medians = groups.median()
     assert drawn[1].lines[0].get_ydata().tolist() == medians.tolist()
     (band,) = drawn[1].collections
     heights = band.get_paths()[0].vertices[:, 1]
-    assert heights.min() == pytest.approx(frame.groupby("rank")["top1"].quantile(0.25).min())
-    assert heights.max() == pytest.approx(frame.groupby("rank")["top1"].quantile(0.75).max())
+    assert heights.min() == pytest.approx(groups.quantile(0.25).min())
+    assert heights.max() == pytest.approx(groups.quantile(0.75).max())
 
 
 def test_signals_over_rank_says_which_columns_it_lacks(axes):
     with pytest.raises(ParameterError, match=r"columns \['region'\] too"):
-        charts.signals_over_rank(axes, rank_frame(1), ["attention", "region"])
+        figures.signals_over_rank(axes, rank_frame(1), ["attention_last", "region"])
     with pytest.raises(ParameterError, match="one to three columns"):
-        charts.signals_over_rank(axes, rank_frame(1), [])
+        figures.signals_over_rank(axes, rank_frame(1), [])
 
 
 def test_scatter_states_the_correlation_and_follows_the_median(axes):
-    frame = pd.DataFrame({"attention": np.arange(120.0), "top1": np.arange(120.0) % 2})
-    frame.loc[0, "top1"] = np.nan
-    charts.scatter_with_correlation(
-        axes, frame, "attention", "top1", Estimate(0.314, 0.25, 0.369, 1200, 10), n_bins=4
+    frame = pd.DataFrame({"attention_last": np.arange(120.0), "influence": np.arange(120.0) % 2})
+    frame.loc[0, "influence"] = np.nan
+    figures.scatter_with_correlation(
+        axes, frame, "attention_last", "influence", Estimate(0.314, 0.25, 0.369, 1200, 10), n_bins=4
     )
     assert axes.get_title(loc="left") == "Spearman 0.31 [0.25, 0.37], n = 1,200"
     assert len(axes.collections[0].get_offsets()) == 119
     assert len(axes.lines[0].get_xdata()) == 4
+    assert (axes.get_xlabel(), axes.get_ylabel()) == (
+        "attention of the last prompt token",
+        "combined influence (nats)",
+    )
 
 
 def score_frame():
@@ -191,9 +207,9 @@ def score_frame():
 
 def test_scores_are_lines_over_the_retained_share_with_bands(axes):
     frame = score_frame().query("task == 'color'")
-    charts.score_against_retained(axes, frame, reference=0.95, chance=0.5)
+    figures.score_against_retained(axes, frame, reference=0.95, chance=0.5)
     lines = {line.get_label(): line for line in axes.lines}
-    assert list(lines) == ["all tokens", "guessing", "codebook", "random"]
+    assert list(lines) == ["all tokens", "guessing", "codebook", "random tokens"]
     assert lines["codebook"].get_xdata().tolist() == [0.1, 0.5, 1.0]
     assert lines["codebook"].get_ydata().tolist() == pytest.approx([0.09, 0.45, 0.9])
     assert set(lines["all tokens"].get_ydata()) == {0.95}
@@ -205,33 +221,38 @@ def test_scores_are_lines_over_the_retained_share_with_bands(axes):
 def test_shares_outside_zero_to_one_are_refused(axes, share):
     frame = score_frame().assign(retained=share)
     with pytest.raises(ParameterError, match="fractions above 0, up to 1"):
-        charts.score_against_retained(axes, frame)
+        figures.score_against_retained(axes, frame)
 
 
 def test_a_method_keeps_its_colour_where_others_are_missing():
-    figure = charts.score_grid(score_frame(), references={"color": 0.9}, chances={"count": 0.25})
+    figure = figures.score_grid(score_frame(), references={"color": 0.9}, chances={"count": 0.25})
     first, second = (on for on in figure.axes if on.get_visible())
-    colour = {line.get_label(): line.get_color() for line in first.lines}["random"]
-    assert {line.get_label(): line.get_color() for line in second.lines}["random"] == colour
+    colour = {line.get_label(): line.get_color() for line in first.lines}["random tokens"]
+    assert {line.get_label(): line.get_color() for line in second.lines}["random tokens"] == colour
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [
         "all tokens",
         "codebook",
-        "random",
+        "random tokens",
         "guessing",
     ]
-    assert (first.get_title(loc="left"), second.get_title(loc="left")) == ("color", "count")
+    assert (first.get_title(loc="left"), second.get_title(loc="left")) == ("colour", "count")
 
 
 def test_an_order_that_misses_a_method_is_refused(axes):
     with pytest.raises(ParameterError, match=r"a list that holds \['random'\] too"):
-        charts.score_against_retained(axes, score_frame(), order=["codebook"])
+        figures.score_against_retained(axes, score_frame(), order=["codebook"])
 
 
 def test_interval_plot_lists_rows_from_the_top(axes):
     frame = pd.DataFrame(
-        {"signal": ["top1", "something else"], "value": [0.8, 0.4], "low": [0.7, 0.3], "high": [0.9, 0.5]}
+        {
+            "signal": ["top1_probability", "something else"],
+            "value": [0.8, 0.4],
+            "low": [0.7, 0.3],
+            "high": [0.9, 0.5],
+        }
     )
-    charts.interval_plot(axes, frame, reference=0.5, xlabel="area")
+    figures.interval_plot(axes, frame, reference=0.5, xlabel="area")
     assert [tick.get_text() for tick in axes.get_yticklabels()] == [
         "top-1 probability",
         "something else",
@@ -244,28 +265,28 @@ def test_interval_plot_marks_the_bound_of_each_row(axes):
     frame = pd.DataFrame(
         {"signal": ["a", "b"], "value": [0.8, 0.4], "low": 0.3, "high": 0.9, "bound": [0.9, 0.05]}
     )
-    charts.interval_plot(axes, frame, bound="bound")
+    figures.interval_plot(axes, frame, bound="bound")
     ticks = [line for line in axes.lines if line.get_xdata()[0] in (0.9, 0.05)]
     assert [list(line.get_xdata()) for line in ticks] == [[0.9, 0.9], [0.05, 0.05]]
     assert [np.mean(line.get_ydata()) for line in ticks] == [0, 1]
     with pytest.raises(ParameterError, match="limit"):
-        charts.interval_plot(axes, frame, bound="limit")
+        figures.interval_plot(axes, frame, bound="limit")
 
 
 def test_gallery_shows_every_patch_with_its_caption(image):
-    patches = [[maps.crop_patch(image, i, GRID) for i in range(n)] for n in (3, 2)]
-    figure = maps.patches_gallery(patches, ["first", "second"], [["a", "b", "c"], ["d", "e"]])
+    patches = [[figures.crop_patch(image, i, GRID) for i in range(n)] for n in (3, 2)]
+    figure = figures.patches_gallery(patches, ["first", "second"], [["a", "b", "c"], ["d", "e"]])
     shown = [on for on in figure.axes if on.images]
     assert [on.get_xlabel() for on in shown] == ["a", "b", "c", "d", "e"]
     assert figure.axes[0].get_ylabel() == "first"
     with pytest.raises(ParameterError, match="captions: got '1 rows'; accepted: one a row of patches: 2"):
-        maps.patches_gallery(patches, captions=[["a"]])
+        figures.patches_gallery(patches, captions=[["a"]])
     with pytest.raises(ParameterError, match="at least one patch"):
-        maps.patches_gallery([])
+        figures.patches_gallery([])
 
 
 def test_gallery_frames_the_patch_among_its_surroundings(image):
-    figure = maps.patches_gallery([[maps.crop_patch(image, 5, GRID, margin=1)]], margin=1)
+    figure = figures.patches_gallery([[figures.crop_patch(image, 5, GRID, margin=1)]], margin=1)
     frame = figure.axes[0].patches[-1]
     # Pixel centres are at whole numbers, so the 24-pixel crop runs from -0.5 to 23.5.
     assert (*frame.get_xy(), frame.get_width(), frame.get_height()) == (7.5, 7.5, 8, 8)
@@ -273,30 +294,48 @@ def test_gallery_frames_the_patch_among_its_surroundings(image):
 
 def test_crop_patch_cuts_the_tokens_own_pixels(image):
     pixels = np.asarray(image) / 255
-    assert (maps.crop_patch(image, 6, GRID) == pixels[8:16, 16:24]).all()
-    with_margin = maps.crop_patch(image, 0, GRID, margin=1)
+    assert (figures.crop_patch(image, 6, GRID) == pixels[8:16, 16:24]).all()
+    with_margin = figures.crop_patch(image, 0, GRID, margin=1)
     assert with_margin.shape == (24, 24, 3)
     assert (with_margin[8:, 8:] == pixels[:16, :16]).all()
     assert (with_margin[:8, :8] == pixels[0, 0]).all()  # beyond the border: the edge, repeated
     with pytest.raises(ParameterError, match="position: got 12; accepted: 0 to 11"):
-        maps.crop_patch(image, 12, GRID)
+        figures.crop_patch(image, 12, GRID)
 
 
-def test_signals_keep_label_and_colour_by_prefix():
-    assert style.signal_label("region_textbook") == style.signal_label("region")
-    assert style.signal_color("cls_attention") != style.signal_color("cls_similarity")
-    assert style.signal_label("made_up") == "made up"
+@pytest.mark.parametrize("name", GALLERY)
+def test_no_text_of_a_figure_is_a_code_name(name):
+    figure = GALLERY[name]()
+    figure.canvas.draw()
+    texts = [text.get_text() for text in figure.findobj(Text) if text.get_text()]
+    assert texts
+    for text in texts:
+        words = re.sub(r"\$[^$]*\$", "", text)  # formulas have subscripts
+        assert not re.search(
+            r"[A-Za-z0-9]_[A-Za-z0-9]|[a-z]-scenes\b(?<!LLaVA-scenes)(?<!NeXT-scenes)", words
+        )
 
 
-def test_colours_of_signals_differ():
-    colours = [color for _, color in style.SIGNALS.values()]
-    assert len(set(colours)) == len(colours)
+def test_the_gallery_shows_every_figure_of_the_library():
+    names = {name for name in figures.__all__ if callable(getattr(figures, name))}
+    missing = names - {"use_style", "signal_color", "crop_patch"} - set(GALLERY)
+    assert not missing
 
 
-def test_columns_with_a_label_of_their_own_keep_their_signals_colour():
-    assert style.signal_label("region_divergence_textbook") != style.signal_label("region_divergence")
-    assert style.signal_color("region_divergence_textbook") == style.signal_color("region_divergence")
-    assert set(style.LABELS).isdisjoint(style.SIGNALS)
+def test_names_become_words():
+    assert label_of("influence", unit=True) == "combined influence (nats)"
+    assert label_of("attention_last", short=True) == "attention, last"
+    assert label_of("attention_last_layer_12").endswith("one layer")
+    assert label_of("global_divergence", unit=True, short=True) == "global divergence (nats)"
+    assert label_of("made_up") == "made up"
+    assert (
+        label_of("spearman_cls_similarity_top1_probability")
+        == "spearman similarity to [CLS] top-1 probability"
+    )
+    assert label_of("spearman of cls_similarity, retain_20") == "spearman of similarity to [CLS], retain 20"
+    assert label_of("$p_1$ of made_up") == "$p_1$ of made up"
+    assert label_of("llava-next-scenes") == "LLaVA-NeXT-scenes"
+    assert (method_label("random"), method_label("max_cosine")) == ("random tokens", "largest cosine")
 
 
 def means(**columns):
@@ -304,7 +343,7 @@ def means(**columns):
 
 
 def test_a_mean_over_numbers_has_its_band(axes):
-    charts.mean_with_band(
+    figures.mean_with_band(
         axes, means(cls_rank=[1, 5, 9], mean=[3.0, 2.0, 1.0]), "cls_rank", "top1_probability"
     )
     (line,) = axes.lines
@@ -312,20 +351,20 @@ def test_a_mean_over_numbers_has_its_band(axes):
     assert len(axes.get_xticks()) > 3  # a scale of its own, not a tick a row
     band = axes.collections[0].get_paths()[0].vertices
     assert (band[:, 1].min(), band[:, 1].max()) == (0, 5)
-    assert axes.get_ylabel() == style.signal_label("top1_probability")
-    assert axes.get_xlabel() == style.signal_label("cls_rank")
-    assert line.get_color() == style.signal_color("top1_probability")
+    assert axes.get_ylabel() == "top-1 probability"
+    assert axes.get_xlabel() == "rank by similarity to [CLS]"
+    assert line.get_color() == figures.signal_color("top1_probability")
 
 
 def test_a_mean_over_classes_is_evenly_spaced_and_named(axes):
     frame = means(covered=pd.Categorical(["none", "all"]), mean=[0.0, 1.0])
-    charts.mean_with_band(axes, frame, "covered", label="first")
-    charts.mean_with_band(axes, frame, "covered", label="second", color="#000000")
+    figures.mean_with_band(axes, frame, "covered", label="first")
+    figures.mean_with_band(axes, frame, "covered", label="second", color="#000000")
     assert [text.get_text() for text in axes.get_xticklabels()] == ["none", "all"]
     assert axes.lines[1].get_xdata().tolist() == [0, 1]
     assert axes.get_legend_handles_labels()[1] == ["first", "second"]
     with pytest.raises(ParameterError, match="high"):
-        charts.mean_with_band(axes, frame.drop(columns="high"), "covered")
+        figures.mean_with_band(axes, frame.drop(columns="high"), "covered")
 
 
 def pairs(*rows):
@@ -333,28 +372,27 @@ def pairs(*rows):
 
 
 def test_correlations_fill_one_half_each(axes):
-    lower = pairs(
-        ("a", "b", 0.9, 0.8, 0.95), ("a", "c", -0.2, -0.3, -0.1), ("b", "c", np.nan, np.nan, np.nan)
-    )
-    upper = pairs(("a", "b", 0.7, 0.6, 0.8), ("c", "a", -0.1, -0.2, 0.0))
-    charts.correlation_matrix(axes, lower, upper, labels={"a": "first signal"})
-    cells = axes.images[0].get_array()
+    a = "cls_similarity"
+    lower = pairs((a, "b", 0.9, 0.8, 0.95), (a, "c", -0.2, -0.3, -0.1), ("b", "c", np.nan, np.nan, np.nan))
+    upper = pairs((a, "b", 0.7, 0.6, 0.8), ("c", a, -0.1, -0.2, 0.0))
+    figures.correlation_matrix(axes, lower, upper)
+    cells = axes.collections[0].get_array().reshape(3, 3)
     assert (cells[1, 0], cells[2, 0], cells[0, 1], cells[0, 2]) == (0.9, -0.2, 0.7, -0.1)
     assert np.ma.getmaskarray(cells)[[0, 1, 2, 2], [0, 1, 1, 2]].all()
-    assert [text.get_text() for text in axes.get_yticklabels()] == ["first signal", "b", "c"]
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["[CLS] similarity", "b", "c"]
     written = {text.get_text(): text.get_position() for text in axes.texts}
     assert len(written) == 8
-    assert round(written["0.90"][0]) == 0 and round(written["0.90"][1]) == 1
-    assert round(written["0.60, 0.80"][0]) == 1 and round(written["0.60, 0.80"][1]) == 0
+    assert [int(place) for place in written["0.90"]] == [0, 1]
+    assert [int(place) for place in written["0.60, 0.80"]] == [1, 0]
 
 
 def test_correlations_need_their_intervals(axes):
     with pytest.raises(ParameterError, match="low"):
-        charts.correlation_matrix(axes, pairs(("a", "b", 0.9, 0.8, 0.95)).drop(columns="low"))
+        figures.correlation_matrix(axes, pairs(("a", "b", 0.9, 0.8, 0.95)).drop(columns="low"))
 
 
 def test_a_funnel_counts_down_with_shares_of_the_first(axes):
-    charts.funnel(axes, {"probed": 2000, "low": 500, "kept": 3})
+    figures.funnel(axes, {"probed": 2000, "low": 500, "kept": 3})
     assert [bar.get_width() for bar in axes.patches] == [2000, 500, 3]
     assert [text.get_text() for text in axes.texts] == ["2,000", "500 (25.0%)", "3 (0.1%)"]
     assert [tick.get_text() for tick in axes.get_yticklabels()] == ["probed", "low", "kept"]
@@ -364,11 +402,13 @@ def test_a_funnel_counts_down_with_shares_of_the_first(axes):
 @pytest.mark.parametrize("counts", [{}, {"probed": 3, "kept": 0}])
 def test_a_funnel_needs_counts(axes, counts):
     with pytest.raises(ParameterError, match="counts"):
-        charts.funnel(axes, counts)
+        figures.funnel(axes, counts)
 
 
 def test_histograms_are_shares_of_their_groups_over_common_bins(axes):
-    charts.histograms(axes, {"a": [0, 0, 0, 4], "b": [4, 4]}, bins=4, label="cosine", cuts={"threshold": 1.5})
+    figures.histograms(
+        axes, {"a": [0, 0, 0, 4], "b": [4, 4]}, bins=4, label="cosine", cuts={"threshold": 1.5}
+    )
     outlines = [patch for patch in axes.patches if not patch.get_fill()]
     assert [patch.get_data().values.tolist() for patch in outlines] == [[0.75, 0, 0, 0.25], [0, 0, 0, 1.0]]
     assert all(patch.get_data().edges.tolist() == [0, 1, 2, 3, 4] for patch in outlines)
@@ -382,31 +422,31 @@ def test_histograms_are_shares_of_their_groups_over_common_bins(axes):
 
 def test_histograms_need_values(axes):
     with pytest.raises(ParameterError, match="groups"):
-        charts.histograms(axes, {"a": []})
+        figures.histograms(axes, {"a": []})
 
 
 def test_groups_of_points_are_named_and_one_lies_on_top(axes):
     rng = np.random.default_rng(0)
-    charts.grouped_scatter(axes, {"all": rng.random((50, 2)), "chosen": [[0.5, 0.5]]}, highlight="chosen")
+    figures.grouped_scatter(axes, {"all": rng.random((50, 2)), "chosen": [[0.5, 0.5]]}, highlight="chosen")
     clouds = [cloud for cloud in axes.collections if len(cloud.get_offsets())]
     assert [len(cloud.get_offsets()) for cloud in clouds] == [50, 1]
     assert clouds[1].get_zorder() > clouds[0].get_zorder()
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["all (n = 50)", "chosen (n = 1)"]
     assert len(axes.get_xticks()) == 0
-    charts.grouped_scatter(axes, {"all": [[0.0, 1.0]]}, labels=("p", "nats"))
+    figures.grouped_scatter(axes, {"all": [[0.0, 1.0]]}, labels=("p", "nats"))
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("p", "nats")
     with pytest.raises(ParameterError, match="all"):
-        charts.grouped_scatter(axes, {"all": np.zeros((3, 3))})
+        figures.grouped_scatter(axes, {"all": np.zeros((3, 3))})
 
 
 def test_grid_map_lays_values_out_in_raster_order(axes):
-    maps.grid_map(axes, np.arange(12), GRID, label="prototypes", limits=(0, 20))
+    figures.grid_map(axes, np.arange(12), GRID, label="prototypes", limits=(0, 20))
     (drawn,) = axes.images
     assert drawn.get_array().tolist() == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
     assert drawn.get_clim() == (0, 20)
     assert axes.figure.axes[1].get_ylabel() == "prototypes"
     with pytest.raises(ParameterError, match="values"):
-        maps.grid_map(axes, np.arange(11), GRID)
+        figures.grid_map(axes, np.arange(11), GRID)
 
 
 def test_learning_curves_put_losses_above_and_part_the_stages():
@@ -417,7 +457,7 @@ def test_learning_curves_put_losses_above_and_part_the_stages():
         for quantity, value in (("loss", 100 / scenes), ("color", 0.5), ("category", 0.25))
     ]
     frame = pd.DataFrame(rows, columns=["kind", "stage", "scenes", "quantity", "value"])
-    figure = charts.learning_curves(frame, labels={"color": "colour"})
+    figure = figures.learning_curves(frame, labels={"color": "colour"})
     upper, lower = figure.axes
     assert "vision encoder" in (upper.get_title(), upper.get_title("left")) and upper.get_yscale() == "linear"
     assert [text.get_text() for text in lower.get_legend().get_texts()] == ["colour", "category"]
@@ -426,16 +466,16 @@ def test_learning_curves_put_losses_above_and_part_the_stages():
     assert len(lower.lines) == 5
     plt.close(figure)
     frame.loc[frame["quantity"] == "loss", "value"] = [10, 1, 0.2, 0.1]
-    figure = charts.learning_curves(frame)
+    figure = figures.learning_curves(frame)
     assert figure.axes[0].get_yscale() == "log"
     plt.close(figure)
 
 
 def test_learning_curves_tell_more_quantities_apart_than_there_are_colours():
-    names = [f"quantity {number}" for number in range(2 * len(style.CYCLE))]
+    names = [f"quantity {number}" for number in range(2 * len(figures.CYCLE))]
     rows = [("LLM", "all", scenes, name, 0.5) for name in ["loss", *names] for scenes in (1, 2)]
     frame = pd.DataFrame(rows, columns=["kind", "stage", "scenes", "quantity", "value"])
-    lower = charts.learning_curves(frame).axes[1]
+    lower = figures.learning_curves(frame).axes[1]
     assert len({(line.get_color(), line.get_linestyle()) for line in lower.lines}) == len(names)
 
 
@@ -449,7 +489,7 @@ def test_intervals_of_one_label_share_a_line_where_a_column_tells_them_apart(axe
             "high": [0.95, 0.2, 0.9],
         }
     )
-    charts.interval_plot(axes, frame, hue="images")
+    figures.interval_plot(axes, frame, hue="images")
     assert [label.get_text() for label in axes.get_yticklabels()] == ["colour", "count"]
     points = [line for line in axes.lines if line.get_marker() == "o"]
     assert [line.get_xdata()[0] for line in points] == [0.9, 0.1, 0.8]
@@ -459,25 +499,25 @@ def test_intervals_of_one_label_share_a_line_where_a_column_tells_them_apart(axe
 
 
 def test_confusions_are_shares_of_the_right_answer_with_strangers_last(axes):
-    charts.confusion_matrix(
+    figures.confusion_matrix(
         axes,
         ["red", "red", "blue", "blue"],
         ["red", "blue", "blue", "yes"],
         ["blue", "green", "red"],
         "colour",
     )
-    (drawn,) = axes.images
-    assert drawn.get_array().tolist() == [[0.5, 0, 0.5], [0.5, 0.5, 0]]
+    (drawn,) = axes.collections
+    assert drawn.get_array().reshape(2, 3).tolist() == [[0.5, 0, 0.5], [0.5, 0.5, 0]]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["blue", "red", "other"]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["blue", "red"]
     with pytest.raises(ParameterError, match="answers"):
-        charts.confusion_matrix(axes, ["red"], ["red"], ["blue"])
+        figures.confusion_matrix(axes, ["red"], ["red"], ["blue"])
 
 
 def test_outlines_follow_the_masks(axes, image):
     mask = np.zeros(np.asarray(image).shape[:2], bool)
     mask[2:5, 3:8] = True
-    maps.outlined_objects(axes, image, [mask], "a star that is quite far up and to the left")
+    figures.outlined_objects(axes, image, [mask], "a star that is quite far up and to the left")
     (outline,) = [part for part in axes.collections if len(part.get_paths())]
     box = outline.get_paths()[0].get_extents()
     assert (box.x0, box.y0, box.x1, box.y1) == (3, 2, 8, 5)

@@ -1,1 +1,47 @@
 """Draw the book's figures."""
+
+from rcblib.reading.figures.charts import (
+    funnel,
+    grouped_scatter,
+    histograms,
+    interval_plot,
+    scatter_with_correlation,
+)
+from rcblib.reading.figures.curves import (
+    learning_curves,
+    mean_with_band,
+    score_against_retained,
+    score_grid,
+    signals_over_rank,
+)
+from rcblib.reading.figures.maps import grid_map, heat_map, kept_map, outlined_objects, word_map
+from rcblib.reading.figures.matrices import confusion_matrix, correlation_matrix
+from rcblib.reading.figures.patches import crop_patch, patches_gallery
+from rcblib.reading.figures.style import CYCLE, INK, MUTED, signal_color, use_style
+
+__all__ = [
+    "CYCLE",
+    "INK",
+    "MUTED",
+    "confusion_matrix",
+    "correlation_matrix",
+    "crop_patch",
+    "funnel",
+    "grid_map",
+    "grouped_scatter",
+    "heat_map",
+    "histograms",
+    "interval_plot",
+    "kept_map",
+    "learning_curves",
+    "mean_with_band",
+    "outlined_objects",
+    "patches_gallery",
+    "scatter_with_correlation",
+    "score_against_retained",
+    "score_grid",
+    "signal_color",
+    "signals_over_rank",
+    "use_style",
+    "word_map",
+]

@@ -6,22 +6,21 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
+from matplotlib.colorbar import Colorbar
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.font_manager import FontProperties
-from matplotlib.patches import Rectangle
 from matplotlib.textpath import TextPath
 from matplotlib.ticker import MaxNLocator
 
+from rcblib.reading.figures.style import SEQUENTIAL, TINT
+from rcblib.reading.labels import label_of, method_label
 from rcblib.records import ParameterError
 
 if TYPE_CHECKING:
     import PIL.Image
-    from matplotlib.figure import Figure
-from rcblib.reading.figures.style import INK, SEQUENTIAL, TINT
 
 
 def heat_map(
@@ -49,7 +48,7 @@ def heat_map(
     grid : tuple of int
         ``(height, width)`` in tokens.
     label : str
-        Name of the signal, with its unit, beside the colour bar; without a colour bar above the image.
+        The signal, or words with the unit, beside the colour bar; without a colour bar above the image.
     limits : tuple of float, optional
         Values at the ends of the colour scale; the data's where absent. Give them to compare images.
     cmap : str
@@ -64,7 +63,7 @@ def heat_map(
     ParameterError
         If there are not as many values as grid cells.
     """
-    pixels = _pixels(image)
+    pixels = pixels_of(image)
     cells = _cells("values", values, grid).astype(float).reshape(grid)
     _show_grey(axes, pixels)
     low, high = limits if limits else (None, None)
@@ -79,14 +78,9 @@ def heat_map(
     )
     if colorbar:
         shared = isinstance(colorbar, Axes)
-        place = {"cax": colorbar} if shared else {"ax": axes, "fraction": 0.046, "pad": 0.03}
-        bar = axes.figure.colorbar(drawn, label=label, **place)
-        bar.outline.set_visible(False)
-        bar.solids.set(alpha=1)
-        bar.locator = MaxNLocator(5)
-        bar.update_ticks()
+        _scale(axes, drawn, label, **({"cax": colorbar} if shared else {"ax": axes})).solids.set(alpha=1)
     elif label:
-        axes.set_title(label)
+        axes.set_title(label_of(label, unit=True))
     return axes
 
 
@@ -122,7 +116,7 @@ def word_map(
     colorbar : bool
         Whether to draw the scale.
     """
-    pixels = _pixels(image)
+    pixels = pixels_of(image)
     words = _cells("words", np.array(words, dtype=object), grid)
     probabilities = _cells("probabilities", probabilities, grid).astype(float)
     _show_grey(axes, pixels, fade=0.3)
@@ -139,10 +133,8 @@ def word_map(
         zorder=2,
     )
     if colorbar:
-        label = "probability of the word"
-        scale = ScalarMappable(drawn.norm, drawn.cmap)  # opaque, unlike what was drawn
-        bar = axes.figure.colorbar(scale, ax=axes, fraction=0.046, pad=0.02, label=label)
-        bar.outline.set_visible(False)
+        opaque = ScalarMappable(drawn.norm, drawn.cmap)  # unlike what was drawn
+        _scale(axes, opaque, "probability of the word", ax=axes)
     _draw_grid_lines(axes, pixels, grid)
     _write_words(axes, pixels, words, share, grid)
     return axes
@@ -170,7 +162,7 @@ def kept_map(
     title : str
         What did the pruning; the count is added.
     """
-    pixels = _pixels(image)
+    pixels = pixels_of(image)
     n_tokens = grid[0] * grid[1]
     kept = np.asarray(kept, dtype=int)
     if kept.size and not (0 <= kept.min() and kept.max() < n_tokens):
@@ -183,7 +175,7 @@ def kept_map(
     opacity = _to_pixels(mask.reshape(grid), pixels.shape[:2])
     axes.imshow(np.dstack([pixels, opacity]), extent=_extent(pixels), zorder=2)
     count = f"{mask.sum()} of {n_tokens} tokens"
-    axes.set_title(f"{title}: {count}" if title else count)
+    axes.set_title(f"{method_label(title)}: {count}" if title else count)
     return axes
 
 
@@ -213,10 +205,7 @@ def grid_map(
     cells = _cells("values", values, grid).astype(float).reshape(grid)
     low, high = limits if limits else (None, None)
     drawn = axes.imshow(cells, cmap=SEQUENTIAL, vmin=low, vmax=high)
-    bar = axes.figure.colorbar(drawn, ax=axes, fraction=0.046, pad=0.03, label=label)
-    bar.outline.set_visible(False)
-    bar.locator = MaxNLocator(5)
-    bar.update_ticks()
+    _scale(axes, drawn, label, ax=axes)
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
     return axes
@@ -238,7 +227,7 @@ def outlined_objects(
     text : str
         What is written beneath the image, such as a caption; wrapped to about 30 letters a line.
     """
-    pixels = _pixels(image)
+    pixels = pixels_of(image)
     axes.imshow(pixels, extent=_extent(pixels))
     # Pixel centres, with a border of nothing so that an outline closes at the edge of the image.
     x, y = np.arange(-0.5, pixels.shape[1] + 1), np.arange(-0.5, pixels.shape[0] + 1)
@@ -250,93 +239,17 @@ def outlined_objects(
     return axes
 
 
-def patches_gallery(
-    patches: Sequence[Sequence[np.ndarray]],
-    row_labels: Sequence[str] | None = None,
-    captions: Sequence[Sequence[str]] | None = None,
-    *,
-    margin: int = 0,
-    size: float = 0.72,
-) -> Figure:
-    """Show rows of image patches, such as the patches nearest to each prototype.
-
-    Parameters
-    ----------
-    patches : sequence of sequence of numpy.ndarray
-        Rows of ``(height, width, 3)`` arrays; rows may differ in length.
-    row_labels : sequence of str, optional
-        One a row, to its left.
-    captions : sequence of sequence of str, optional
-        One a patch, beneath it.
-    margin : int
-        Patches of surroundings on each side, as given to `crop_patch`; the patch itself is then framed.
-    size : float
-        Side of a patch in inches.
-    """
-    n_rows, n_columns = len(patches), max((len(row) for row in patches), default=0)
-    if not n_columns:
-        raise ParameterError("patches", "none", "at least one patch")
-    for name, given in (("row_labels", row_labels), ("captions", captions)):
-        if given is not None and len(given) != n_rows:
-            raise ParameterError(name, f"{len(given)} rows", f"one a row of patches: {n_rows}")
-    height = size + (0.16 if captions is not None else 0)
-    figure, grid = plt.subplots(
-        n_rows,
-        n_columns,
-        figsize=(size * n_columns + (1.1 if row_labels is not None else 0), height * n_rows),
-        squeeze=False,
-        gridspec_kw={"wspace": 0.06, "hspace": 0.06},
-    )
-    for row, line in zip(grid, range(n_rows), strict=True):
-        for column, axes in enumerate(row):
-            axes.set(xticks=[], yticks=[])
-            axes.spines[:].set_visible(False)
-            if column < len(patches[line]):
-                drawn = axes.imshow(_pixels(patches[line][column]))
-                if margin:
-                    _frame_patch(axes, drawn.get_extent(), margin)
-                if captions is not None:
-                    axes.set_xlabel(captions[line][column], fontsize=6.5, labelpad=2, color=INK)
-        if row_labels is not None:
-            row[0].set_ylabel(row_labels[line], rotation=0, ha="right", va="center", fontsize=8, labelpad=8)
-    return figure
+def _scale(axes: Axes, drawn: ScalarMappable, label: str, **place: Axes) -> Colorbar:
+    """Draw a colour scale beside axes (`ax`) or in axes of its own (`cax`)."""
+    beside = {} if "cax" in place else {"fraction": 0.046, "pad": 0.03}
+    bar = axes.figure.colorbar(drawn, label=label_of(label, unit=True), **place, **beside)
+    bar.outline.set_visible(False)
+    bar.locator = MaxNLocator(5)
+    bar.update_ticks()
+    return bar
 
 
-def _frame_patch(axes: Axes, extent: Sequence[float], margin: int) -> None:
-    """Draw a frame around the middle patch of a crop, white on black so that it shows on any picture."""
-    left, right, bottom, top = extent
-    sides = ((right - left) / (1 + 2 * margin), (bottom - top) / (1 + 2 * margin))
-    corner = (left + margin * sides[0], top + margin * sides[1])
-    for color, width in (("black", 1.8), ("white", 0.9)):
-        axes.add_patch(Rectangle(corner, *sides, fill=False, edgecolor=color, linewidth=width))
-
-
-def crop_patch(
-    image: PIL.Image.Image | np.ndarray, position: int, grid: tuple[int, int], margin: int = 0
-) -> np.ndarray:
-    """Cut the patch of a visual token out of its image, with `margin` patches of surroundings on each side.
-
-    Beyond the border the image's edge pixels are repeated, so that every crop has the same size.
-
-    Returns
-    -------
-    numpy.ndarray
-        ``(patch_height * (1 + 2 * margin), patch_width * (1 + 2 * margin), 3)``, values in [0, 1].
-    """
-    pixels = _pixels(image)
-    n_tokens = grid[0] * grid[1]
-    if not 0 <= position < n_tokens:
-        raise ParameterError("position", position, f"0 to {n_tokens - 1}")
-    sides = (pixels.shape[0] // grid[0], pixels.shape[1] // grid[1])
-    row, column = divmod(position, grid[1])
-    pad = [(margin * sides[0],) * 2, (margin * sides[1],) * 2, (0, 0)]
-    padded = np.pad(pixels, pad, mode="edge")
-    top, left = row * sides[0], column * sides[1]
-    span = 1 + 2 * margin
-    return padded[top : top + span * sides[0], left : left + span * sides[1]]
-
-
-def _pixels(image: PIL.Image.Image | np.ndarray) -> np.ndarray:
+def pixels_of(image: PIL.Image.Image | np.ndarray) -> np.ndarray:
     """Return an image as ``(height, width, 3)`` floats in [0, 1]."""
     pixels = np.asarray(image)
     if pixels.ndim != 3 or pixels.shape[2] != 3:

@@ -1,0 +1,73 @@
+"""Say for readers what code calls by a name: signals, methods, rules, tasks, quantities and models."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+from rcblib.signals import SIGNALS, signal_of
+
+METHODS = {
+    "codebook": "codebook",
+    "random": "random tokens",
+    "cls_similarity": "most similar to [CLS]",
+}
+
+NAMES = {
+    "max_cosine": "largest cosine",
+    "single_softmax": "softmax over prototypes",
+    "double_softmax": "softmax over tokens and prototypes",
+    "yes_no": "yes/no",
+    "color": "colour",
+    "multi_image": "several images",
+    "color_change": "change of colour",
+    "n_on_object": "tokens on objects",
+    "cls_recall": "objects found from [CLS]",
+    "tau_p": r"$\tau_p$",
+    "tau_jsd": r"$\tau_{\mathrm{jsd}}$",
+}
+"""What is neither a signal nor a method, and reads badly with blanks for underscores."""
+
+_SPELLING = {"llava": "LLaVA", "next": "NeXT", "onevision": "OneVision", "hf": "HF"}
+
+_SNAKE = re.compile(r"\$[^$]*\$|[A-Za-z0-9]+(?:_[A-Za-z0-9<>]+)+")  # formulas, which stay, and code names
+
+
+def label_of(name: object, *, unit: bool = False, short: bool = False) -> str:
+    """Return what readers call something.
+
+    Parameters
+    ----------
+    name : object
+        Name of a signal, rule, task, quantity or model, or a text in which such names occur.
+    unit : bool
+        Whether a signal's unit is added, as on an axis.
+    short : bool
+        Whether a signal's label for small plots is taken.
+
+    Returns
+    -------
+    str
+        Its label; a name without one with blanks for underscores.
+    """
+    text = str(name)
+    signal = signal_of(text)
+    if signal is not None:
+        shown = replace(signal, label=signal.short or signal.label) if short else signal
+        return shown.axis_label if unit else shown.label
+    if text in NAMES:
+        return NAMES[text]
+    if text.startswith("llava-"):
+        return "-".join(_SPELLING.get(part, part) for part in text.split("-"))
+    if _SNAKE.fullmatch(text) and "$" not in text:
+        inside = next((n for n in sorted(SIGNALS, key=len, reverse=True) if f"_{n}_" in f"_{text}_"), None)
+        if inside is None:
+            return text.replace("_", " ")
+        parts = text.partition(inside)
+        return " ".join(label_of(part.strip("_")) for part in parts if part.strip("_"))
+    return _SNAKE.sub(lambda found: found[0] if "$" in found[0] else label_of(found[0], short=short), text)
+
+
+def method_label(name: object) -> str:
+    """Return what readers call a pruning method."""
+    return METHODS.get(str(name)) or label_of(name)
