@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,7 @@ def measured(run: Callable[[], Any], device: torch.device) -> tuple[int, float]:
     return peak, time.perf_counter() - start
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Print computed and measured sizes; write them with versions and hardware where asked to."""
     parser = argparse.ArgumentParser(description="Measure memory beside what is computed.")
     parser.add_argument("--model", required=True, help="embedded name, folder or Hugging Face id")
@@ -81,7 +81,7 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=16, help="tokens of the answer")
     parser.add_argument("--retain-ratio", type=float, default=0.25)
     parser.add_argument("--output", type=Path, help="JSON file of the results")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.random and options.quantization:
         parser.error("--quantization: 4-bit numbers are made from a checkpoint's weights, not with --random")
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import PIL.Image
@@ -65,7 +65,7 @@ def seconds(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Print milliseconds a position and ratios."""
     parser = argparse.ArgumentParser(description="Compare plain probing with the library's.")
     parser.add_argument("--model", help="embedded name, folder or Hugging Face id (default: untrained)")
@@ -74,7 +74,7 @@ def main() -> None:
     )
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=3, help="rounds; the fastest of each counts")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
 
     model, processor = load_model(options.model) if options.model else untrained()
     adapter = adapter_for(model, processor)

@@ -48,13 +48,27 @@ def test_importing_the_package_loads_no_framework():
     assert run(source) == "[]\n"
 
 
-@pytest.mark.parametrize(
-    "first",
-    ["from rcblib.probe.config import ProbeConfig", "import rcblib.probe.run", "from rcblib import probe"],
-)
-def test_functions_named_like_their_room_win_whatever_is_imported_first(first):
-    source = f"{first}\nfrom rcblib import probe\nprint(type(probe).__name__, probe.__module__)"
-    assert run(source) == "function rcblib.probe.run\n"
+def test_functions_named_like_their_room_win_whatever_is_imported_first():
+    """In processes that begin with what the library imports, which takes seconds, but with nothing of the library."""
+    firsts = [
+        "from rcblib.probe.config import ProbeConfig",
+        "import rcblib.probe.run",
+        "from rcblib import probe",
+    ]
+    then = "from rcblib import probe\nprint(type(probe).__name__, probe.__module__, flush=True)"
+    source = f"""
+import os, sys
+import pandas, pycocotools.coco, torch
+from transformers import LlavaForConditionalGeneration, LlavaOnevisionForConditionalGeneration, ProcessorMixin
+assert not any(name.split('.')[0] == 'rcblib' for name in sys.modules)
+for first in {firsts!r}:
+    if os.fork() == 0:
+        exec(first)
+        exec({then!r})
+        os._exit(0)
+    assert os.wait()[1] == 0
+"""
+    assert run(source) == "function rcblib.probe.run\n" * len(firsts)
 
 
 def test_unknown_names_are_an_attribute_error():

@@ -1,14 +1,8 @@
-"""Check the tables on memory, and that the benchmark writes computed and measured sizes side by side."""
+"""Check the tables on memory."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
-import tiny
-
 from benchmarks.checkpoints import CHECKPOINTS
-from rcblib.runs.files import read_json
 from tools import make_memory
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -41,31 +35,3 @@ def test_every_table_is_included_in_the_page():
     page = (REPOSITORY / "book" / "memory.md").read_text(encoding="utf-8")
     for name in ("parts", "prompts", "cards", "processors", "check"):
         assert f"```{{include}} _build/memory/{name}.md\n```" in page
-
-
-def test_the_benchmark_records_sizes_and_provenance(tmp_path):
-    tiny.save(tmp_path / "model", *tiny.tiny_next())
-    command = [sys.executable, "benchmarks/memory.py", "--model", str(tmp_path / "model"), "--random"]
-    command += [
-        "--height",
-        "40",
-        "--width",
-        "90",
-        "--text",
-        "8",
-        "--new",
-        "2",
-        "--output",
-        str(tmp_path / "o.json"),
-    ]
-    subprocess.run(
-        command,
-        cwd=REPOSITORY,
-        check=True,
-        capture_output=True,
-        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
-    )
-    results = read_json(tmp_path / "o.json")
-    assert {"torch", "gpu", "git_commit"} <= set(results["provenance"])
-    assert set(results["bytes"]) == {"weights", "encode", "probe", "generate"}
-    assert all(entry["measured"] > 0 < entry["computed"] for entry in results["bytes"].values())

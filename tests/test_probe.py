@@ -5,16 +5,13 @@ import dataclasses
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import tiny
 import torch
+from forked import forked
 from pycocotools.mask import encode
 from transformers import LlavaForConditionalGeneration
 
@@ -412,14 +409,13 @@ N_SAMPLES, N_FINISHED = 6, 3
 
 
 def probing_run(folder):
-    """Probe in a process that a test kills: it hangs in the image after those that are finished."""
-    torch.set_num_threads(1)
+    """Probe in a process that dies in the image after those that are finished, as one that is killed does."""
     loads = []
 
     def load(sample):
         loads.append(sample.image_id)
         if loads.count(10 + N_FINISHED) == 2:  # the first time, all images are checked
-            time.sleep(600)
+            os.kill(os.getpid(), signal.SIGKILL)
         return sample.load()
 
     samples = [dataclasses.replace(s, load=lambda s=s: load(s)) for s in samples_of(N_SAMPLES)]
@@ -491,21 +487,7 @@ def test_a_folder_reads_back_without_the_model(finished):
 
 
 def test_a_killed_run_resumes_and_loses_no_finished_image(pair, finished, tmp_path, monkeypatch):
-    tests = Path(__file__).parent
-    code = f"import sys; sys.path.insert(0, {str(tests)!r}); import test_probe; test_probe.probing_run(sys.argv[1])"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path)],
-        cwd=tests.parent,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=environment,
-    ) as process:
-        for line in process.stdout:
-            if line.startswith(f"probing: image {N_FINISHED} of {N_SAMPLES}"):
-                process.send_signal(signal.SIGKILL)
-                break
-        assert process.wait() == -signal.SIGKILL
+    assert forked(probing_run, tmp_path) == -signal.SIGKILL
     before = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.parquet")}
     assert len(before) == N_FINISHED
     # As if it had died between the two files of an image.

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from forked import forked
 from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
@@ -53,7 +54,6 @@ from worlds.training.vision import (
     patch_owners,
 )
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 WIDTH = 16
 
 
@@ -513,32 +513,23 @@ class TestRecipe:
         assert grid**2 >= 144
 
 
-KILLED_RUN = """
-import os, signal, sys
-from pathlib import Path
-import worlds.training.language as language
-from tests.test_worlds_training import FIVE_STEPS
-from worlds.training.recipe import run_stages
+def run_and_die(folder: Path) -> None:
+    """Train until the batch of step 3 is drawn, then die as a process that is killed does."""
+    draw = LanguageBatches.__getitem__
 
-draw = language.LanguageBatches.__getitem__
+    def draw_or_die(self, step):
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return draw(self, step)
 
-def draw_or_die(self, step):
-    if step == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return draw(self, step)
-
-language.LanguageBatches.__getitem__ = draw_or_die
-run_stages(FIVE_STEPS, ["symbols_coarse"], Path(sys.argv[1]), device="cpu")
-"""
+    LanguageBatches.__getitem__ = draw_or_die
+    run_stages(FIVE_STEPS, ["symbols_coarse"], folder, device="cpu")
 
 
 class TestResume:
     def test_a_killed_run_ends_in_the_weights_of_an_uninterrupted_one(self, tmp_path, capsys):
         killed, whole = tmp_path / "killed", tmp_path / "whole"
-        run = subprocess.run(
-            [sys.executable, "-c", KILLED_RUN, str(killed)], cwd=REPOSITORY, capture_output=True, text=True
-        )
-        assert run.returncode == -signal.SIGKILL, run.stderr
+        assert forked(run_and_die, killed) == -signal.SIGKILL
         assert (killed / "symbols_coarse.checkpoint.pt").is_file()
         assert not (killed / "symbols_coarse.safetensors").exists()
         (resumed,) = run_stages(FIVE_STEPS, ["symbols_coarse"], killed, device="cpu")
