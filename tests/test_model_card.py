@@ -19,11 +19,8 @@ from worlds.training.recipe import (
     LLAVA_NEXT_SCENES,
     LLAVA_ONEVISION_SCENES,
     LLAVA_SCENES,
-    _tokenizer,
-    _trainer,
-    export,
-    run_stages,
 )
+from worlds.training.stages import export, run_stages, tokenizer_of, trainer_of
 
 TINY_ONEVISION = shrunken(LLAVA_ONEVISION_SCENES)
 
@@ -51,7 +48,7 @@ def untrained(tmp_path_factory):
     root = tmp_path_factory.mktemp("onevision")
     stage = TINY_ONEVISION.stages[-1]
     torch.manual_seed(0)
-    trainer = _trainer(TINY_ONEVISION, stage, _tokenizer(TINY_ONEVISION))
+    trainer = trainer_of(TINY_ONEVISION, stage, tokenizer_of(TINY_ONEVISION))
     state = {name: weight.detach().clone() for name, weight in trainer.state_dict().items()}
     save_file(state, root / f"{stage.name}.safetensors")
     export(TINY_ONEVISION, root, root / "data" / "models" / TINY_ONEVISION.name)

@@ -5,7 +5,7 @@ import pytest
 from rcblib.data.coco import CocoDataset
 from worlds import model_card
 from worlds.__main__ import main
-from worlds.training import recipe
+from worlds.training import stages
 
 
 def test_scenes_are_written_in_coco_s_format(tmp_path):
@@ -16,7 +16,7 @@ def test_scenes_are_written_in_coco_s_format(tmp_path):
     ]
 
 
-@pytest.mark.parametrize(("command", "module"), [("train", recipe), ("card", model_card)])
+@pytest.mark.parametrize(("command", "module"), [("train", stages), ("card", model_card)])
 def test_options_are_handed_to_the_recipe_and_the_card(command, module, monkeypatch):
     given = []
     monkeypatch.setattr(module, "main", given.extend)

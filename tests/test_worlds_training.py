@@ -23,28 +23,12 @@ from rcblib.records import ONE_WORD_QUESTION, ParameterError, Question
 from worlds.models import IMAGE_ID, build_clip, build_llm, build_mllm, build_processor, build_tokenizer
 from worlds.scenes.generator import SceneConfig, generate_scene
 from worlds.scenes.language import all_texts
-from worlds.training.language import (
-    IGNORED,
-    LanguageBatches,
-    Packer,
-    PixelTrainer,
-    SymbolicTrainer,
-    answer_loss,
-    block_mask,
-    training_questions,
-)
+from worlds.training.language import PixelTrainer, SymbolicTrainer, answer_loss
 from worlds.training.loop import LoopConfig, make_optimizers, rate_at, run_stage
 from worlds.training.muon import Muon, orthogonalize
-from worlds.training.recipe import (
-    LLAVA_ONEVISION_SCENES,
-    LLAVA_SCENES,
-    Recipe,
-    _processor,
-    _trainer,
-    export,
-    keep_weights,
-    run_stages,
-)
+from worlds.training.packing import IGNORED, LanguageBatches, Packer, block_mask, training_questions
+from worlds.training.recipe import LLAVA_ONEVISION_SCENES, LLAVA_SCENES, Recipe
+from worlds.training.stages import export, keep_weights, processor_of, run_stages, trainer_of
 from worlds.training.vision import (
     BACKGROUND,
     ClipTrainer,
@@ -378,10 +362,10 @@ class TestVision:
     def test_masked_encoding_of_every_patch_is_the_plain_encoding(self, tokenizer, family):
         """With all patches chosen, the masked path equals the encoder's own hidden state and pooled output."""
         recipe = TINY if family == "llava" else shrunken(LLAVA_ONEVISION_SCENES)
-        trainer = _trainer(recipe, recipe.stages[0], tokenizer).eval()
+        trainer = trainer_of(recipe, recipe.stages[0], tokenizer).eval()
         pair = trainer.clip if family == "llava" else trainer.siglip
         images = torch.randint(256, (2, 96, 96, 3), generator=torch.Generator().manual_seed(0)).byte()
-        pixels = _processor(recipe, tokenizer).image_processor(list(images.numpy()), return_tensors="pt")
+        pixels = processor_of(recipe, tokenizer).image_processor(list(images.numpy()), return_tensors="pt")
         pixels = pixels["pixel_values"][:, 0] if family == "llava_onevision" else pixels["pixel_values"]
         with torch.no_grad():
             whole, patches = trainer.encode(images, torch.arange(36).expand(2, -1))
@@ -393,7 +377,7 @@ class TestVision:
     def test_a_sigmoid_loss_of_one_pair_is_that_of_its_similarity(self, tokenizer):
         """SigLIP's loss by hand for two pairs: the mean over images of the sum of -log sigmoid(+-(t x.y + b))."""
         recipe = shrunken(LLAVA_ONEVISION_SCENES)
-        trainer = _trainer(recipe, recipe.stages[0], tokenizer).eval()
+        trainer = trainer_of(recipe, recipe.stages[0], tokenizer).eval()
         batch = VisionBatches(tokenizer, 0, 2, 6, SceneConfig())[0]
         with torch.no_grad():
             whole, _ = trainer.encode(batch["images"], None)

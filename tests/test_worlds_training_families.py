@@ -17,17 +17,9 @@ from worlds.scenes.generator import SceneConfig, generate_scene
 from worlds.scenes.groups import generate_group, group_questions
 from worlds.scenes.language import all_texts
 from worlds.scenes.video import generate_video
-from worlds.training.language import FORMS, IGNORED, LanguageBatches, Packer, PixelTrainer, answer_loss
-from worlds.training.recipe import (
-    LLAVA_NEXT_SCENES,
-    LLAVA_ONEVISION_SCENES,
-    RECIPES,
-    _processor,
-    _tokenizer,
-    _trainer,
-    find_stage,
-    run_stages,
-)
+from worlds.training.language import PixelTrainer, answer_loss
+from worlds.training.packing import FORMS, IGNORED, LanguageBatches, Packer
+from worlds.training.recipe import LLAVA_NEXT_SCENES, LLAVA_ONEVISION_SCENES, RECIPES, find_stage
 from worlds.training.sequences import (
     SequenceBatches,
     drill_questions,
@@ -35,6 +27,7 @@ from worlds.training.sequences import (
     practice_question,
     with_options,
 )
+from worlds.training.stages import processor_of, run_stages, tokenizer_of, trainer_of
 from worlds.training.transfer import adopt, identity_layers
 
 TINY_NEXT = shrunken(LLAVA_NEXT_SCENES)
@@ -50,7 +43,7 @@ def packer():
 def lively(recipe):
     """Build a tiny model in float64 whose weights are large enough that every input matters."""
     stage = recipe.stages[-1]
-    model = _trainer(recipe, stage, _tokenizer(recipe)).llava.double().eval()
+    model = trainer_of(recipe, stage, tokenizer_of(recipe)).llava.double().eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -99,8 +92,8 @@ def assert_pipeline_agrees(model, processor, tokenizer, packer, batch, content, 
 
 @pytest.mark.parametrize("size", [(96, 192), (192, 144), (192, 192)])
 def test_tiles_in_training_are_those_of_the_exported_pipeline(packer, size):
-    tokenizer = _tokenizer(TINY_NEXT)
-    processor = _processor(TINY_NEXT, tokenizer)
+    tokenizer = tokenizer_of(TINY_NEXT)
+    processor = processor_of(TINY_NEXT, tokenizer)
     batches = LanguageBatches(
         packer, 3, 2, 6, SceneConfig(sizes=(size,)), False, image_processor=processor.image_processor
     )
@@ -114,8 +107,8 @@ def test_tiles_in_training_are_those_of_the_exported_pipeline(packer, size):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_pictures_in_training_are_those_of_the_exported_pipeline(packer, form):
-    tokenizer = _tokenizer(TINY_ONEVISION)
-    processor = _processor(TINY_ONEVISION, tokenizer)
+    tokenizer = tokenizer_of(TINY_ONEVISION)
+    processor = processor_of(TINY_ONEVISION, tokenizer)
     arrays = pictures(form)
     batch = {
         "images": torch.from_numpy(np.array([arrays])),
@@ -147,7 +140,7 @@ class TestSequenceBatches:
 
     def test_symbols_of_pictures_are_divided_by_newlines(self, packer):
         stage = next(s for s in TINY_ONEVISION.stages if s.kind == "symbols")
-        trainer = _trainer(TINY_ONEVISION, stage, _tokenizer(TINY_ONEVISION))
+        trainer = trainer_of(TINY_ONEVISION, stage, tokenizer_of(TINY_ONEVISION))
         trainer.noise = 0.0
         newline = trainer.newline.detach()
         for form, ends in (("images", 36), ("video", None)):
@@ -270,11 +263,11 @@ class TestTransfer:
     @pytest.fixture(scope="class")
     def llava_state(self, tmp_path_factory):
         torch.manual_seed(1)
-        return _trainer(TINY, TINY.stages[-1], _tokenizer(TINY)).llava.model
+        return trainer_of(TINY, TINY.stages[-1], tokenizer_of(TINY)).llava.model
 
     def test_fewer_heads_are_means_of_groups_and_the_rest_is_copied(self, llava_state):
         stage = TINY_NEXT.stages[-1]
-        model = _trainer(TINY_NEXT, stage, _tokenizer(TINY_NEXT)).llava.model.language_model
+        model = trainer_of(TINY_NEXT, stage, tokenizer_of(TINY_NEXT)).llava.model.language_model
         state = llava_state.language_model.state_dict()
         report = adopt(model, state)
         assert not report["fresh"]
@@ -285,7 +278,7 @@ class TestTransfer:
         assert torch.equal(model.state_dict()["norm.weight"], state["norm.weight"])
 
     def test_a_siglip_encoder_takes_patches_positions_and_layers_of_clip(self, llava_state):
-        siglip = _trainer(TINY_ONEVISION, TINY_ONEVISION.stages[0], _tokenizer(TINY_ONEVISION)).siglip
+        siglip = trainer_of(TINY_ONEVISION, TINY_ONEVISION.stages[0], tokenizer_of(TINY_ONEVISION)).siglip
         state = llava_state.vision_tower.state_dict()
         report = adopt(siglip.vision_model, state)
         positions = siglip.vision_model.embeddings.position_embedding.weight
@@ -295,7 +288,7 @@ class TestTransfer:
 
     def test_a_longer_vocabulary_keeps_its_further_rows(self, llava_state):
         stage = TINY_ONEVISION.stages[-1]
-        model = _trainer(TINY_ONEVISION, stage, _tokenizer(TINY_ONEVISION)).llava.model.language_model
+        model = trainer_of(TINY_ONEVISION, stage, tokenizer_of(TINY_ONEVISION)).llava.model.language_model
         last = model.embed_tokens.weight[-1].detach().clone()
         state = llava_state.language_model.state_dict()
         report = adopt(model, state)
@@ -305,7 +298,9 @@ class TestTransfer:
 
     def test_further_layers_pass_on_what_they_are_given(self):
         symbols = [stage for stage in TINY_ONEVISION.stages if stage.kind == "symbols"]
-        few, more = (_trainer(TINY_ONEVISION, stage, _tokenizer(TINY_ONEVISION)) for stage in symbols[-2:])
+        few, more = (
+            trainer_of(TINY_ONEVISION, stage, tokenizer_of(TINY_ONEVISION)) for stage in symbols[-2:]
+        )
         assert (len(few.llm.model.layers), len(more.llm.model.layers)) == (1, 2)
         state = few.state_dict()
         more.load_state_dict(state | identity_layers(more.llm.model, state, "llm.model."))

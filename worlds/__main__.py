@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     command, rest = (arguments[0] if arguments else ""), arguments[1:]
     if command == "train":  # its options are the recipe's own
-        from worlds.training.recipe import main as train
+        from worlds.training.stages import main as train
 
         return run_command("worlds train", lambda: train(rest))
     if command == "card":  # and those of the card

@@ -92,11 +92,11 @@ def write_card(
     Parameters
     ----------
     folder : Path
-        Where `worlds.training.recipe.export` put the model.
+        Where `worlds.training.stages.export` put the model.
     recipe : Recipe
         What it was trained by.
     records : sequence of Mapping
-        What `worlds.training.recipe.run_stages` recorded of each stage, in order.
+        What `worlds.training.stages.run_stages` recorded of each stage, in order.
     scores : Mapping
         ``weights_sha256``, and split (``validation``, ``test``) to ``n_images``, ``seed``, ``provenance``, ``true`` and
         ``shuffled`` (as `score_model` returns them), and ``blind`` (as `blind_scores`) where that is not empty. A split

@@ -2,201 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import Dataset
 
-from rcblib.data.choices import LETTERS, read_options
-from rcblib.data.questions import task_questions, yes_no_question
-from rcblib.records import Question
-from worlds.scenes.captions import captions
-from worlds.scenes.generator import Scene, SceneConfig, generate_scene
-from worlds.scenes.vocabulary import CATEGORIES, COLOR_NAMES, co_occurrence
-from worlds.training.vision import SIGLIP_MEAN, SIGLIP_STD, patch_owners, to_pixels
+from rcblib.data.choices import LETTERS
+from rcblib.data.questions import COUNT_WORDS
+from worlds.scenes.vocabulary import CATEGORIES, COLOR_NAMES
+from worlds.training.packing import FORMS, IGNORED, Packer, block_mask
+from worlds.training.vision import SIGLIP_MEAN, SIGLIP_STD, to_pixels
 
 if TYPE_CHECKING:
     from worlds.models import PreTrainedModel, PreTrainedTokenizerFast
-
-IGNORED = -100
-
-# How an item's pictures stand in a prompt.
-FORMS = ("image", "images", "video")
-
-# How many questions of a family one scene contributes, at most.
-QUESTION_MIX = {"one_word": 1, "caption": 1, "color": 3, "count": 1, "position": 1, "digit": 1}
-
-N_YES_NO_PAIRS = 2
-
-
-def training_questions(
-    scene: Scene, rng: np.random.Generator, mix: dict[str, int], n_pairs: int
-) -> list[Question]:
-    """Draw the questions that one training scene is asked, in random order.
-
-    Yes/no questions come in pairs of a present and an absent category; absent ones are drawn with the odds that the
-    co-occurrence of categories gives them, so that they are neither all far-fetched nor all likely.
-    """
-    caption = captions(scene.objects, scene.background)[0]
-    asked: list[Question] = []
-    for task, most in mix.items():
-        found = task_questions(scene.index, scene.objects, scene.width, scene.height, caption, task)
-        asked += [found[i] for i in rng.permutation(len(found))[:most]]
-    present = sorted({CATEGORIES.index(o.category) for o in scene.objects})
-    odds = co_occurrence()[present].prod(0)
-    odds[present] = 0
-    absent = rng.choice(len(CATEGORIES), n_pairs, replace=False, p=odds / odds.sum())
-    for no in absent:
-        yes = present[rng.integers(len(present))]
-        asked.append(Question(scene.index, "yes_no", yes_no_question(CATEGORIES[yes]), "yes"))
-        asked.append(Question(scene.index, "yes_no", yes_no_question(CATEGORIES[no]), "no"))
-    return [asked[i] for i in rng.permutation(len(asked))]
-
-
-class Packer:
-    """Lay the questions about one image behind its visual tokens in a single sequence.
-
-    Every question sees the image and itself only (block mask) and starts at the position that follows the image, so
-    that each reads exactly what it would read alone.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, image_token_id: int):
-        self.tokenizer = tokenizer
-        text = tokenizer(f"USER: {tokenizer.convert_ids_to_tokens(image_token_id)}\n").input_ids
-        self.prefix = text[: text.index(image_token_id)]
-        self.question_mark = tokenizer.convert_tokens_to_ids("?")
-        self._ids = lru_cache(maxsize=4096)(self._encode)
-
-    def __getstate__(self) -> dict:
-        # A cache does not travel to worker processes; where they are spawned, a packer is pickled.
-        return {key: value for key, value in self.__dict__.items() if key != "_ids"}
-
-    def __setstate__(self, state: dict) -> None:
-        self.__dict__.update(state)
-        self._ids = lru_cache(maxsize=4096)(self._encode)
-
-    def _encode(self, question: str, answer: str) -> tuple[list[int], list[int], list[int]]:
-        """Return the token ids of a question with its answer, their labels, and their words, as `pack` says."""
-        asked = self.tokenizer(f"{question} ASSISTANT:", add_special_tokens=False).input_ids
-        said = self.tokenizer(answer, add_special_tokens=False).input_ids
-        said += [self.tokenizer.eos_token_id]
-        words = [IGNORED] * (len(asked) + len(said))
-        if options := read_options(question):
-            words[asked.index(self.question_mark)] = self._telling_word(options, answer)
-        return asked + said, [IGNORED] * (len(asked) - 1) + said + [IGNORED], words
-
-    def _telling_word(self, options: Mapping[str, str], answer: str) -> int:
-        """Return the token that tells the right option from all others: two in "image two", of images."""
-        spelled = {
-            letter: self.tokenizer(option, add_special_tokens=False).input_ids
-            for letter, option in options.items()
-        }
-        right = spelled.pop(answer)
-        for n in range(1, len(right)):
-            if all(other[:n] != right[:n] for other in spelled.values()):
-                return right[n - 1]
-        return right[-1]
-
-    def pack(self, scenes: Sequence[Sequence[Question]]) -> dict[str, torch.Tensor]:
-        """Return `ids`, `labels`, `words`, `segment` and `offset`, each `(n_scenes, n_text)`, padded on the right.
-
-        `labels` holds the answer tokens (each shifted to where it is predicted), `words`, at the question mark before
-        options, the token that tells the right one from the others, `segment` numbers questions from 1 (0 is padding),
-        `offset` counts positions inside a question.
-        """
-        rows = []
-        for questions in scenes:
-            ids, labels, words, segment, offset = [], [], [], [], []
-            for number, question in enumerate(questions, 1):
-                part, said, word = self._ids(question.text, question.answer)
-                ids += part
-                labels += said
-                words += word
-                segment += [number] * len(part)
-                offset += range(len(part))
-            rows.append((ids, labels, words, segment, offset))
-        longest = max(len(r[0]) for r in rows)
-        fill = (self.tokenizer.pad_token_id, IGNORED, IGNORED, 0, 0)
-        return {
-            key: torch.tensor([r[i] + [fill[i]] * (longest - len(r[i])) for r in rows])
-            for i, key in enumerate(("ids", "labels", "words", "segment", "offset"))
-        }
-
-
-class LanguageBatches(Dataset):
-    """Draw the batch of step *k*: scenes as pixels or as patch owners, and their packed questions.
-
-    All scenes of a step have one size, so that their visual tokens stack. With an image processor, pixels are what it
-    makes of the images (tiles, say); without, the images themselves.
-    """
-
-    def __init__(
-        self,
-        packer: Packer,
-        seed: int,
-        batch_size: int,
-        n_side: int,
-        scenes: SceneConfig,
-        symbolic: bool,
-        split: str = "train",
-        mix: dict[str, int] | None = None,
-        n_pairs: int = N_YES_NO_PAIRS,
-        image_processor: Callable[..., Mapping[str, torch.Tensor]] | None = None,
-    ):
-        self.packer, self.seed, self.batch_size, self.n_side = packer, seed, batch_size, n_side
-        self.scenes, self.symbolic, self.split = scenes, symbolic, split
-        self.mix, self.n_pairs = mix or QUESTION_MIX, n_pairs
-        self.image_processor = image_processor
-
-    def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
-        n_sizes = len(self.scenes.sizes)
-        first, size = step // n_sizes * self.batch_size, step % n_sizes
-        scenes = [
-            generate_scene(self.seed, (first + i) * n_sizes + size, self.split, self.scenes)
-            for i in range(self.batch_size)
-        ]
-        rng = np.random.default_rng([self.seed, step, 1])
-        batch = self.packer.pack([training_questions(s, rng, self.mix, self.n_pairs) for s in scenes])
-        if self.image_processor is not None:
-            images = [Image.fromarray(scene.pixels) for scene in scenes]
-            return batch | dict(self.image_processor(images, return_tensors="pt"))
-        if not self.symbolic:
-            batch["images"] = torch.from_numpy(np.stack([s.pixels for s in scenes]))
-            return batch
-        owners = [patch_owners(s, self.n_side) for s in scenes]
-        for i, key in enumerate(("category", "color", "covered")):
-            batch[key] = torch.from_numpy(np.stack([o[i] for o in owners]))
-        batch["noise_seed"] = torch.tensor(int(rng.integers(2**31)))
-        return batch
-
-
-def block_mask(segment: torch.Tensor, n_before: int) -> torch.Tensor:
-    """Let every question see the image and itself only.
-
-    Parameters
-    ----------
-    segment : torch.Tensor
-        ``(n_scenes, n_text)`` number of the question that each token belongs to, from `Packer.pack`.
-    n_before : int
-        Tokens before the questions, the image's among them, which every question sees.
-
-    Returns
-    -------
-    torch.Tensor
-        ``(n_scenes, n, n)`` with n = n_before + n_text; true where a row may attend to a column.
-    """
-    segment = F.pad(segment + 1, (n_before, 0))
-    n = segment.shape[1]
-    causal = torch.ones(n, n, dtype=torch.bool, device=segment.device).tril()
-    same = segment.unsqueeze(2) == segment.unsqueeze(1)
-    return causal & (same | (segment == 0).unsqueeze(1))
 
 
 def answer_loss(
@@ -268,38 +87,23 @@ def _accuracies(
         first[1:] = key[1:] != key[:-1]
         numbers = {"first": right[first].mean(), "later": right[~first].mean()}
         for name, ids in batch.get("kinds", {}).items():
-            mine = first & torch.isin(target, ids)
+            mine = first & torch.isin(target, torch.tensor(ids, device=target.device))
             if mine.any():
                 numbers[name] = right[mine].mean()
     return numbers
 
 
-@dataclass(frozen=True)
-class AnswerKinds:
+def answer_kinds(tokenizer: PreTrainedTokenizerFast) -> dict[str, list[int]]:
     """Group the first answer token's ids by what they answer, for the numbers printed while training."""
-
-    yes_no: list[int]
-    color: list[int]
-    category: list[int]
-    count: list[int]
-    position: list[int]
-    letter: list[int]
-
-    @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerFast) -> AnswerKinds:
-        """Look the ids up in a tokenizer."""
-
-        def ids(*words: str) -> list[int]:
-            return tokenizer.convert_tokens_to_ids(list(words))
-
-        return cls(
-            ids("yes", "no"),
-            ids(*COLOR_NAMES),
-            ids(*CATEGORIES),
-            ids("one", "two", "three", "four"),
-            ids("top", "left", "center", "right", "bottom"),
-            ids(*LETTERS),
-        )
+    words = {
+        "yes_no": ("yes", "no"),
+        "color": COLOR_NAMES,
+        "category": CATEGORIES,
+        "count": COUNT_WORDS,
+        "position": ("top", "left", "center", "right", "bottom"),
+        "letter": LETTERS,
+    }
+    return {kind: tokenizer.convert_tokens_to_ids(list(those)) for kind, those in words.items()}
 
 
 class SymbolicTrainer(nn.Module):
@@ -322,7 +126,7 @@ class SymbolicTrainer(nn.Module):
         self.filler = nn.Parameter(0.02 * torch.randn(llm.config.hidden_size))
         if newline:
             self.newline = nn.Parameter(0.02 * torch.randn(llm.config.hidden_size))
-        self.kinds = AnswerKinds.of(packer.tokenizer)
+        self.kinds = answer_kinds(packer.tokenizer)
         ids = packer.tokenizer.convert_tokens_to_ids
         self.register_buffer("category_ids", torch.tensor(ids(list(CATEGORIES))), persistent=False)
         self.register_buffer("color_ids", torch.tensor(ids(list(COLOR_NAMES))), persistent=False)
@@ -356,7 +160,7 @@ class SymbolicTrainer(nn.Module):
             self.llm.lm_head,
             self.packer.prefix,
             self.visual(batch),
-            {**batch, "kinds": kind_tensors(self.kinds, batch["ids"].device)},
+            {**batch, "kinds": self.kinds},
             self.word_layer,
         )
 
@@ -368,7 +172,7 @@ class PixelTrainer(nn.Module):
         super().__init__()
         self.llava, self.packer, self.vision_frozen = llava, packer, vision_frozen
         self.word_layer = word_layer
-        self.kinds = AnswerKinds.of(packer.tokenizer)
+        self.kinds = answer_kinds(packer.tokenizer)
         llava.model.vision_tower.requires_grad_(not vision_frozen)
 
     def visual(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -421,11 +225,6 @@ class PixelTrainer(nn.Module):
             self.llava.lm_head,
             self.packer.prefix,
             self.visual(batch),
-            {**batch, "kinds": kind_tensors(self.kinds, batch["ids"].device)},
+            {**batch, "kinds": self.kinds},
             self.word_layer,
         )
-
-
-def kind_tensors(kinds: AnswerKinds, device: torch.device) -> dict[str, torch.Tensor]:
-    """Return the answer kinds as tensors on a device."""
-    return {name: torch.tensor(ids, device=device) for name, ids in vars(kinds).items()}

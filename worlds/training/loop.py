@@ -122,7 +122,6 @@ def run_stage(
     config: LoopConfig,
     folder: Path,
     groups: Iterable[tuple[nn.Module, float]] | None = None,
-    evaluate: Callable[[], dict[str, float]] | None = None,
 ) -> dict[str, Any]:
     """Train `module` for the configured steps, resuming from `folder` where a checkpoint lies there.
 
@@ -138,8 +137,6 @@ def run_stage(
         Batch on the device -> (scalar loss, numbers to print).
     groups : iterable of (module, scale), optional
         What learns and how fast relative to the configured rate; default: all of `module` at 1.
-    evaluate : callable, optional
-        Called at the end; its numbers join the record.
 
     Returns
     -------
@@ -215,7 +212,7 @@ def run_stage(
             last_save = time.monotonic()
     save(config.n_steps)
     module.eval()
-    record = {
+    return {
         "steps": config.n_steps,
         "scenes": config.n_steps * config.batch_size,
         "seconds": round(seconds + time.monotonic() - began, 3),
@@ -227,6 +224,3 @@ def run_stage(
             for key in dict.fromkeys(key for row in history for key in row)
         },
     }
-    if evaluate is not None:
-        record.update(evaluate())
-    return record

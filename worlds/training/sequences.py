@@ -13,11 +13,11 @@ from rcblib.data.questions import COUNT_WORDS, DIGITS, POSITION_WORDS, position_
 from rcblib.records import ParameterError, Question
 from worlds.scenes.captions import captions
 from worlds.scenes.choices import NUMBER_WORDS, draw_options, multiple_choice
-from worlds.scenes.generator import Scene, SceneConfig, generate_scene
+from worlds.scenes.generator import Scene, generate_scene
 from worlds.scenes.groups import IMAGE_NAMES, generate_group, group_questions
 from worlds.scenes.video import DIRECTIONS, generate_video, video_questions
 from worlds.scenes.vocabulary import CATEGORIES, COLOR_NAMES
-from worlds.training.language import FORMS, N_YES_NO_PAIRS, QUESTION_MIX, Packer, training_questions
+from worlds.training.packing import FORMS, N_YES_NO_PAIRS, QUESTION_MIX, Packer, training_questions
 from worlds.training.vision import patch_owners
 
 IMAGE_COUNTS = (2, 3, 4)
@@ -122,8 +122,6 @@ class SequenceBatches(Dataset):
     n_drills : int
         Questions of `drill_questions` about each group or video besides those of the benchmarks' form, at most; with
         any, all of the latter are asked openly too.
-    split : str
-        Of handwriting and photographs.
     frame_counts : tuple of int
         Frames of a video, one number a step.
     """
@@ -138,13 +136,12 @@ class SequenceBatches(Dataset):
         symbolic: bool,
         n_choices: int = 3,
         n_drills: int = 0,
-        split: str = "train",
         frame_counts: tuple[int, ...] = FRAME_COUNTS,
     ):
         if not forms or set(forms) - set(FORMS):
             raise ParameterError("forms", forms, f"some of {', '.join(FORMS)}")
         self.packer, self.seed, self.batch_size, self.n_side = packer, seed, batch_size, n_side
-        self.forms, self.symbolic, self.split = forms, symbolic, split
+        self.forms, self.symbolic = forms, symbolic
         self.n_choices, self.n_drills, self.frame_counts = n_choices, n_drills, frame_counts
 
     def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
@@ -170,17 +167,17 @@ class SequenceBatches(Dataset):
     ) -> tuple[tuple[Scene, ...], list[Question]]:
         """Draw one item's pictures and what is asked about them."""
         if form == "image":
-            scene = generate_scene(self.seed, index, self.split, SceneConfig())
+            scene = generate_scene(self.seed, index)
             asked = training_questions(scene, rng, QUESTION_MIX, N_YES_NO_PAIRS)
             choices = [choice for question in asked if (choice := with_options(question, rng))]
             asked += choices[: self.n_choices]
             pictures: tuple[Scene, ...] = (scene,)
         else:
             if form == "images":
-                group = generate_group(self.seed, index, self.split, n_pictures)
+                group = generate_group(self.seed, index, n_images=n_pictures)
                 pictures, found = group.scenes, group_questions(group, rng)
             else:
-                video = generate_video(self.seed, index, self.split, n_pictures)
+                video = generate_video(self.seed, index, n_frames=n_pictures)
                 pictures, found = video.frames, video_questions(video, rng)
             asked = [found[i] for i in rng.permutation(len(found))[: self.n_choices]]
             if self.n_drills:

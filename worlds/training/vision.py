@@ -101,14 +101,13 @@ class VisionBatches(Dataset):
         batch_size: int,
         n_side: int,
         scenes: SceneConfig,
-        split="train",
     ):
         self.tokenizer, self.seed, self.batch_size = tokenizer, seed, batch_size
-        self.n_side, self.scenes, self.split = n_side, scenes, split
+        self.n_side, self.scenes = n_side, scenes
 
     def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
         scenes = [
-            generate_scene(self.seed, step * self.batch_size + i, self.split, self.scenes)
+            generate_scene(self.seed, step * self.batch_size + i, config=self.scenes)
             for i in range(self.batch_size)
         ]
         rng = np.random.default_rng([self.seed, step])
