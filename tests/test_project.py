@@ -158,6 +158,12 @@ def tracked_files():
     return [name for name in answer.stdout.decode().split("\0") if name]
 
 
+def test_the_readme_says_what_every_folder_holds():
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    folders = {name.split("/")[0] for name in tracked_files() if "/" in name and name[0] != "."}
+    assert {folder for folder in folders if f"`{folder}/`" not in text} == set()
+
+
 def machine_paths(text):
     """Find absolute paths of somebody's machine: below a home, a temporary folder or the like."""
     # Put together from parts, so that this file does not hold what it looks for.
