@@ -221,7 +221,7 @@ def prefill_bytes(shape: ModelShape, storage: str, n_tokens: int, batch_size: in
     Layers run one after the other and keep nothing, so the peak is that of one layer, and what its callers hold. With
     ``r = batch_size * n_tokens`` rows of ``d = d_model`` numbers:
 
-    - held by callers: three copies of the input (visual tokens, rows with text between them, the batch): ``3 d r``;
+    - held by callers: three copies of the input (tokens of each view, an image's rows, the batch): ``3 d r``;
     - cosines and sines of the positions: ``2 d_head r``;
     - attention: the layer's input and its normalised form, queries, keys and values, rotated queries, and three
       temporaries of the keys' rotation: ``(2 d + 2 q + 5 k) r``, or three of the queries':
@@ -344,14 +344,12 @@ def probing(
 
     Notes
     -----
-    Besides what `prefill_bytes` counts, each input's rows are held once more, put together from its views. Logits of
-    all inputs are gathered in the CPU's memory and not counted.
+    Logits of all inputs are gathered in the CPU's memory and not counted.
     """
     n_tokens = n_visual + n_text
-    assembled = shape.d_model * n_visual * batch_size * number_bytes(storage)
     activations = [
         encoding_bytes(shape, storage, n_grids),
-        prefill_bytes(shape, storage, n_tokens, batch_size) + assembled,
+        prefill_bytes(shape, storage, n_tokens, batch_size),
     ]
     if attention:
         maps = attention_map_bytes(shape, n_tokens)

@@ -26,6 +26,7 @@ from benchmarks.footprint import (
     weight_bytes,
 )
 from rcblib.mllm import adapter_for, load_model
+from rcblib.mllm.prompt import Prompt
 from rcblib.probe.perturbation import global_inputs
 from rcblib.pruners import RandomPruner
 from rcblib.runs.files import write_json
@@ -99,15 +100,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     image = adapter.encode_pixels(inputs)[0]
     place = max(range(len(image.views)), key=lambda i: image.views[i].n_tokens)
     view = image.views[place]
-    text = adapter._embed([5] * options.text)
+    asked = Prompt.of([adapter.image_token_id] + [5] * options.text, [adapter.image_token_id])
 
     @torch.no_grad()
     def probe() -> torch.Tensor:
         positions = list(range(options.batch_size))
         batch = global_inputs(view.tokens, view.grid, positions, adapter.replacement_embedding())
         replaced = [[tokens if i == place else None for i in range(len(image.views))] for tokens in batch]
-        rows = [torch.cat([adapter.assemble(image, views), text]) for views in replaced]
-        return adapter._next_token_logits(rows)
+        return adapter.next_token_logits([asked.filled([adapter.assemble(image, own)]) for own in replaced])
 
     ids = torch.tensor([[5] * (options.text // 2) + [adapter.image_token_id] * n_visual])
     ids = torch.cat([ids, torch.full((1, options.text - options.text // 2), 5)], 1).to(model.device)

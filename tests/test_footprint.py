@@ -24,6 +24,7 @@ from benchmarks.footprint import (
     weight_bytes,
 )
 from rcblib.mllm import adapter_for
+from rcblib.mllm.prompt import Prompt, VisualRows
 from rcblib.probe.run import probe
 from rcblib.records import ONE_WORD_QUESTION, ParameterError, UnsupportedModelError
 
@@ -129,13 +130,16 @@ def test_the_cache_is_exactly_what_a_prompt_leaves(name):
 def test_activations_of_a_prefill_are_what_is_allocated(name, dtype):
     model = narrow(name, dtype)
     adapter, shape = adapter_for(model), ModelShape.from_model(model)
+    asked = Prompt.of([adapter.image_token_id], [adapter.image_token_id])
     for n_tokens, batch_size in ((300, 3), (600, 1)):
         visual = torch.randn(batch_size, n_tokens, shape.d_model).to(dtype)
 
         @torch.no_grad()
         def read(visual=visual):
             given = visual.clone()
-            return adapter._next_token_logits([torch.cat([row]) for row in given])
+            return adapter.next_token_logits(
+                [asked.filled([VisualRows.in_order(row.clone())]) for row in given]
+            )
 
         computed = prefill_bytes(shape, N_BYTES[dtype], n_tokens, batch_size)
         assert measured_peak(read) == pytest.approx(computed, rel=0.03)

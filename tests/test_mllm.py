@@ -9,6 +9,7 @@ import torch
 from benchmarks.checkpoints import CHECKPOINTS, empty_model
 from rcblib.mllm import adapter_for, load_model
 from rcblib.mllm.loading import _dtype
+from rcblib.mllm.prompt import VisualRows
 from rcblib.records import ONE_WORD_QUESTION, ParameterError, UnsupportedModelError
 from rcblib.tensors.geometry import rank_by_cls
 
@@ -180,7 +181,7 @@ def test_signals_of_the_encoder_are_those_computed_literally(family, layer):
     adapter = adapter_for(model, processor)
     images = tiny.random_images(1, (44, 44) if family == "onevision" else (48, 48))
     (plain,), (image,) = adapter.encode(images), adapter.encode(images, adapter.offers)
-    assert torch.equal(adapter.assemble(image), adapter.assemble(plain))
+    assert torch.equal(adapter.assemble(image).rows, adapter.assemble(plain).rows)
     pixels = processor.image_processor(images, return_tensors="pt")["pixel_values"]
     n_cls, vision = int(adapter.has_cls), model.config.vision_config
     n_heads, n_layers = vision.num_attention_heads, vision.num_hidden_layers
@@ -345,12 +346,12 @@ def test_logits_do_not_depend_on_the_batch(adapter, batch_size):
     assert len({tuple(row.argsort().tolist()) for row in alone}) == len(visual)
 
     exact = adapter_for(tiny.tiny_llava()[0].double(), adapter.processor)
-    prompt_ids = exact.prompt_ids(prompt)
-    rows = [exact._splice(prompt_ids, exact._embed(prompt_ids), [entry])[0] for entry in visual]
+    asked = exact.read_prompt(prompt)
+    prompts = [asked.filled([VisualRows.in_order(entry)]) for entry in visual]
     with torch.no_grad():
-        padded = exact._next_token_logits(rows)
-        for i, row in enumerate(rows):
-            torch.testing.assert_close(padded[i], exact._next_token_logits([row])[0], rtol=0, atol=1e-12)
+        padded = exact.next_token_logits(prompts)
+        for i, one in enumerate(prompts):
+            torch.testing.assert_close(padded[i], exact.next_token_logits([one])[0], rtol=0, atol=1e-12)
 
 
 def test_equal_lengths_share_batches_without_padding(adapter):
@@ -417,7 +418,7 @@ def test_attention_leaves_the_model_as_it_was(adapter, monkeypatch):
     adapter.text_to_image_attention(adapter.prompt(QUESTION), tokens)
     assert hook_counts(adapter.model) == before
     assert adapter.model.model.language_model.config._attn_implementation == "sdpa"
-    monkeypatch.setattr(adapter, "_next_token_logits", lambda *_: 1 / 0)
+    monkeypatch.setattr(adapter, "next_token_logits", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         adapter.text_to_image_attention(adapter.prompt(QUESTION), tokens)
     assert hook_counts(adapter.model) == before

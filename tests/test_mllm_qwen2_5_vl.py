@@ -18,6 +18,7 @@ from rcblib.codebook.codebook import Codebook
 from rcblib.codebook.criterion import preset_of
 from rcblib.evaluate.grid import evaluate
 from rcblib.mllm import adapter_for, load_model
+from rcblib.mllm.prompt import VisualRows
 from rcblib.probe.pictures import view_pictures
 from rcblib.probe.run import probe
 from rcblib.pruners import CodebookPruner, RandomPruner
@@ -148,7 +149,7 @@ def test_tokens_are_those_of_the_model_and_the_encoder_runs_once(adapter, images
         assert view.tokens.shape == (view.grid[0] * view.grid[1], adapter.d_model)
         assert not view.tokens.requires_grad
         assert view.signals == {}
-        assert torch.equal(adapter.assemble(image), own)
+        assert torch.equal(adapter.assemble(image).rows, own)
 
 
 def test_a_token_stands_where_its_pixels_are(adapter):
@@ -170,7 +171,7 @@ def test_positions_are_those_of_the_model(adapter, images, batch):
     for i, prompt in enumerate(PROMPTS):
         own = list(itertools.islice(encoded, prompt.count("<|image_pad|>")))
         rows = [adapter.assemble(image) for image in own]
-        found = adapter._positions(adapter.prompt_ids(prompt), rows)
+        found = adapter.read_prompt(prompt).filled(rows).positions
         assert torch.equal(found.expand(3, -1), expected[:, i][:, batch["attention_mask"][i].bool()])
 
 
@@ -211,13 +212,13 @@ def test_other_rows_are_numbered_one_after_the_other(exact, images):
     """A grid matters; single tokens have none, and the batch they are read in makes no difference."""
     (image,) = exact.encode(images[:1])
     prompt, rows = exact.prompt("What is this ?"), exact.assemble(image)
-    inputs = [rows, rows.clone(), rows[:1], rows[2:5], rows[:0]]
+    bare = rows.rows
+    inputs = [rows, bare, bare[:1], bare[2:5], bare[:0]]
     together = exact.first_token_logits(prompt, inputs)
     alone = exact.first_token_logits(prompt, inputs, batch_size=1)
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
     assert (together[0] - together[1]).abs().max() > 1e-3
-    ids = exact.prompt_ids(prompt)
-    spliced = exact._splice(ids, exact._embed(ids), [rows[2:5]])[0]
+    spliced = exact.read_prompt(prompt).filled([VisualRows.in_order(bare[2:5])]).embeds(exact.embed)
     with torch.no_grad():
         expected = exact.model.lm_head(
             exact.model.model.language_model(inputs_embeds=spliced[None]).last_hidden_state[0, -1]

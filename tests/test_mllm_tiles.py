@@ -88,7 +88,7 @@ def test_tokens_are_those_of_the_model(family, size, request):
     images = tiny.random_images(1, size)
     (image,) = adapter.encode(images)
     (rows,) = own_features(adapter, pixels_of(adapter, images))
-    assert torch.equal(adapter.assemble(image), rows)
+    assert torch.equal(adapter.assemble(image).rows, rows)
     assert adapter.n_placeholders(image) == image.n_rows == len(rows)
     expected = (NEXT_CASES if family == "tiled" else ONEVISION_CASES)[size]
     assert [view.grid for view in image.views] == expected
@@ -112,7 +112,7 @@ def test_reading_order_goes_line_by_line_across_tiles(tiled):
     assert sorted(lines[:, :-1].flatten().tolist()) == list(range(36, 156))
     newline = torch.full((1,), -7.0)
     packing = type(image.packing)(image.packing.order, newline)
-    rows = tiled.assemble(EncodedImage(image.views, packing))
+    rows = tiled.assemble(EncodedImage(image.views, packing)).rows
     assert rows.flatten().tolist() == [-7.0 if number == NEWLINE else number for number in read]
 
 
@@ -170,7 +170,7 @@ def test_images_of_unequal_numbers_of_tiles_go_through_the_encoder_at_once(tiled
     assert len(calls) == 1
     for image, picture in zip(together, images, strict=True):
         (alone,) = tiled.encode([picture])
-        torch.testing.assert_close(tiled.assemble(image), tiled.assemble(alone), rtol=0, atol=1e-5)
+        torch.testing.assert_close(tiled.assemble(image).rows, tiled.assemble(alone).rows, rtol=0, atol=1e-5)
     assert len(tiled.model.model.multi_modal_projector._forward_hooks) == 0
 
 
@@ -197,7 +197,7 @@ def test_flatten_reads_whole_tiles_and_one_newline(tiled):
     (image,) = tiled.encode(tiny.random_images(1, (40, 31)))
     flat = image.arranged("flatten")
     assert [view.grid for view in flat.views] == [(6, 6)] * 5
-    rows = tiled.assemble(flat)
+    rows = tiled.assemble(flat).rows
     assert len(rows) == flat.n_rows == 5 * 36 + 1
     assert torch.equal(rows[:-1], torch.cat([view.tokens for view in flat.views]))
     assert torch.equal(rows[-1], tiled.model.model.image_newline)
@@ -217,9 +217,9 @@ def test_layouts_differ_for_tiles_only(onevision):
 def test_some_rows_are_gathered_with_every_newline(tiled):
     (image,) = tiled.encode(tiny.random_images(1, (40, 31)))
     kept = [torch.tensor([0, 35]), torch.tensor([29]), torch.tensor([]).long(), *[torch.tensor([3])] * 2]
-    rows, positions = tiled.gather(image, kept)
-    full = tiled.assemble(image)
-    assert torch.equal(rows, full[positions])
+    gathered = tiled.gather(image, kept)
+    positions = gathered.numbers
+    assert torch.equal(gathered.rows, tiled.assemble(image).rows[positions])
     assert (positions.diff() > 0).all()
     newlines = (image.packing.order == NEWLINE).nonzero().flatten().tolist()
     line = 36 + 13 * 4 + 5  # the last token of the first tile ends the fifth line's first half
@@ -231,7 +231,7 @@ def test_every_token_has_its_row(tiled, onevision, layout):
     images = [*tiled.encode(tiny.random_images(1)), *onevision.encode(tiny.random_images(1, (66, 66)))]
     for image in (*images, onevision.encode_video(tiny.random_images(2))):
         arranged = image.arranged(layout)
-        rows = tiled.assemble(arranged)[tiled.token_rows(arranged)]
+        rows = tiled.assemble(arranged).rows[tiled.token_rows(arranged)]
         assert torch.equal(rows, torch.cat([view.tokens for view in arranged.views]))
     (plain,) = (adapter := adapter_for(*tiny.tiny_llava())).encode(tiny.random_images(1))
     assert adapter.token_rows(plain).tolist() == list(range(36))
@@ -240,8 +240,8 @@ def test_every_token_has_its_row(tiled, onevision, layout):
 def test_tokens_of_one_view_can_be_replaced(tiled):
     (image,) = tiled.encode(tiny.random_images(1, (40, 31)))
     other = torch.zeros_like(image.views[2].tokens)
-    rows = tiled.assemble(image, [None, None, other, None, None])
-    changed = (rows != tiled.assemble(image)).any(-1).nonzero().flatten()
+    rows = tiled.assemble(image, [None, None, other, None, None]).rows
+    changed = (rows != tiled.assemble(image).rows).any(-1).nonzero().flatten()
     assert changed.tolist() == [36 + 13 * line + 6 + i for line in range(5) for i in range(6)]
     assert image.views[2].tokens.any()
     with pytest.raises(ParameterError, match="views: got '2 views'; accepted: 5, as the image has"):
@@ -272,7 +272,7 @@ def test_several_images_of_a_prompt_are_one_grid_each(onevision):
     assert inputs["batch_num_images"].tolist() == [3]
     for image, rows in zip(encoded, own_features(onevision, inputs), strict=True):
         assert [view.grid for view in image.views] == [(5, 5)]
-        assert torch.equal(onevision.assemble(image), rows)
+        assert torch.equal(onevision.assemble(image).rows, rows)
         assert len(rows) == 26
     (alone,) = onevision.encode(images[:1], one_prompt=True)
     assert len(alone.views) == 5
@@ -282,7 +282,7 @@ def test_one_prompt_makes_no_difference_to_other_families(tiled):
     for adapter in (tiled, adapter_for(*tiny.tiny_llava())):
         images = tiny.random_images(2)
         for ours, theirs in zip(adapter.encode(images), adapter.encode(images, one_prompt=True), strict=True):
-            assert torch.equal(adapter.assemble(ours), adapter.assemble(theirs))
+            assert torch.equal(adapter.assemble(ours).rows, adapter.assemble(theirs).rows)
 
 
 def test_frames_are_pooled_and_end_with_a_newline(onevision):
@@ -293,7 +293,7 @@ def test_frames_are_pooled_and_end_with_a_newline(onevision):
         rows = onevision.model.get_video_features(inputs["pixel_values_videos"]).pooler_output[0]
     assert video.is_video
     assert [(view.kind, view.grid) for view in video.views] == [("frame", (3, 3))] * 4
-    assert torch.equal(onevision.assemble(video), rows)
+    assert torch.equal(onevision.assemble(video).rows, rows)
     assert len(rows) == 4 * 9 + 1
     with torch.no_grad():
         (second,) = onevision.encode_video(frames[1:2]).views
@@ -307,8 +307,10 @@ def test_images_and_videos_of_a_batch_come_in_this_order(onevision):
     )
     image, video = onevision.encode_pixels(inputs)
     assert (image.is_video, video.is_video) == (False, True)
-    assert torch.equal(onevision.assemble(image), onevision.assemble(onevision.encode(images)[0]))
-    assert torch.equal(onevision.assemble(video), onevision.assemble(onevision.encode_video(frames)))
+    assert torch.equal(onevision.assemble(image).rows, onevision.assemble(onevision.encode(images)[0]).rows)
+    assert torch.equal(
+        onevision.assemble(video).rows, onevision.assemble(onevision.encode_video(frames)).rows
+    )
 
 
 # First-token logits
@@ -397,7 +399,7 @@ def test_inputs_of_every_kind_are_preprocessed_and_encoded_alike(onevision, tile
         ):
             assert [image.n_rows for image in found] == [image.n_rows for image in images]
             for ours, theirs in zip(found, images, strict=True):
-                assert torch.equal(onevision.assemble(ours), onevision.assemble(theirs))
+                assert torch.equal(onevision.assemble(ours).rows, onevision.assemble(theirs).rows)
     with pytest.raises(ParameterError, match="kind: got 'film'; accepted: image, images, video"):
         tiled.preprocess(pictures, "film")
 
@@ -440,11 +442,11 @@ def test_a_photo_so_long_that_no_token_lies_on_it_is_read_as_the_model_reads_it(
     images = tiny.random_images(1, size)
     (image,) = tiled.encode(images)
     (rows,) = own_features(tiled, pixels_of(tiled, images))
-    assert torch.equal(tiled.assemble(image), rows)
+    assert torch.equal(tiled.assemble(image).rows, rows)
     assert image.n_rows - image.n_tokens == n_lines
     assert [view.grid for view in image.views][0] == (6, 6)
-    gathered, places = tiled.gather(image, [torch.tensor([0, 7])])
-    assert torch.equal(gathered, rows[places]) and len(gathered) == 2 + n_lines
+    gathered = tiled.gather(image, [torch.tensor([0, 7])])
+    assert torch.equal(gathered.rows, rows[gathered.numbers]) and len(gathered) == 2 + n_lines
 
 
 # Loading
@@ -459,11 +461,11 @@ def test_saved_folders_load_ready_to_use(build, tmp_path):
     assert type(loaded.processor.image_processor).__name__.endswith("Pil")
     images = tiny.random_images(2)
     for ours, theirs in zip(loaded.encode(images), saved.encode(images), strict=True):
-        assert torch.equal(loaded.assemble(ours), saved.assemble(theirs))
+        assert torch.equal(loaded.assemble(ours).rows, saved.assemble(theirs).rows)
     assert loaded.prompt(QUESTION, 2) == saved.prompt(QUESTION, 2)
     if loaded.video_token_id is not None:
         ours, theirs = (adapter.encode_video(images) for adapter in (loaded, saved))
-        assert torch.equal(loaded.assemble(ours), saved.assemble(theirs))
+        assert torch.equal(loaded.assemble(ours).rows, saved.assemble(theirs).rows)
 
 
 @pytest.mark.parametrize("build", [tiny.tiny_llava, tiny.tiny_next, tiny.tiny_onevision])
@@ -521,7 +523,7 @@ def test_the_full_size_next_gives_tokens_of_width_4096():
     adapter = adapter_for(model)
     sizes = torch.tensor([size[::-1] for size in NEXT_ROWS])
     images = adapter.encode_pixels({"pixel_values": pixels, "image_sizes": sizes})
-    assert [adapter.assemble(image).shape for image in images] == [(n, 4096) for n in NEXT_ROWS.values()]
+    assert [adapter.assemble(image).rows.shape for image in images] == [(n, 4096) for n in NEXT_ROWS.values()]
     assert (adapter.d_model, adapter.n_vocab, adapter.replacement_token_id) == (4096, 128320, 128001)
     assert sum(parameter.numel() for parameter in model.parameters()) == pytest.approx(8.36e9, rel=0.01)
 
@@ -535,8 +537,10 @@ def test_the_full_size_onevision_gives_tokens_of_width_3584():
     *images, video = adapter.encode_pixels(
         {"pixel_values": pixels, "image_sizes": sizes, "pixel_values_videos": frames}
     )
-    assert [adapter.assemble(image).shape for image in images] == [(n, 3584) for n in ONEVISION_ROWS.values()]
-    assert adapter.assemble(video).shape == (16 * 196 + 1, 3584)
+    assert [adapter.assemble(image).rows.shape for image in images] == [
+        (n, 3584) for n in ONEVISION_ROWS.values()
+    ]
+    assert adapter.assemble(video).rows.shape == (16 * 196 + 1, 3584)
     assert {view.grid for view in video.views} == {(14, 14)}
     together = adapter.encode_pixels(
         {"pixel_values": pixels[:2, :1], "image_sizes": sizes[:2], "batch_num_images": torch.tensor([2])}
@@ -554,7 +558,7 @@ def test_real_settings_at_reduced_width_read_what_the_model_reads(build):
     inputs = adapter.processor(text=[prompt], images=images, return_tensors="pt")
     (image,) = adapter.encode(images, adapter.offers)
     rows = adapter.assemble(image)
-    assert torch.equal(rows, own_features(adapter, inputs)[0])
+    assert torch.equal(rows.rows, own_features(adapter, inputs)[0])
     assert int((inputs["input_ids"] == adapter.image_token_id).sum()) == len(rows)
     assert len(image.views) == 5
     with torch.no_grad():

@@ -129,16 +129,16 @@ def expected_answers(adapter, inputs, images, pruner):
     pieces = []
     for image, kept in zip(images, pruner.kept_by_view, strict=True):
         arranged = image.arranged(pruner.layout)
-        full, tokens = adapter.assemble(arranged), [view.tokens for view in arranged.views]
-        marks = adapter.assemble(arranged, [torch.full_like(own, float("nan")) for own in tokens]).isnan()[
-            :, 0
-        ]
+        full, tokens = adapter.assemble(arranged).rows, [view.tokens for view in arranged.views]
+        marks = adapter.assemble(
+            arranged, [torch.full_like(own, float("nan")) for own in tokens]
+        ).rows.isnan()[:, 0]
         wanted = [own.clone() for own in tokens]
         for own, chosen in zip(wanted, kept, strict=True):
             dropped = torch.ones(len(own), dtype=torch.bool)
             dropped[chosen] = False
             own[dropped] = float("nan")
-        stays = ~adapter.assemble(arranged, wanted).isnan()[:, 0]
+        stays = ~adapter.assemble(arranged, wanted).rows.isnan()[:, 0]
         assert int((stays & marks).sum()) == sum(map(len, kept))
         positions = stays.nonzero().flatten()
         if pruner.position_ids == "kept":

@@ -36,6 +36,7 @@ from benchmarks.footprint import (  # noqa: E402
     weight_bytes,
 )
 from rcblib.mllm import adapter_for  # noqa: E402
+from rcblib.mllm.prompt import Prompt, VisualRows  # noqa: E402
 
 HEIGHT, WIDTH = 480, 640
 """The picture of all tables, in pixels: a common size of COCO's photos."""
@@ -161,8 +162,11 @@ def check_table() -> str:
 
         @torch.no_grad()
         def read(adapter=adapter, visual=visual):
+            asked = Prompt.of([adapter.image_token_id], [adapter.image_token_id])
             given = visual.clone()
-            return adapter._next_token_logits([torch.cat([row]) for row in given])
+            return adapter.next_token_logits(
+                [asked.filled([VisualRows.in_order(row.clone())]) for row in given]
+            )
 
         with torch.no_grad():
             cache = model(inputs_embeds=visual, use_cache=True).past_key_values

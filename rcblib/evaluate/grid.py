@@ -18,6 +18,7 @@ from rcblib.evaluate.metrics import score_predictions
 from rcblib.mllm import Adapter, adapter_for
 from rcblib.mllm.fingerprint import model_fingerprint
 from rcblib.mllm.placement import module_device
+from rcblib.mllm.prompt import AssembledPrompt, Batch, Prompt
 from rcblib.pruners.base import Pruner
 from rcblib.records import (
     EncodedImage,
@@ -187,20 +188,6 @@ def budget_columns(pruner: Pruner | None) -> dict[str, Any]:
     return columns | {"seed": getattr(pruner, "seed", pd.NA)}
 
 
-@dataclass(frozen=True)
-class _Prompt:
-    """Hold the text of a question in the chat template: token ids with one placeholder an image or video."""
-
-    ids: tuple[int, ...]
-    places: tuple[int, ...]
-
-    def expanded(self, counts: Sequence[int]) -> torch.Tensor:
-        """Return the ids with some number of each placeholder, as the processor would, ``(n_prompt,)``."""
-        n_each = torch.ones(len(self.ids), dtype=torch.long)
-        n_each[list(self.places)] = torch.tensor(counts)
-        return torch.tensor(self.ids).repeat_interleave(n_each)
-
-
 class Session:
     """Answer the same questions with one pruner after the other, encoding each image once."""
 
@@ -256,16 +243,15 @@ class Session:
                 "questions", f"captions of images {bare[:5]}", "captions of images with objects"
             )
 
-    def _prompt(self, question: Question) -> _Prompt:
+    def _prompt(self, question: Question) -> Prompt:
         sample, adapter = self.samples[question.image_id], self.adapter
         is_video, n = sample.kind == "video", _n_pieces(sample)
-        text = adapter.prompt(question.text, 0 if is_video else n, n if is_video else 0)
-        ids = adapter.prompt_ids(text)
-        placeholders = (adapter.image_token_id, adapter.video_token_id)
-        places = [i for i, token in enumerate(ids) if token in placeholders]
-        if len(places) != n:
+        prompt = adapter.read_prompt(
+            adapter.prompt(question.text, 0 if is_video else n, n if is_video else 0)
+        )
+        if len(prompt.spans) != n:
             raise ParameterError("question", question.text, "text without image placeholders")
-        return _Prompt(tuple(ids), tuple(places))
+        return prompt
 
     def _input(
         self, index: int, pruner: Pruner | None, chosen: dict[int, list[list[torch.Tensor]]] | None = None
@@ -278,62 +264,34 @@ class Session:
         images = self.features.get(image_id, self.device)
         counts = [self.adapter.n_placeholders(image) for image in images]
         if pruner is None:
-            kept = [[torch.arange(view.n_tokens) for view in image.views] for image in images]
+            visual = [self.adapter.assemble(image) for image in images]
         else:
             images = [image.arranged(pruner.layout) for image in images]
             kept = None if chosen is None else chosen.get(image_id)
             if kept is None:
-                first, ids = self.image_index[image_id], prompt.expanded(counts)
+                first, ids = self.image_index[image_id], prompt.expanded(counts).ids
                 kept = [
                     pruner.select_image(image, first + i, ids, self.adapter) for i, image in enumerate(images)
                 ]
             if chosen is not None:
                 chosen[image_id] = kept
+            visual = [self.adapter.gather(image, own) for image, own in zip(images, kept, strict=True)]
+        renumbered = pruner is not None and not pruner.keeps_positions(self.adapter)
+        return _Input(prompt.filled(visual, renumbered=renumbered), sum(counts), sum(map(len, visual)))
 
-        rows, ids, positions, start, n_before = [], [], [], 0, 0
-        for place, image, own in zip(prompt.places, images, kept, strict=True):
-            own_rows, own_positions = self.adapter.gather(image, own)
-            offsets, n_positions = self.adapter.row_positions(image)
-            rows.append(own_rows)
-            n_text = place - start
-            ids += [
-                torch.tensor(prompt.ids[start:place], dtype=torch.long),
-                torch.full((len(own_rows),), self.adapter.image_token_id),
-            ]
-            text = torch.arange(n_before, n_before + n_text).expand(len(offsets), -1)
-            positions += [text, offsets[:, own_positions] + n_before + n_text]
-            n_before += n_text + n_positions
-            start = place + 1
-        rest = torch.tensor(prompt.ids[start:], dtype=torch.long)
-        last = (torch.arange(len(rest)) + n_before).expand(len(positions[-1]), -1)
-        ids, positions = torch.cat([*ids, rest]), torch.cat([*positions, last], dim=1)
-        if pruner is not None and not pruner.keeps_positions(self.adapter):
-            positions = torch.arange(len(ids)).expand(len(positions), -1)
-        return _Input(rows, ids, positions, sum(counts), sum(map(len, rows)))
-
-    def model_inputs(self, batch: Sequence[_Input], pruner: Pruner | None) -> dict[str, Any]:
+    def model_inputs(self, inputs: Sequence[_Input], pruner: Pruner | None) -> dict[str, Any]:
         """Pad inputs on the left and name them as `generate` and the model's forward do."""
-        longest = max(len(entry.ids) for entry in batch)
-        padding = self.tokenizer.pad_token_id or 0
-        inputs = {
-            "input_ids": torch.full((len(batch), longest), padding),
-            "attention_mask": torch.zeros(len(batch), longest, dtype=torch.long),
+        batch = Batch([entry.prompt for entry in inputs])
+        columns = {
+            "input_ids": batch.input_ids(self.adapter.image_token_id, self.tokenizer.pad_token_id or 0),
+            "attention_mask": batch.attention_mask,
         }
-        n_axes = len(batch[0].positions)
         # On one axis `generate` numbers rows one after the other by itself.
-        position_ids = torch.zeros(n_axes, len(batch), longest, dtype=torch.long)
-        for i, entry in enumerate(batch):
-            start = longest - len(entry.ids)
-            inputs["input_ids"][i, start:] = entry.ids
-            inputs["attention_mask"][i, start:] = 1
-            position_ids[:, i, start:] = entry.positions
-        if n_axes > 1:
-            inputs["position_ids"] = position_ids
-        elif pruner is not None and pruner.keeps_positions(self.adapter):
-            inputs["position_ids"] = position_ids[0]
-        inputs = {name: column.to(self.device) for name, column in inputs.items()}
-        rows = [own for entry in batch for own in entry.rows]
-        return inputs | self.adapter.generation_inputs(rows)
+        is_kept = pruner is not None and pruner.keeps_positions(self.adapter)
+        if is_kept or self.adapter.n_position_axes > 1:
+            columns["position_ids"] = batch.position_ids
+        columns = {name: column.to(self.device) for name, column in columns.items()}
+        return columns | self.adapter.generation_inputs(batch.visual_rows())
 
     @torch.no_grad()
     def answer(self, pruner: Pruner | None, title: str | None) -> pd.DataFrame:
@@ -416,7 +374,7 @@ class Session:
         """Return everything that answers depend on, in what JSON can hold."""
         return {
             "model": self.fingerprint,
-            "processor": config_hash({"prompts": [prompt.ids for prompt in self.prompts]}),
+            "processor": config_hash({"prompts": [prompt.ids.tolist() for prompt in self.prompts]}),
             "questions": config_hash({"questions": [dataclasses.asdict(q) for q in self.questions]}),
             "samples": self.images_hash,
             "categories": self.categories,
@@ -427,11 +385,9 @@ class Session:
 
 @dataclass(frozen=True)
 class _Input:
-    """Hold one question's pruned prompt: rows of each image, token ids, and positions, ``(n_axes, n_rows)``."""
+    """Hold one question's pruned prompt, and the rows of its images before and after."""
 
-    rows: list[torch.Tensor]
-    ids: torch.Tensor
-    positions: torch.Tensor
+    prompt: AssembledPrompt
     n_tokens: int
     n_retained: int
 

@@ -130,7 +130,7 @@ def _measure(session: Session, index: int, pruner: Pruner | None) -> dict[str, A
     weights = sum(weight.nbytes for weight in model.parameters())
     return {
         "n_retained": entry.n_retained,
-        "n_prompt": len(entry.ids),
+        "n_prompt": len(entry.prompt),
         "encode_seconds": encode_seconds,
         "select_seconds": select_seconds,
         "prefill_seconds": prefill_seconds,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -102,33 +102,10 @@ class Qwen25VLAdapter(Adapter):
 
     def row_positions(self, image: EncodedImage) -> tuple[torch.Tensor, int]:
         """Say where on the three axes the LLM reads the tokens of an image; see `Adapter.row_positions`."""
-        return _grid_positions(image.views[0].grid)
-
-    def assemble(
-        self, image: EncodedImage, views: Sequence[torch.Tensor | None] | None = None
-    ) -> torch.Tensor:
-        """Collect all rows that the LLM reads of an image; see `Adapter.assemble`.
-
-        The result remembers its grid, as attribute ``grid``, for `first_token_logits` and `text_to_image_attention`;
-        what is computed from it does not.
-        """
-        rows = super().assemble(image, views)
-        rows.grid = image.views[0].grid
-        return rows
-
-    def given_positions(self, rows: torch.Tensor) -> tuple[torch.Tensor, int]:
-        """Say where the LLM reads given rows: those of `assemble` on their grid, others one after the other."""
-        grid = getattr(rows, "grid", None)
-        if grid is not None:
-            return _grid_positions(grid)
-        return torch.arange(len(rows)).expand(3, -1), len(rows)
-
-
-def _grid_positions(grid: tuple[int, int]) -> tuple[torch.Tensor, int]:
-    """Return ``(3, height * width)`` offsets in time, height and width, and by how much an image moves text on."""
-    height, width = grid
-    cells = torch.arange(height * width)
-    return torch.stack([torch.zeros_like(cells), cells // width, cells % width]), max(grid)
+        height, width = image.views[0].grid
+        cells = torch.arange(height * width)
+        offsets = torch.stack([torch.zeros_like(cells), cells // width, cells % width])
+        return offsets, max(height, width)
 
 
 class Qwen2_5_VLProcessor(PilProcessor, transformers.Qwen2_5_VLProcessor):

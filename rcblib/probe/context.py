@@ -14,7 +14,7 @@ from rcblib.data.base import AnySample
 from rcblib.data.coverage import Coverage
 from rcblib.data.samples import by_picture
 from rcblib.mllm import Adapter
-from rcblib.mllm.base import VisualTokens
+from rcblib.mllm.language import VisualInput
 from rcblib.probe.config import ProbeConfig, by_similarity
 from rcblib.probe.inputs import Place, places_of, wanted_places
 from rcblib.probe.perturbation import global_inputs, region_inputs, single_token_inputs
@@ -52,7 +52,7 @@ class Reader:
             self.words[token_id] = self.adapter.processor.tokenizer.decode([token_id]).strip()
         return self.words[token_id]
 
-    def read(self, visual: Sequence[VisualTokens], alone: bool = False) -> Answers:
+    def read(self, visual: Sequence[VisualInput], alone: bool = False) -> Answers:
         """Read some inputs; with `alone` each is the only one of a prompt with one picture, else all its pictures."""
         prompt = self.prompt_alone if alone else self.prompt
         logits = self.adapter.first_token_logits(prompt, visual, batch_size=self.batch_size)

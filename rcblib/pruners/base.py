@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 
 from rcblib.mllm import Adapter, adapter_for
+from rcblib.mllm.prompt import GeneratePrompts, PlacedImage, VisualRows
 from rcblib.records import LAYOUTS, EncodedImage, ParameterError, VisualView
 from rcblib.tensors.scoring import keep_indices
 
@@ -302,48 +303,36 @@ class Pruner:
             return original(generation_config=generation_config, **arguments)
 
         settings = _Settings(adapter.model.generation_config, generation_config, arguments)
-        prompt = _Prompt(arguments, settings.value("pad_token_id"), settings.value("eos_token_id"))
-        settings.check_max_length(prompt.length)
+        prompts = GeneratePrompts(arguments, settings.value("pad_token_id"), settings.value("eos_token_id"))
+        n_given = prompts.input_ids.shape[1]
+        settings.check_max_length(n_given)
         keeps_positions = self.keeps_positions(adapter)
         if keeps_positions and settings.value("use_cache") is False:
             # Without a cache, transformers takes gaps in position ids for borders between packed sequences.
             raise ParameterError("use_cache", False, "True, with the position_ids policy 'kept'")
 
         images = adapter.encode_pixels(arguments, self.needs)
-        rows = self._prune(adapter, images, prompt)
-        cut = prompt.cut(with_positions=keeps_positions)
-        n_cut = cut["input_ids"].shape[1]
-        generation_config, arguments = settings.shortened(prompt.length - n_cut)
+        placed = prompts.place(images, adapter.n_placeholders, adapter.image_token_id, adapter.video_token_id)
+        batch = prompts.filled([self._prune(adapter, image) for image in placed])
+        generation_config, arguments = settings.shortened(n_given - batch.n_columns)
         arguments = {name: value for name, value in arguments.items() if name not in adapter.pixel_inputs}
-        arguments |= cut | adapter.generation_inputs(rows)
-        return prompt.restore(original(generation_config=generation_config, **arguments), n_cut)
+        arguments |= prompts.cut(batch, adapter.image_token_id)
+        if keeps_positions:
+            arguments["position_ids"] = batch.position_ids.to(prompts.input_ids.device)
+        arguments |= adapter.generation_inputs(batch.visual_rows())
+        return prompts.restore(original(generation_config=generation_config, **arguments), batch.n_columns)
 
     @torch.no_grad()
-    def _prune(self, adapter: Adapter, images: list[EncodedImage], prompt: _Prompt) -> list[torch.Tensor]:
-        """Select in every image and video, cut the other placeholders, return the rows that are left."""
-        spans = []
-        for modality, token_id in (("image", adapter.image_token_id), ("video", adapter.video_token_id)):
-            own = [image for image in images if image.is_video == (modality == "video")]
-            if token_id is None or not own:
-                continue
-            places, counts = prompt.places(token_id), [adapter.n_placeholders(image) for image in own]
-            if len(places) != sum(counts):
-                accepted = f"{sum(counts)}, one for each visual token and newline of {len(own)} {modality}s"
-                raise ParameterError("input_ids", f"{len(places)} {modality} placeholders", accepted)
-            spans += zip(places.split(counts), own, strict=True)
-            prompt.rename(token_id, adapter.image_token_id)
-        rows = []
-        for places, image in sorted(spans, key=lambda span: int(span[0][0])):
-            kept = self.select_image(image, self._image_index(), prompt.text(places), adapter)
-            arranged = image.arranged(self.layout)
-            image_rows, positions = adapter.gather(arranged, kept)
-            prompt.keep(places, positions, *adapter.row_positions(arranged))
-            rows.append(image_rows)
-            starts = [0, *itertools.accumulate(view.n_tokens for view in arranged.views)]
-            self.kept.append(torch.cat([own + start for own, start in zip(kept, starts, strict=False)]))
-            self.kept_by_view.append(tuple(kept))
-            self.n_tokens.append(len(places))
-            self.n_retained.append(len(image_rows))
+    def _prune(self, adapter: Adapter, placed: PlacedImage) -> VisualRows:
+        """Select in an image or video, note what was kept, and return the rows that are left."""
+        kept = self.select_image(placed.image, self._image_index(), placed.prompt_ids, adapter)
+        arranged = placed.image.arranged(self.layout)
+        rows = adapter.gather(arranged, kept)
+        starts = [0, *itertools.accumulate(view.n_tokens for view in arranged.views)]
+        self.kept.append(torch.cat([own + start for own, start in zip(kept, starts, strict=False)]))
+        self.kept_by_view.append(tuple(kept))
+        self.n_tokens.append(adapter.n_placeholders(placed.image))
+        self.n_retained.append(len(rows))
         return rows
 
     def _image_index(self) -> int:
@@ -408,110 +397,3 @@ class _Settings:
             else:
                 setattr(config, name, length)
         return config, arguments
-
-
-class _Prompt:
-    """Hold what a batch of prompts has one column a token of, while placeholders are cut out of it.
-
-    Masked columns go too; what is left is padded on the left.
-    """
-
-    def __init__(self, arguments: dict[str, Any], pad_token_id: Any, eos_token_id: Any):
-        input_ids = arguments.get("input_ids")
-        if not isinstance(input_ids, torch.Tensor) or input_ids.ndim != 2:
-            raise ParameterError("input_ids", type(input_ids).__name__, "a tensor (n_prompts, n_tokens)")
-        end_ids = [eos_token_id] if isinstance(eos_token_id, int) else eos_token_id or []
-        self.input_ids = input_ids
-        self.length = input_ids.shape[1]
-        self.pad_token_id = pad_token_id if pad_token_id is not None else next(iter(end_ids), 0)
-        mask = arguments.get("attention_mask")
-        if mask is None:
-            # As `generate` infers it: padding is what looks like padding, unless that also ends answers.
-            inferable = pad_token_id is not None and pad_token_id not in end_ids
-            mask = (input_ids != pad_token_id).long() if inferable else torch.ones_like(input_ids)
-        if mask.shape != input_ids.shape:
-            raise ParameterError(
-                "attention_mask", tuple(mask.shape), f"the shape of input_ids, {tuple(input_ids.shape)}"
-            )
-        self.columns = {
-            name: value
-            for name, value in arguments.items()
-            if isinstance(value, torch.Tensor) and value.shape == input_ids.shape
-        }
-        self.columns["attention_mask"] = mask.to(input_ids.device)
-        # How often a column is taken, and how many positions the full prompt has for it: not both 1 where an image is
-        # read in another layout, whose rows then all stand in the first of its columns.
-        self.copies = mask.to(input_ids.device).bool().long()
-        self.extents = self.copies.clone()
-        self.offsets: list[tuple[int, torch.Tensor]] = []
-
-    def places(self, token_id: int) -> torch.Tensor:
-        """Return the flat places of all placeholders of a kind, prompt after prompt, on the CPU."""
-        is_there = self.columns["attention_mask"].bool()
-        return ((self.input_ids == token_id) & is_there).flatten().nonzero().flatten().cpu()
-
-    def text(self, places: torch.Tensor) -> torch.Tensor:
-        """Return the token ids of the prompt that holds the flat places of an image, without padding."""
-        row = int(places[0]) // self.length
-        if row != int(places[-1]) // self.length:
-            raise ParameterError(
-                "input_ids", "an image spread over two prompts", "all its placeholders in one"
-            )
-        return self.input_ids[row][self.columns["attention_mask"][row].bool()]
-
-    def rename(self, token_id: int, new_id: int) -> None:
-        """Let placeholders of one kind pass for those of another, in what is cut out but not in what is restored."""
-        if token_id != new_id:
-            ids = self.columns["input_ids"]
-            self.columns["input_ids"] = torch.where(ids == token_id, new_id, ids)
-
-    def keep(
-        self, places: torch.Tensor, positions: torch.Tensor, offsets: torch.Tensor, n_positions: int
-    ) -> None:
-        """Keep some of an image's rows, by ascending number, at its flat places.
-
-        `offsets` and `n_positions` of all its rows are those of `Adapter.row_positions`.
-        """
-        places = places.to(self.copies.device)
-        copies, extents = self.copies.view(-1), self.extents.view(-1)
-        copies[places] = 0
-        if offsets.shape == (1, len(places)):
-            copies[places[positions.to(places.device)]] = 1
-            return
-        extents[places] = 0
-        copies[places[0]], extents[places[0]] = len(positions), n_positions
-        self.offsets.append((int(places[0]), offsets[:, positions]))
-
-    def cut(self, with_positions: bool) -> dict[str, torch.Tensor]:
-        """Return the columns that are left, ``(n_prompts, n_left of the longest)``, padded on the left."""
-        flat = torch.arange(self.copies.numel(), device=self.copies.device)
-        taken = flat.repeat_interleave(self.copies.flatten())  # (n_left of all prompts,)
-        n_left = self.copies.sum(-1)
-        longest = int(n_left.max())
-        filled = torch.arange(longest, device=n_left.device) >= longest - n_left[:, None]
-        cut = {}
-        for name, column in self.columns.items():
-            padding = self.pad_token_id if name == "input_ids" else 0
-            cut[name] = column.new_full(filled.shape, padding)
-            cut[name][filled] = column.flatten()[taken]
-        if with_positions:
-            positions = (self.extents.cumsum(-1) - self.extents).flatten()[taken]
-            n_axes = len(self.offsets[0][1]) if self.offsets else 1
-            positions = positions.repeat(n_axes, 1)
-            for place, offsets in self.offsets:
-                positions[:, taken == place] += offsets.to(positions)
-            position_ids = positions.new_zeros(n_axes, *filled.shape)
-            position_ids[:, filled] = positions
-            cut["position_ids"] = position_ids[0] if n_axes == 1 else position_ids
-        return cut
-
-    def restore(self, output: Any, n_cut: int) -> Any:
-        """Put the prompts as given back in front of the new tokens."""
-        sequences = output if isinstance(output, torch.Tensor) else output.sequences
-        n_each = sequences.shape[0] // self.input_ids.shape[0]
-        given = self.input_ids.repeat_interleave(n_each, 0).to(sequences)
-        restored = torch.cat([given, sequences[:, n_cut:]], dim=1)
-        if isinstance(output, torch.Tensor):
-            return restored
-        output.sequences = restored
-        return output
