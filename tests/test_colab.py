@@ -21,7 +21,7 @@ import pytest
 import tiny
 import yaml
 
-from rcblib.notebook import install_on_colab
+from rcblib.notebook.begin import install_on_colab
 from tools import check_site, stamp_notebooks
 from tools.notebook_list import read_notebook_list
 
@@ -341,7 +341,7 @@ class Machine:
             "exec(cells[1], here)\n"
             f"here['results_folder'] = {results_folder!r}\n"
             "import rcblib\n"
-            "from rcblib.notebook import begin\n"
+            "from rcblib.notebook.begin import begin\n"
             "config = begin(here)\n"
             "drive = sys.modules.get('google.colab.drive')\n"
             "facts = {'library': rcblib.__file__, 'folder': os.getcwd(), 'results': config.results_folder}\n"

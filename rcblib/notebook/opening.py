@@ -1,0 +1,73 @@
+"""Open what a notebook's parameters name, and print what was opened, a line each."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from rcblib.codebook.codebook import Codebook, load_codebook
+from rcblib.data.opening import images_for, open_images, world_note
+from rcblib.mllm import Adapter, adapter_for, load_model
+from rcblib.mllm.fingerprint import model_fingerprint
+from rcblib.records import Sample
+
+
+def open_model(config: Any) -> tuple[Any, Any, Adapter]:
+    """Load the model of the parameters ``model``, ``device``, ``dtype``, ``device_map`` and ``quantization``.
+
+    Returns
+    -------
+    tuple
+        Model, processor and adapter, ready to probe. Raises as `load_model`.
+    """
+    placement = {"device_map": config.device_map, "quantization": config.quantization}
+    model, processor = load_model(config.model, config.device, config.dtype, **placement)
+    adapter = adapter_for(model, processor)
+    n_parameters = sum(weights.numel() for weights in model.parameters())
+    print(f"model       {config.model}: {adapter.family}, {n_parameters:,} parameters")
+    print(f"vocabulary  {adapter.n_vocab} entries")
+    return model, processor, adapter
+
+
+def open_codebook(config: Any, adapter: Adapter) -> tuple[Any, Codebook]:
+    """Open the codebook of the parameter ``codebook``; ``"auto"`` stands for the one named as the model is.
+
+    Returns
+    -------
+    tuple
+        The parameters with the codebook's name, and the codebook, which fits the model. Where it was made with other
+        weights, a line says so. Raises as `load_codebook`.
+    """
+    name = Path(config.model).name if config.codebook == "auto" else config.codebook
+    book = load_codebook(name)
+    book.check_fits(adapter.family, adapter.d_model)
+    print(f"codebook    {book}")
+    fingerprint = model_fingerprint(adapter.model)
+    if book.metadata.get("model_fingerprint", fingerprint) != fingerprint:
+        print(
+            "The codebook was made with other weights than this model's: build it again before trusting it."
+        )
+    return dataclasses.replace(config, codebook=name), book
+
+
+def open_samples(config: Any, adapter: Adapter) -> tuple[Any, list[Sample]]:
+    """Open the single images of the parameters ``images``, ``split`` and ``n_images``.
+
+    Returns
+    -------
+    tuple
+        The parameters with the name of the images (that of the model's world for ``"auto"``), and the samples. Raises
+        as `open_images`.
+    """
+    config = dataclasses.replace(config, images=images_for(config.images, adapter.model))
+    samples = open_images(config.images, config.split, config.n_images)
+    first = samples[0]
+    grids = [view.grid for view in adapter.encode([first.image])[0].views]
+    print(f"images      {len(samples)} from {config.images}, the first {first.width} x {first.height} px")
+    print(f"tokens      {' + '.join(f'{r} x {c}' for r, c in grids)}, each of width {adapter.d_model}")
+    if note := world_note(adapter.model, samples):
+        print(note)
+    if any(sample.objects is None for sample in samples):
+        print("These images have no masks: what compares tokens with the objects beneath them is skipped.")
+    return config, samples
