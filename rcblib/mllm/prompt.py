@@ -79,8 +79,6 @@ class Prompt:
 
     def expanded(self, counts: Sequence[int]) -> Prompt:
         """Return the prompt with as many placeholders of each image and video, as the processor writes it."""
-        if len(counts) != len(self.spans):
-            raise ParameterError("counts", f"those of {len(counts)} images", f"{len(self.spans)}")
         n_each, spans, n_more = torch.ones(len(self.ids), dtype=torch.long), [], 0
         for (start, stop), count in zip(self.spans, counts, strict=True):
             n_each[start:stop] = 0
@@ -253,10 +251,8 @@ class PlacedImage:
 
     Attributes
     ----------
-    image : EncodedImage
-        The image or video.
-    prompt : int
-        Number of the prompt.
+    image, prompt : EncodedImage, int
+        The image or video; number of the prompt.
     prompt_ids : torch.Tensor
         ``(n_prompt,)`` its ids, placeholders included, padding not.
     """
@@ -309,8 +305,7 @@ class GeneratePrompts:
         self.others = {
             name: value.to(input_ids.device)
             for name, value in arguments.items()
-            if isinstance(value, torch.Tensor)
-            and value.shape == input_ids.shape
+            if getattr(value, "shape", None) == input_ids.shape
             and name not in ("input_ids", "attention_mask")
         }
         self.columns = [row.nonzero().flatten() for row in mask.cpu()]
@@ -375,21 +370,14 @@ class GeneratePrompts:
     def filled(self, visual: Sequence[VisualRows], *, renumbered: bool = False) -> Batch:
         """Put rows where the placeholders of all images and videos are, in the order of `place`."""
         left = iter(visual)
-        return Batch(
-            [
-                prompt.filled([next(left) for _ in prompt.spans], renumbered=renumbered)
-                for prompt in self.prompts
-            ]
-        )
+        own = [[next(left) for _ in prompt.spans] for prompt in self.prompts]
+        pairs = zip(self.prompts, own, strict=True)
+        return Batch([prompt.filled(rows, renumbered=renumbered) for prompt, rows in pairs])
 
     def cut(self, batch: Batch, placeholder_id: int) -> dict[str, torch.Tensor]:
-        """Return the arguments that have one value a token, as they are for a batch of `filled`.
+        """Return ids, mask and the others with one value a token, ``(n_prompts, n_columns)``, for a batch of `filled`.
 
-        Returns
-        -------
-        dict of torch.Tensor
-            ``(n_prompts, n_left of the longest)``, padded on the left: ``input_ids``, with `placeholder_id` for every
-            visual row, ``attention_mask``, and what else there was. Position ids are in `Batch.position_ids`.
+        Every visual row has the same placeholder id. Position ids are in `Batch.position_ids`.
         """
         device = self.input_ids.device
         arguments = {
@@ -402,15 +390,7 @@ class GeneratePrompts:
         return arguments
 
     def restore(self, output: Any, n_cut: int) -> Any:
-        """Put the prompts as given back in front of the new tokens of what `generate` returned.
-
-        Parameters
-        ----------
-        output : torch.Tensor or transformers.utils.ModelOutput
-            Sequences, or an output that has them.
-        n_cut : int
-            Columns of the cut prompts.
-        """
+        """Put the prompts as given back in front of the new tokens of what `generate` returned for `n_cut` columns."""
         sequences = output if isinstance(output, torch.Tensor) else output.sequences
         n_each = sequences.shape[0] // self.input_ids.shape[0]
         given = self.input_ids.repeat_interleave(n_each, 0).to(sequences)
