@@ -2,11 +2,16 @@
 
 ``data/expected/<notebook>.json`` maps the name of a result in ``results/<notebook>.json`` to the value
 expected and the tolerance: ``{"name": {"value": 0.87, "absolute": 0.02}}``; for another model than the default both
-files lie in a folder of the model's name. A number agrees within
+files lie in a folder of the model's name. An entry with ``"difference": ["a", "b"]`` is about the result a minus the
+result b of that file, for what is read from which of two is larger. A number agrees within
 ``absolute + relative * |expected|`` (each 0 where absent); anything else must be equal.
+
+Numbers are the same in every run on one machine; between machines rounding may turn single answers. So a share of n
+answers is given about three of them, 3 / n, what is continuous a few thousandths, and a difference less than its size.
 
     python tools/check_expected.py [--table FILE]     fails with a table where a result left its tolerance
     python tools/check_expected.py --update           writes the measured values, keeping the tolerances
+    python tools/check_expected.py --against FOLDER   shows what was measured beside the results in another folder
 """
 
 from __future__ import annotations
@@ -39,6 +44,16 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def value_of(name: str, entry: dict[str, Any], results: dict[str, Any]) -> Any:
+    """Return the result that an expectation is about, or the difference of its two; ``"missing"`` without them."""
+    values = [
+        results[each]["value"] if each in results else "missing" for each in entry.get("difference", [name])
+    ]
+    if len(values) == 1 or not all(map(is_number, values)):
+        return values[0] if len(values) == 1 else "missing"
+    return values[0] - values[1]
+
+
 def compare(notebook: str, expected: dict[str, Any], results: dict[str, Any]) -> list[Comparison]:
     """Compare the expectations for one notebook with its results; a missing result disagrees.
 
@@ -49,13 +64,15 @@ def compare(notebook: str, expected: dict[str, Any], results: dict[str, Any]) ->
     """
     rows = []
     for name, entry in expected.items():
-        if "value" not in entry or set(entry) - {"value", "absolute", "relative"}:
-            raise ValueError(f"{notebook}: {name}: got {entry}; accepted: value, absolute, relative")
+        if "value" not in entry or set(entry) - {"value", "absolute", "relative", "difference"}:
+            raise ValueError(
+                f"{notebook}: {name}: got {entry}; accepted: value, absolute, relative, difference"
+            )
         value = entry["value"]
         absolute, relative = entry.get("absolute", 0), entry.get("relative", 0)
         if min(absolute, relative) < 0:
             raise ValueError(f"{notebook}: {name}: got {entry}; accepted: tolerances of at least 0")
-        measured = results.get(name, {}).get("value") if name in results else "missing"
+        measured = value_of(name, entry, results)
         tolerance = absolute + relative * abs(value) if is_number(value) else 0.0
         if is_number(value) and is_number(measured):
             # A difference of exactly the tolerance agrees, whatever the last bit of the subtraction.
@@ -96,6 +113,17 @@ def to_table(rows: list[Comparison]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def to_difference_table(old: list[Comparison], new: list[Comparison]) -> str:
+    """Format what two builds measured for the same expectations, with the change of every number."""
+    lines = ["notebook\tresult\told\tnew\tchange\ttolerance"]
+    for before, after in zip(old, new, strict=True):
+        values = (before.measured, after.measured)
+        change = f"{values[1] - values[0]:+.2g}" if all(map(is_number, values)) else ""
+        written = [f"{value:.6g}" if is_number(value) else str(value) for value in values]
+        lines.append("\t".join([after.notebook, after.name, *written, change, f"{after.tolerance:g}"]))
+    return "\n".join(lines) + "\n"
+
+
 def update(expected_folder: Path, results_folder: Path) -> None:
     """Write the measured values into the files of expectations; names and tolerances stay."""
     for path in sorted(expected_folder.rglob("*.json")):
@@ -103,7 +131,9 @@ def update(expected_folder: Path, results_folder: Path) -> None:
         results = json.loads(
             (results_folder / path.relative_to(expected_folder)).read_text(encoding="utf-8")
         )["results"]
-        updated = {name: {**entry, "value": results[name]["value"]} for name, entry in expected.items()}
+        updated = {
+            name: {**entry, "value": value_of(name, entry, results)} for name, entry in expected.items()
+        }
         path.write_text(json.dumps(updated, indent=2) + "\n", encoding="utf-8")
 
 
@@ -116,10 +146,13 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--update", action="store_true", help="write the measured values instead of comparing"
     )
+    parser.add_argument("--against", type=Path, help="folder of another build's results to show beside these")
     options = parser.parse_args(arguments)
     if options.update:
         update(options.expected, options.results)
     rows = compare_folders(options.expected, options.results)
+    if options.against:
+        print(to_difference_table(compare_folders(options.expected, options.against), rows), end="")
     wrong = [row for row in rows if not row.agrees]
     if options.table:
         options.table.parent.mkdir(parents=True, exist_ok=True)
