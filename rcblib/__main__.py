@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 IMAGES_HELP = (
     "scenes, large-scenes, groups or videos of the embedded world; coco:<folder>; group:<folder>, its photos as one "
-    "input; video:<file or folder of frames>; or a folder of photos"
+    "input; video:<file or folder of frames>; a folder of photos; or auto, scenes of the model's world"
 )
 
 
@@ -58,7 +58,8 @@ def _parser() -> argparse.ArgumentParser:
         type=_numbers,
         default="all",
         help="all; paper_ranks (of [CLS] similarity); paper_positions (the same numbers on the grid, for encoders "
-        "without [CLS]); grid; or numbers with commas between them (default: all)",
+        "without [CLS]); codebook (whichever of the two the model allows); grid; or numbers with commas between them "
+        "(default: all)",
     )
     probe.add_argument(
         "--views",
@@ -68,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     probe.add_argument("--batch-size", type=int, default=32)
     probe.add_argument("--no-attention", dest="attention", action="store_false", help="leave attention out")
+    _add_table(probe)
     probe.set_defaults(run=_probe)
 
     codebook = commands.add_parser("codebook", help="build a codebook from probed images")
@@ -102,6 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--batch-size", type=int, default=32)
     evaluate.add_argument("--max-new-tokens", type=int, default=32)
+    _add_table(evaluate)
     evaluate.set_defaults(run=_evaluate)
 
     models = commands.add_parser(
@@ -123,6 +126,12 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quantization", help="4bit: store the LLM's linear layers as 4-bit numbers (CUDA)")
 
 
+def _add_table(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--table", type=Path, help="also write all rows into one Parquet file, when they are there"
+    )
+
+
 def _add_images(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", required=True, help=IMAGES_HELP)
     parser.add_argument("--split", help="of scenes or COCO")
@@ -137,8 +146,14 @@ def _numbers(text: str) -> str | tuple[int, ...]:
 
 def _samples(options: argparse.Namespace) -> Dataset:
     from rcblib.data.opening import open_dataset
+    from rcblib.mllm.loading import embedded_models
+    from rcblib.runs.files import read_json
 
-    return open_dataset(options.images, options.split, options.n_images, seed=options.seed)
+    images = options.images
+    if images == "auto":
+        settings = embedded_models().get(options.model, Path(options.model)) / "config.json"
+        images = (read_json(settings) if settings.is_file() else {}).get("rcb_world", "scenes")
+    return open_dataset(images, options.split, options.n_images, seed=options.seed)
 
 
 def _model(options: argparse.Namespace, samples: Dataset) -> tuple[Any, Any]:
@@ -159,18 +174,28 @@ def _model(options: argparse.Namespace, samples: Dataset) -> tuple[Any, Any]:
 
 
 def _probe(options: argparse.Namespace) -> None:
-    from rcblib.probe.config import ProbeConfig
-    from rcblib.probe.store import probe_dataset
+    from dataclasses import replace
 
+    from rcblib.mllm import adapter_for
+    from rcblib.probe.config import ProbeConfig, codebook_positions
+    from rcblib.probe.store import probe_dataset
+    from rcblib.runs.files import write_table
+
+    by_family = options.positions == "codebook"
     config = ProbeConfig(
         question=options.question,
-        positions=options.positions,
+        positions="all" if by_family else options.positions,
         views=options.views,
         batch_size=options.batch_size,
         attention=options.attention,
     )
     samples = _samples(options)
-    results = probe_dataset(*_model(options, samples), samples, config, options.folder)
+    model, processor = _model(options, samples)
+    if by_family:
+        config = replace(config, positions=codebook_positions(adapter_for(model, processor)))
+    results = probe_dataset(model, processor, samples, config, options.folder)
+    if options.table:
+        write_table(options.table, results.table, results.description)
     print(f"{len(results.table)} positions of {len(results.tokens)} images in {options.folder}")
 
 
@@ -206,6 +231,8 @@ def _evaluate(options: argparse.Namespace) -> None:
     from rcblib.data.questions import questions_for
     from rcblib.evaluate.grid import evaluate_grid
     from rcblib.mllm import adapter_for
+    from rcblib.runs.files import write_table
+    from rcblib.runs.provenance import provenance
     from rcblib.tensors.geometry import check_integer
 
     # Everything that can be wrong is looked at before a model is loaded.
@@ -232,6 +259,8 @@ def _evaluate(options: argparse.Namespace) -> None:
         options.max_new_tokens,
         folder=options.folder,
     )
+    if options.table:
+        write_table(options.table, frame, {"model": options.model, "provenance": provenance()})
     budget = frame["retain_ratio"].fillna(frame["max_similarity"]).rename("budget")
     kept = frame.assign(retained=frame["n_retained"] / frame["n_visual_tokens"])
     groups = kept.groupby(["method", budget, "task"], sort=False)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import tiny
 
@@ -12,6 +13,7 @@ from rcblib import __version__
 from rcblib.__main__ import main
 from rcblib.codebook.codebook import Codebook
 from rcblib.probe.store import read_probe
+from rcblib.runs.files import read_table
 from rcblib.tensors.geometry import paper_ranks
 
 COMMANDS = ["probe", "codebook", "evaluate", "models", "info"]
@@ -95,9 +97,15 @@ def test_probe_takes_views_and_positions_of_encoders_without_cls(onevision, tmp_
     assert sorted(results.table["view"].unique()) == [0, 1]
     assert results.description["config"]["views"] == [1, 0]
     assert results.table.groupby("view")["position"].apply(list).tolist() == [paper_ranks(25)] * 2
-    options = ["--images", "scenes", "--n-images", "1", "--views", "base", "--no-attention"]
+    options = ["--images", "auto", "--split", "test", "--n-images", "1", "--views", "base", "--no-attention"]
+    options += ["--positions", "codebook", "--table", str(tmp_path / "base.parquet")]
     assert main(["probe", "--model", onevision, "--folder", str(tmp_path / "base"), *options]) == 0
-    assert (read_probe(tmp_path / "base").table["kind"] == "image").all()
+    results = read_probe(tmp_path / "base")
+    assert (results.table["kind"] == "image").all()
+    assert results.description["config"]["positions"] == "paper_positions"
+    table, metadata = read_table(tmp_path / "base.parquet")
+    pd.testing.assert_frame_equal(table, results.table)
+    assert metadata == results.description
 
 
 def test_a_model_may_be_spread_over_devices(model, photos, tmp_path):

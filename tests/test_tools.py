@@ -10,6 +10,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
+from papermill import inspect_notebook
 
 from tools import book_extension, check_expected, check_site, make_config, name_run
 from tools.notebook_list import Notebook, read_notebook_list
@@ -26,17 +27,60 @@ def write_list(folder, text):
 def test_notebook_list_is_read_in_order_with_defaults(tmp_path):
     path = write_list(
         tmp_path,
-        "inputs: [rcblib/**/*.py]\n"
+        "inputs: ['data/{model}/*']\n"
+        "modules: [worlds.datasets]\n"
+        "default_model: small\n"
         "notebooks:\n"
         "  - {name: first}\n"
         "  - {name: second, needs: [first], threads: 2, parameters: {n_images: 5}, inputs: [data/claims.yml]}\n",
     )
     found = read_notebook_list(path)
-    assert found.inputs == ("rcblib/**/*.py",)
+    assert found.modules == ("worlds.datasets",) and found.stages == ()
     assert found.notebooks == (
-        Notebook("first"),
-        Notebook("second", "", "", ("first",), 2, {"n_images": 5}, ("data/claims.yml",)),
+        Notebook("first", inputs=("data/small/*",)),
+        Notebook("second", "", "", ("first",), 2, {"n_images": 5}, ("data/small/*", "data/claims.yml")),
     )
+
+
+STAGES = """
+default_model: small
+models: {other-model: Other, third-model: Third}
+stages:
+  - name: probing
+    command: probe
+    options: {positions: all, retain_ratio: [0.1, 0.2], no_attention: true}
+    models: {other-model: {positions: grid}}
+notebooks:
+  - {name: first, reads: {probed: probing}, models: {other-model: {}}}
+"""
+
+
+def test_a_stage_runs_on_each_of_its_models_for_the_notebooks_that_read_it(tmp_path):
+    found = read_notebook_list(write_list(tmp_path, STAGES))
+    assert [(stage.run, stage.folder) for stage in found.stages] == [
+        ("probing", "results/probing"),
+        ("probing-other-model", "results/other-model/probing"),
+    ]
+    assert " ".join(found.find("probing-other-model").arguments) == (
+        "probe --folder results/other-model/probing --model other-model --positions grid "
+        "--retain-ratio 0.1 0.2 --no-attention"
+    )
+    assert found.find("probing").options["model"] == "small"
+    own, other = found.notebooks
+    assert (own.reads, own.parameters) == (("probing",), {"probed": "results/probing"})
+    assert other.reads == ("probing-other-model",)
+    assert other.parameters["probed"] == "results/other-model/probing"
+
+
+def test_notebooks_ask_about_what_their_stages_compute():
+    found = read_notebook_list(REPOSITORY / "workflow" / "notebooks.yml")
+    for notebook in found.notebooks:
+        given = inspect_notebook(str(REPOSITORY / "notebooks" / f"{notebook.name}.ipynb"))
+        for run in notebook.reads:
+            for name, value in found.find(run).options.items():
+                if name in given and (name, value) != ("positions", "codebook"):
+                    default = yaml.safe_load(given[name]["default"])
+                    assert notebook.parameters.get(name, default) == value, (notebook.run, name)
 
 
 BY_MODEL = """
@@ -133,7 +177,16 @@ def test_an_empty_list_is_a_list(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("notebook: []", r"unknown \['notebook'\]; accepted: \['inputs', 'models', 'notebooks'\]"),
+        ("notebook: []", r"unknown \['notebook'\]; accepted: \['default_model', 'inputs', "),
+        (
+            "models: {b: B}\nstages: [{name: s, command: probe}]\n"
+            "notebooks: [{name: a, reads: {probed: s}, models: {b: {}}}]",
+            "a reads s, which is not run on b",
+        ),
+        (
+            "stages: [{name: s}]\nnotebooks: [{name: a, reads: {x: t}}]",
+            r"a reads \['t'\]; accepted: .*\['s'\]",
+        ),
         ("notebooks: [first]", "got 'first'; accepted: an entry such as"),
         ("notebooks: [{name: first, need: []}]", r"first: unknown \['need'\]"),
         ("notebooks: [{name: First-One}]", "lower-case letters, digits and underscores"),
@@ -141,7 +194,7 @@ def test_an_empty_list_is_a_list(tmp_path):
         ("notebooks: [{name: a, models: {b: {}}}]", r"models of a: unknown \['b'\]"),
         (
             "notebooks: [{name: a, needs: [b]}, {name: b}]",
-            r"a needs \['b'\]; accepted: notebooks listed before it",
+            r"a needs \['b'\]; accepted: what is listed before it, \[\]",
         ),
     ],
 )
@@ -289,6 +342,38 @@ def test_values_agree_within_their_tolerance(entry, value, agrees):
     assert row.agrees is agrees
 
 
+def test_a_difference_is_that_of_two_results():
+    entry = {"value": 0.004, "absolute": 0.003, "difference": ["a", "b"]}
+    for (a, b), agrees in {
+        (0.70, 0.697): True,
+        (0.697, 0.70): False,
+        (None, 0.7): False,
+        ("no", 1): False,
+    }.items():
+        (row,) = check_expected.compare("pruning", {"a_minus_b": entry}, measured(a=a, b=b)["results"])
+        assert row.agrees is agrees
+    (row,) = check_expected.compare("pruning", {"a_minus_b": entry}, measured(a=0.7)["results"])
+    assert (row.measured, row.agrees) == ("missing", False)
+
+
+def test_two_builds_are_shown_side_by_side(tmp_path, capsys):
+    expected = {"a": {"x": {"value": 0.5, "absolute": 0.1}, "gone": {"value": "yes"}}}
+    arguments = folders(tmp_path, expected, {"a": measured(x=0.5625, gone="yes")})
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "a.json").write_text(json.dumps(measured(x=0.5)), encoding="utf-8")
+    assert check_expected.main([*arguments, "--against", str(other)]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[1:3] == ["a\tx\t0.5\t0.5625\t+0.062\t0.1", "a\tgone\tmissing\tyes\t\t0"]
+
+
+def test_no_verdict_can_swap_within_its_tolerance():
+    for path in (REPOSITORY / "data" / "expected").rglob("*.json"):
+        for name, entry in json.loads(path.read_text(encoding="utf-8")).items():
+            if "difference" in entry or "_minus_" in name:
+                assert abs(entry["value"]) > entry["absolute"], (path, name)
+
+
 def test_a_nan_never_agrees():
     (row,) = check_expected.compare(
         "probing", {"x": {"value": 0.5, "absolute": 1}}, measured(x=float("nan"))["results"]
@@ -376,22 +461,28 @@ def project(tmp_path):
         source, target = REPOSITORY / name, tmp_path / name
         target.parent.mkdir(exist_ok=True)
         (shutil.copytree if source.is_dir() else shutil.copy)(source, target)
-    for folder in ("notebooks", "book", "rcblib", "data/expected"):
+    shutil.copytree(REPOSITORY / "rcblib", tmp_path / "rcblib", ignore=shutil.ignore_patterns("__pycache__"))
+    for folder in ("notebooks", "book", "data/expected"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "_config.yml").write_text("title: Book\n", encoding="utf-8")
     (tmp_path / "book/_toc.yml").write_text("root: intro\n", encoding="utf-8")
     entries = [{"name": "a"}, {"name": "b", "needs": ["a"]}, {"name": "c"}]
-    listed = {"inputs": ["rcblib/**/*.py"], "notebooks": entries}
+    stages = [{"name": "probing", "command": "probe"}]
+    listed = {"inputs": ["data/used/*"], "stages": stages, "notebooks": entries}
     (tmp_path / "workflow/notebooks.yml").write_text(yaml.safe_dump(listed), encoding="utf-8")
-    (tmp_path / "rcblib/records.py").write_text("", encoding="utf-8")
     for entry in entries:
         write_notebook(tmp_path, entry["name"])
+    # What the stage would find.
+    (tmp_path / "rcblib/__main__.py").write_text(
+        "import sys; print(*sys.argv[2:]); open(sys.argv[sys.argv.index('--table') + 1], 'w')",
+        encoding="utf-8",
+    )
     return tmp_path
 
 
-def write_notebook(root, name, value=1):
+def write_notebook(root, name, value=1, imports=""):
     source = (
-        "import json, pathlib\n"
+        f"{imports}\nimport json, pathlib\n"
         f"pathlib.Path('results/{name}.json').write_text(json.dumps({{'results': {{'x': {{'value': {value}}}}}}}))"
     )
     cell = {
@@ -412,9 +503,9 @@ def snakemake(root, *arguments):
     return subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
 
 
-def planned(root):
+def planned(root, *targets):
     """Return the rules that a run would execute now."""
-    answer = snakemake(root, "results/expected.tsv", "--dry-run")
+    answer = snakemake(root, *(targets or ["results/expected.tsv"]), "--dry-run")
     assert answer.returncode == 0, answer.stdout + answer.stderr
     lines = answer.stdout.splitlines() + answer.stderr.splitlines()
     rules = [line.split()[1].rstrip(":") for line in lines if line.startswith(("rule ", "localrule "))]
@@ -436,6 +527,26 @@ def test_a_changed_notebook_runs_again_with_what_depends_on_it(project):
     write_notebook(project, "a", value=2)
     assert set(planned(project)) >= {"a", "b", "expected"}
     assert "c" not in planned(project)
+
+
+def test_a_change_of_code_runs_again_what_imports_it(project):
+    write_notebook(project, "c", imports="from rcblib.reading.figures import style")
+    targets = ["results/c.json", "results/probing.parquet"]
+    answer = snakemake(project, *targets)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    assert "[probing] --folder results/probing --model" in answer.stdout + answer.stderr
+
+    def edit(path, old, new):
+        file = project / "rcblib" / path
+        file.write_text(file.read_text(encoding="utf-8").replace(old, new, 1), encoding="utf-8")
+
+    edit("reading/figures/style.py", '"""', '"""In other words: ')
+    edit("tensors/divergence.py", '"""', '"""In other words: ')
+    assert planned(project, *targets) == []
+    edit("reading/figures/style.py", "\n\n\ndef ", "\n\nEDITED = True\n\n\ndef ")
+    assert planned(project, *targets) == ["c"]
+    edit("tensors/divergence.py", "\n\n\ndef ", "\n\nEDITED = True\n\n\ndef ")
+    assert planned(project, *targets) == ["c", "probing"]
 
 
 def test_an_unexpected_result_stops_the_build(project):

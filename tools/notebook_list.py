@@ -1,13 +1,58 @@
-"""Read workflow/notebooks.yml: the notebooks of the book, in reading order, their models, and what each depends on."""
+"""Read workflow/notebooks.yml: stages and notebooks of the book, in order, their models, and what each depends on."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Describe one run of a command of the library on one model, for notebooks that read what it finds.
+
+    Attributes
+    ----------
+    name : str
+        Name of the stage, and of the folder that it writes.
+    command : str
+        ``"probe"`` or ``"evaluate"``.
+    model : str
+        Name of the model that replaces the default one; empty for that.
+    options : dict
+        Options of the command, underscores in place of hyphens; those of a flag are ``True``.
+    inputs : tuple of str
+        Files on which it depends besides the code, as for a notebook.
+    """
+
+    name: str
+    command: str
+    model: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
+    inputs: tuple[str, ...] = ()
+
+    @property
+    def run(self) -> str:
+        """Name the run: of its rule and its log."""
+        return f"{self.name}-{self.model}" if self.model else self.name
+
+    @property
+    def folder(self) -> str:
+        """Return where it keeps what is finished."""
+        return f"results/{self.model}/{self.name}" if self.model else f"results/{self.name}"
+
+    @property
+    def arguments(self) -> list[str]:
+        """Return the command's arguments."""
+        words = [self.command]
+        for name, value in {"folder": self.folder, **self.options}.items():
+            values = [] if value is True else value if isinstance(value, list) else [value]
+            words += [f"--{name.replace('_', '-')}", *map(str, values)]
+        return words
 
 
 @dataclass(frozen=True)
@@ -29,7 +74,9 @@ class Notebook:
     parameters : dict
         What papermill passes instead of the notebook's own defaults.
     inputs : tuple of str
-        Glob patterns of further files, relative to the repository, on which it depends.
+        Glob patterns of files, relative to the repository, on which it depends besides the code.
+    reads : tuple of str
+        Runs of stages whose folders it gets as parameters.
     """
 
     name: str
@@ -39,6 +86,7 @@ class Notebook:
     threads: int = 1
     parameters: dict[str, Any] = field(default_factory=dict)
     inputs: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
 
     @property
     def run(self) -> str:
@@ -59,14 +107,15 @@ class Notebook:
 
 @dataclass(frozen=True)
 class NotebookList:
-    """Hold all runs in order, and the glob patterns of files on which every one depends."""
+    """Hold all runs in order, and the modules on which every one depends without importing them."""
 
-    inputs: tuple[str, ...]
+    modules: tuple[str, ...]
+    stages: tuple[Stage, ...]
     notebooks: tuple[Notebook, ...]
 
-    def find(self, run: str) -> Notebook:
+    def find(self, run: str) -> Notebook | Stage:
         """Return the run of that name."""
-        return next(notebook for notebook in self.notebooks if notebook.run == run)
+        return next(entry for entry in (*self.notebooks, *self.stages) if entry.run == run)
 
 
 def read_notebook_list(path: Path) -> NotebookList:
@@ -78,48 +127,87 @@ def read_notebook_list(path: Path) -> NotebookList:
     Raises
     ------
     ValueError
-        If a key or a model is unknown, a name unusable or repeated, or a notebook needs one not listed before it.
+        If a key or a model is unknown, a name unusable or repeated, or a notebook needs or reads what is not listed
+        before it.
     """
     content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    _check_keys(content, {"inputs", "models", "notebooks"}, str(path))
-    titles = content.get("models") or {}
+    _check_keys(content, {"inputs", "modules", "default_model", "models", "stages", "notebooks"}, str(path))
+    default, titles = content.get("default_model", ""), content.get("models") or {}
+    stages: list[Stage] = []
+    for entry in content.get("stages") or []:
+        name = _name(entry, {"name", "command", "options", "inputs", "models"}, path, stages)
+        for model, own in _by_model(entry, titles, path).items():
+            options = {"model": model or default} | (entry.get("options") or {}) | own
+            inputs = _inputs(content, entry, model or default)
+            stages.append(Stage(name, entry.get("command", ""), model, options, inputs))
     notebooks: list[Notebook] = []
     for entry in content.get("notebooks") or []:
-        if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
-            raise ValueError(
-                f"{path}: got {entry!r}; accepted: an entry such as {{name: probing, needs: []}}"
-            )
-        name = entry["name"]
-        _check_keys(entry, {"name", "needs", "threads", "parameters", "inputs", "models"}, f"{path}: {name}")
-        if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-            raise ValueError(f"{path}: name {name!r}; accepted: lower-case letters, digits and underscores")
-        earlier = [notebook.name for notebook in notebooks]
-        if name in earlier:
-            raise ValueError(f"{path}: {name} is listed twice")
-        unknown = sorted(set(entry.get("needs") or []) - set(earlier))
-        if unknown:
-            known = list(dict.fromkeys(earlier))
-            raise ValueError(f"{path}: {name} needs {unknown}; accepted: notebooks listed before it, {known}")
-        models = entry.get("models") or {}
-        _check_keys(models, set(titles), f"{path}: models of {name}")
-        for model in ("", *models):
+        keys = {"name", "needs", "reads", "threads", "parameters", "inputs", "models"}
+        name = _name(entry, keys, path, [*stages, *notebooks])
+        for what, before in (("needs", notebooks), ("reads", stages)):
+            wanted = entry.get(what) or {}
+            known = list(dict.fromkeys(other.name for other in before))
+            unknown = sorted(set(wanted.values() if isinstance(wanted, dict) else wanted) - set(known))
+            if unknown:
+                raise ValueError(
+                    f"{path}: {name} {what} {unknown}; accepted: what is listed before it, {known}"
+                )
+        reads = entry.get("reads") or {}
+        for model, given in _by_model(entry, titles, path).items():
             own = {"model": model, "results_folder": f"results/{model}"} if model else {}
+            read = {key: _stage(stage, stages, model, f"{path}: {name}") for key, stage in reads.items()}
+            own |= {key: stage.folder for key, stage in read.items()}
             notebooks.append(
                 Notebook(
                     name=name,
                     model=model,
                     title=titles.get(model, ""),
-                    needs=_needs(entry.get("needs") or [], notebooks, model, bool(models)),
+                    needs=_runs(entry.get("needs") or [], notebooks, model, bool(entry.get("models"))),
                     threads=entry.get("threads", 1),
-                    parameters=(entry.get("parameters") or {}) | own | (models.get(model) or {}),
-                    inputs=tuple(entry.get("inputs") or []),
+                    parameters=(entry.get("parameters") or {}) | own | given,
+                    inputs=_inputs(content, entry, model or default),
+                    reads=tuple(stage.run for stage in read.values()),
                 )
             )
-    return NotebookList(inputs=tuple(content.get("inputs") or []), notebooks=tuple(notebooks))
+    return NotebookList(tuple(content.get("modules") or []), tuple(stages), tuple(notebooks))
 
 
-def _needs(names: list[str], before: list[Notebook], model: str, by_model: bool) -> tuple[str, ...]:
-    runs = {(notebook.name, notebook.model): notebook.run for notebook in before}
+def _name(entry: Any, keys: set[str], path: Path, before: Sequence[Stage | Notebook]) -> str:
+    """Return the checked name of an entry."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
+        raise ValueError(f"{path}: got {entry!r}; accepted: an entry such as {{name: probing, needs: []}}")
+    name = entry["name"]
+    _check_keys(entry, keys, f"{path}: {name}")
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise ValueError(f"{path}: name {name!r}; accepted: lower-case letters, digits and underscores")
+    if name in {other.name for other in before}:
+        raise ValueError(f"{path}: {name} is listed twice")
+    return name
+
+
+def _by_model(entry: dict[str, Any], titles: dict[str, str], path: Path) -> dict[str, dict[str, Any]]:
+    """Return what is given for each model, first for the default one."""
+    models = entry.get("models") or {}
+    _check_keys(models, set(titles), f"{path}: models of {entry['name']}")
+    return {"": {}} | {model: given or {} for model, given in models.items()}
+
+
+def _inputs(content: dict[str, Any], entry: dict[str, Any], model: str) -> tuple[str, ...]:
+    patterns = [*(content.get("inputs") or []), *(entry.get("inputs") or [])]
+    return tuple(pattern.replace("{model}", model) for pattern in patterns)
+
+
+def _stage(name: str, stages: Sequence[Stage], model: str, where: str) -> Stage:
+    found = [stage for stage in stages if (stage.name, stage.model) == (name, model)]
+    if not found:
+        raise ValueError(f"{where} reads {name}, which is not run on {model}")
+    return found[0]
+
+
+def _runs(
+    names: list[str], before: Sequence[Stage | Notebook], model: str, by_model: bool
+) -> tuple[str, ...]:
+    runs = {(entry.name, entry.model): entry.run for entry in before}
     if by_model:
         return tuple(runs.get((name, model), runs[name, ""]) for name in names)
     return tuple(run for name in names for (other, _), run in runs.items() if other == name)

@@ -181,6 +181,7 @@ def shared_probe(
     config: ProbeConfig,
     results_folder: str | os.PathLike,
     images: str,
+    folder: str | os.PathLike = "",
     progress: bool = True,
 ) -> ProbeResults:
     """Probe images into the folder that every notebook with the same model, images and settings uses.
@@ -193,6 +194,9 @@ def shared_probe(
         Where results are kept; the folder is ``probe/<hash>`` in it.
     images : str
         The name or folder under which the samples were opened, so that two folders of photos stay apart.
+    folder : path-like
+        In place of the shared folder one that ``python -m rcblib probe`` has filled with the same settings, such as a
+        stage of the workflow.
 
     Returns
     -------
@@ -204,6 +208,8 @@ def shared_probe(
     ImageError, ParameterError
         As `probe_dataset`.
     """
+    if os.fspath(folder):
+        return probe_dataset(model, processor, samples, config, folder, progress)
     samples = list(samples)
     key = _describe(adapter_for(model, processor), config)
     del key["model"]  # its name; the fingerprint says which model it is, wherever it lies

@@ -92,6 +92,12 @@ def imported_modules(*modules: str) -> frozenset[str]:
     return frozenset(found)
 
 
+def modules_in(source: str, packages: Iterable[str] = (PACKAGE,)) -> frozenset[str]:
+    """Name the modules of some packages that a program imports, such as the cells of a notebook one after the other."""
+    names = (name for name in imported_names(ast.parse(source)) if name.partition(".")[0] in set(packages))
+    return frozenset(module for module in map(_module_of, names) if module is not None)
+
+
 def module_file(module: str) -> Path | None:
     """Find the source of a module without importing it or the packages that it lies in."""
     top, *rest = module.split(".")
