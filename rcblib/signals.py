@@ -36,7 +36,7 @@ class Signal:
     Attributes
     ----------
     name : str
-        Column of the probe table; ``<i>`` stands for the number of a layer where each has a column.
+        Column of the probe table; ``<layer>`` stands for the number of a layer where each has a column.
     label : str
         What readers call it.
     unit : str
@@ -57,7 +57,7 @@ class Signal:
         In figures; a neutral one where empty.
     compute : callable, optional
         Takes the `rcblib.probe.context.ProbedView` and returns one value a probed position, in their order (with
-        ``<i>`` in the name: one row a layer); ``None`` where there is none for this input. Without it the signal is
+        ``<layer>`` in the name: one row a layer); ``None`` where there is none for this input. Without it the signal is
         derived from others.
     """
 
@@ -87,7 +87,7 @@ class Signal:
 
     def names(self, column: str) -> bool:
         """Tell whether a column is this signal's, or that of one layer of it."""
-        return re.fullmatch(re.escape(self.name).replace("<i>", r"\d+"), column) is not None
+        return re.fullmatch(re.escape(self.name).replace("<layer>", r"\d+"), column) is not None
 
 
 SIGNALS: dict[str, Signal] = {}
@@ -262,7 +262,7 @@ register(
     "object_coverage",
     "covered by objects",
     unit="share",
-    higher="more object",
+    higher="more covered",
     needs=("masks",),
     symbol="o_i",
     short="coverage",
@@ -272,10 +272,11 @@ register(
 register(
     "object_category", "object beneath", unit="word", needs=("masks",), compute=lambda view: view.category()
 )
-for _rows, _symbol, _color in (("last", "last", _LAST), ("question", "question", _QUESTION)):
+_ATTENTION = (("last", "the last prompt token", _LAST), ("question", "the question", _QUESTION))
+for _rows, _whose, _color in _ATTENTION:
     register(
-        f"attention_{_rows}_layer_<i>",
-        f"attention of the {_rows}, one layer",
+        f"attention_{_rows}_layer_<layer>",
+        f"attention of {_whose}, one layer",
         unit="share",
         higher="more attended",
         keep="high",
@@ -287,15 +288,15 @@ for _rows, _symbol, _color in (("last", "last", _LAST), ("question", "question",
     )
 
 # Derived from the columns above when tables are read.
-for _rows, _whose, _color in (("last", "last prompt token", _LAST), ("question", "question", _QUESTION)):
+for _rows, _whose, _color in _ATTENTION:
     register(
         f"attention_{_rows}",
-        f"attention of the {_whose}",
+        f"attention of {_whose}",
         unit="share",
         higher="more attended",
         keep="high",
         needs=("text_attention",),
-        cost=_MAPS,
+        cost="as one layer",
         short=f"attention, {_rows}",
         color=_color,
     )
@@ -308,5 +309,5 @@ register(
     needs=("masks",),
     color="#8c2d04",
 )
-register("certainty", "certainty (minus entropy)", higher="surer", keep="high", color="#5e4fa2")
+register("certainty", "certainty", unit="minus entropy", higher="surer", keep="high", color="#5e4fa2")
 register("random_numbers", "random numbers", higher="nothing", color="#8a8a8a")

@@ -14,8 +14,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 
 from rcblib import load_model, probe
-from rcblib.reading.figures.maps import heat_map, word_map
-from rcblib.reading.figures.style import use_style
+from rcblib.reading.figures import heat_map, use_style, word_map
 from rcblib.records import Sample
 from rcblib.runs.provenance import project_root, provenance
 from worlds.datasets import SceneDataset
@@ -45,7 +44,7 @@ def draw(model_name: str, sample: Sample) -> plt.Figure:
     word_map(said, sample.image, table["top1_word"].tolist(), table["top1_probability"].to_numpy(), grid)
     said.set_title("What each token says alone")
     heat_map(
-        matters, sample.image, table["global_divergence"].to_numpy(), grid, label="global divergence (nats)"
+        matters, sample.image, table["global_divergence"].to_numpy(), grid, label="global_divergence"
     )
     matters.set_title("What the answer loses\nwithout each neighbourhood")
     return figure

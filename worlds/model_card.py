@@ -181,7 +181,7 @@ def stage_table(stages: Sequence[Stage], records: Sequence[Mapping[str, Any]]) -
 
 
 def history_table(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """Lay out what was averaged while stages were trained, for `rcblib.reading.figures.charts.learning_curves`.
+    """Lay out what was averaged while stages were trained, for `rcblib.reading.figures.learning_curves`.
 
     Parameters
     ----------

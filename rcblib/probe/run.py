@@ -139,8 +139,8 @@ def _measured(signal: Signal, view: ProbedView) -> dict[str, Any]:
             .numpy()
         )
     columns = {signal.name: values}
-    if "<i>" in signal.name:
-        columns = {signal.name.replace("<i>", str(layer)): row for layer, row in enumerate(values)}
+    if "<layer>" in signal.name:
+        columns = {signal.name.replace("<layer>", str(layer)): row for layer, row in enumerate(values)}
     for name, column in columns.items():
         if np.ndim(column) > 1 or np.ndim(column) == 1 and len(column) != len(view.positions):
             raise ParameterError(

@@ -25,7 +25,7 @@ from rcblib.probe.config import ProbeConfig
 from rcblib.probe.context import prompt_for
 from rcblib.probe.run import probe_input
 from rcblib.records import ImageError, ParameterError
-from rcblib.runs.digest import code_digest
+from rcblib.runs.digest import code_digest, digest_of
 from rcblib.runs.files import (
     atomic_path,
     config_hash,
@@ -36,6 +36,7 @@ from rcblib.runs.files import (
     write_table,
 )
 from rcblib.runs.provenance import provenance
+from rcblib.signals import SIGNALS, Signal
 
 _DESCRIPTION_FILE = "probe.json"
 
@@ -280,8 +281,16 @@ def _describe(adapter: Adapter, config: ProbeConfig) -> dict[str, Any]:
         "family": adapter.family,
         "prompt": adapter.prompt(config.question),
         **processors,
-        "code": code_digest("rcblib.probe.run"),
+        "code": _code(),
     }
+
+
+def _code() -> str:
+    """Name the code of probing, with signals that were registered elsewhere, such as in a notebook."""
+    own = [s for s in SIGNALS.values() if s.compute and s.compute.__module__ != Signal.__module__]
+    return " ".join(
+        [code_digest("rcblib.probe.run"), *(f"{signal.name} {digest_of(signal.compute)}" for signal in own)]
+    )
 
 
 def _check_folder(folder: Path, description: dict[str, Any]) -> None:

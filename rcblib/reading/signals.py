@@ -33,7 +33,7 @@ def attention_columns(frame: pd.DataFrame, rows: str = "last") -> list[str]:
     rows : {"last", "question"}
         Attention of the last prompt token, or the mean over the text after the image.
     """
-    signal = SIGNALS.get(f"attention_{rows}_layer_<i>")
+    signal = SIGNALS.get(f"attention_{rows}_layer_<layer>")
     if signal is None:
         raise ParameterError("rows", rows, "'last' or 'question'")
     return sorted(filter(signal.names, frame.columns), key=lambda column: int(column.rsplit("_", 1)[1]))

@@ -48,7 +48,7 @@ def top1_probability(logits: torch.Tensor, n_candidates: int = 50) -> tuple[torc
     Returns
     -------
     probability : torch.Tensor
-        ``(...)`` float64 in [1 / n_candidates, 1]; higher = more certain.
+        ``(...)`` float64 in [1 / n_candidates, 1]; higher = surer.
     token_id : torch.Tensor
         ``(...)`` int64; the lowest id among equal largest logits.
 
@@ -155,7 +155,7 @@ def entropy(logits: torch.Tensor) -> torch.Tensor:
     Returns
     -------
     torch.Tensor
-        ``(...)`` float64 in [0, ln n_vocab], nats; higher = less certain.
+        ``(...)`` float64 in [0, ln n_vocab], nats; higher = less sure.
 
     Raises
     ------
