@@ -1,6 +1,7 @@
 """What every notebook begins with: parameters, place, seeds, provenance, and Colab's ways."""
 
 import random
+import re
 import sys
 import types
 from pathlib import Path
@@ -16,9 +17,11 @@ from rcblib.mllm.fingerprint import model_fingerprint
 from rcblib.notebook.begin import begin, install_on_colab
 from rcblib.notebook.opening import open_codebook, open_model, open_samples
 from rcblib.records import ParameterError
+from rcblib.runs.files import read_json
 from rcblib.runs.parameters import notebook_config
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
 
 
 def namespace(**values):
@@ -104,32 +107,59 @@ def test_auto_stands_for_the_codebook_and_the_images_of_the_models_own_world(cap
     assert "no masks" not in printed and "other weights" not in printed
 
 
-def test_papermill_misspelling_ends_in_one_clear_line(tmp_path):
+PAGE = REPOSITORY / "book/adding_a_notebook.md"
+
+
+def notebook_of_the_page():
+    """Put the page's cells together in its order; the first of code are the parameters."""
+    cells = re.findall(r"^```(markdown|python)\n(.*?)\n```$", PAGE.read_text(encoding="utf-8"), re.M | re.S)
     new = nbformat.v4
-    declared = "from rcblib.runs.parameters import Count\n\nn_images: Count = 2  # images to probe"
-    cells = [
-        new.new_code_cell(declared, metadata={"tags": ["parameters"]}),
-        new.new_code_cell("from rcblib.notebook.begin import begin\n\nconfig = begin(globals())"),
-        new.new_code_cell("print(config.n_images)"),
-    ]
-    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    nbformat.write(new.new_notebook(cells=cells, metadata=kernel), tmp_path / "in.ipynb")
+    notebook = new.new_notebook(metadata={"kernelspec": KERNEL})
+    for kind, source in cells:
+        make = new.new_markdown_cell if kind == "markdown" else new.new_code_cell
+        notebook.cells.append(make(source))
+    notebook.cells[1].metadata["tags"] = ["parameters"]
+    return notebook
+
+
+def test_the_lines_before_the_first_experiment_are_as_many_as_the_page_says():
+    title, *code = notebook_of_the_page().cells
+    assert title.source.startswith("# ") and "**Claim" in title.source and "**Scope cuts.**" in title.source
+    before = [cell.source for cell in code if not cell.source.startswith("probing = ")]
+    assert len(before) == 3
+    n_lines = sum(1 for source in before for line in source.splitlines() if line)
+    assert f"; {n_lines} lines stand before the first experiment" in PAGE.read_text(encoding="utf-8").replace(
+        "\n", " "
+    )
+    assert n_lines <= 25
+
+
+def test_the_notebook_of_the_page_runs_and_refuses_what_the_page_says(tmp_path):
+    (tmp_path / "photos").mkdir()
+    for number, image in enumerate(tiny.random_images(2, size=(64, 48))):
+        image.save(tmp_path / "photos" / f"{number}.jpg")
+    tiny.save_tiny_llava(tmp_path / "model")
+    own = {name: str(tmp_path / folder) for name, folder in
+           (("model", "model"), ("images", "photos"), ("results_folder", "results"))}  # fmt: skip
+    nbformat.write(notebook_of_the_page(), tmp_path / "in.ipynb")
+    assert set(papermill.inspect_notebook(tmp_path / "in.ipynb")) > {*own, "n_images", "seed"}
 
     def execute(**given):
         papermill.execute_notebook(
-            tmp_path / "in.ipynb", tmp_path / "out.ipynb", given, cwd=REPOSITORY, progress_bar=False
+            tmp_path / "in.ipynb",
+            tmp_path / "out.ipynb",
+            own | given,
+            cwd=REPOSITORY / "notebooks",
+            progress_bar=False,
         )
-        return nbformat.read(tmp_path / "out.ipynb", 4).cells[-1].outputs[0]["text"]
 
-    assert execute(n_images=7) == "7\n"
-    for given, message in (
-        (
-            {"n_image": 7},
-            "n_image: got 7; accepted: no parameter of this name; known: n_images (did you mean",
-        ),
-        ({"n_images": 0}, "n_images: got 0; accepted: an integer, >= 1"),
-    ):
+    for given in ({"n_image": 4}, {"n_images": 0}):
         with pytest.raises(papermill.PapermillExecutionError) as error:
             execute(**given)
         assert error.value.ename == "ParameterError"
-        assert error.value.evalue.startswith(message)
+        assert f"\n{error.value.evalue}\n" in PAGE.read_text(encoding="utf-8")
+        assert not (tmp_path / "results").exists()
+    execute(n_images=2)
+    written = read_json(tmp_path / "results/single_tokens.json")
+    assert written["results"]["top1_probability"]["n"] == 32
+    assert written["config"].items() > (own | {"n_images": 2, "seed": 0}).items()
