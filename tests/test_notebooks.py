@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pandas as pd
@@ -13,6 +14,8 @@ import papermill as papermill_api
 import pytest
 import tiny
 import torch
+import warm
+from papermill.exceptions import PapermillExecutionError
 from tiny_qwen import tiny_qwen
 
 from rcblib.codebook.codebook import Codebook
@@ -132,6 +135,16 @@ def test_the_workflow_lists_every_notebook():
 
 
 def papermill(name, output, **parameters):
+    """Execute a notebook from the root of the repository; return the exit status and the error of the command line."""
+    given = {key: str(value) if isinstance(value, Path) else value for key, value in parameters.items()}
+    try:
+        warm.execute(REPOSITORY / "notebooks" / f"{name}.ipynb", output, given, REPOSITORY)
+    except PapermillExecutionError as error:
+        return SimpleNamespace(returncode=1, stderr=str(error))
+    return SimpleNamespace(returncode=0, stderr="")
+
+
+def papermill_command(name, output, **parameters):
     """Execute a notebook in a process of its own, as a user would from the root of the repository."""
     command = [sys.executable, "-m", "papermill", f"notebooks/{name}.ipynb", str(output), "--no-progress-bar"]
     command += [part for key, value in parameters.items() for part in ("-p", key, str(value))]
@@ -256,16 +269,20 @@ def test_own_photos_and_an_own_clip_are_asked_about_together(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("execute", "changes", "message"),
     [
-        ({"n_image": 3}, "n_image: got 3; accepted: no parameter of this name; known: "),
-        ({"images": "no_such_folder"}, "images: got 'no_such_folder', which is no folder; accepted: "),
+        (papermill_command, {"n_image": 3}, "n_image: got 3; accepted: no parameter of this name; known: "),
+        (
+            papermill,
+            {"images": "no_such_folder"},
+            "images: got 'no_such_folder', which is no folder; accepted: ",
+        ),
     ],
     ids=["misspelt", "missing folder"],
 )
-def test_a_wrong_parameter_ends_in_one_clear_line_before_any_work(changes, message, own, tmp_path):
+def test_a_wrong_parameter_ends_in_one_clear_line_before_any_work(execute, changes, message, own, tmp_path):
     parameters = {**own, "results_folder": tmp_path / "results", **changes}
-    failed = papermill("token_centric", tmp_path / "out.ipynb", **parameters)
+    failed = execute("token_centric", tmp_path / "out.ipynb", **parameters)
     assert failed.returncode != 0
     last = [line for line in failed.stderr.splitlines() if line.strip()][-1]
     assert last.split(": ", 1)[1].startswith(message), failed.stderr[-3000:]
