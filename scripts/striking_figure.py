@@ -43,9 +43,7 @@ def draw(model_name: str, sample: Sample) -> plt.Figure:
     )
     word_map(said, sample.image, table["top1_word"].tolist(), table["top1_probability"].to_numpy(), grid)
     said.set_title("What each token says alone")
-    heat_map(
-        matters, sample.image, table["global_divergence"].to_numpy(), grid, label="global_divergence"
-    )
+    heat_map(matters, sample.image, table["global_divergence"].to_numpy(), grid, label="global_divergence")
     matters.set_title("What the answer loses\nwithout each neighbourhood")
     return figure
 
