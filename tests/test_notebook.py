@@ -22,6 +22,7 @@ from rcblib.runs.parameters import notebook_config
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
+COLAB = str(Path("/", "content"))
 
 
 def namespace(**values):
@@ -48,10 +49,10 @@ def test_begin_seeds_reports_and_moves_to_the_project(capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("given", "kept", "mounted"),
     [
-        ("results", "/content/results", []),
-        ("drive/MyDrive/kept", "/content/drive/MyDrive/kept", ["/content/drive"]),
-        ("/content/drive/MyDrive/kept", "/content/drive/MyDrive/kept", ["/content/drive"]),
-        ("drives", "/content/drives", []),
+        ("results", f"{COLAB}/results", []),
+        ("drive/MyDrive/kept", f"{COLAB}/drive/MyDrive/kept", [f"{COLAB}/drive"]),
+        (f"{COLAB}/drive/MyDrive/kept", f"{COLAB}/drive/MyDrive/kept", [f"{COLAB}/drive"]),
+        ("drives", f"{COLAB}/drives", []),
         ("/elsewhere", "/elsewhere", []),
     ],
 )

@@ -1,6 +1,8 @@
 """Check that the project's own files agree with each other: environments, notebooks, workflow, what is tracked."""
 
 import ast
+import functools
+import importlib
 import json
 import re
 import subprocess
@@ -141,7 +143,7 @@ def test_the_library_imports_declared_packages_only():
     )
     distributions = packages_distributions()
     for package, path in imported_packages("rcblib").items():
-        if package == "rcblib" or package in sys.stdlib_module_names:
+        if package in ("rcblib", "google") or package in sys.stdlib_module_names:  # Colab's own, and only there
             continue
         providers = {canonicalize_name(name) for name in distributions.get(package, [package])}
         assert providers & declared, f"{path} imports {package}, which pyproject.toml does not require"
@@ -162,6 +164,32 @@ def test_the_readme_says_what_every_folder_holds():
     text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     folders = {name.split("/")[0] for name in tracked_files() if "/" in name and name[0] != "."}
     assert {folder for folder in folders if f"`{folder}/`" not in text} == set()
+
+
+def exists(name):
+    """Tell whether a dotted name is a module, or something that a module holds."""
+    parts = name.split(".")
+    for n_parts in range(len(parts), 0, -1):
+        try:
+            found = importlib.import_module(".".join(parts[:n_parts]))
+        except ModuleNotFoundError:
+            continue
+        try:
+            return functools.reduce(getattr, parts[n_parts:], found) is not None
+        except AttributeError:
+            return False
+    return False
+
+
+def test_names_of_code_in_text_exist():
+    assert exists("rcblib.records.Sample.n_images") and not exists("rcblib.records.Nothing")
+    named = re.compile(r"[`<]((?:rcblib|worlds|benchmarks)(?:\.[A-Za-z]\w*)+)[`>(]")
+    problems = set()
+    for path in map(Path, tracked_files()):
+        if path.suffix in (".md", ".ipynb", ".py") and path.parts[0] != "tests":
+            text = (REPOSITORY / path).read_text(encoding="utf-8")
+            problems |= {f"{path}: {name}" for name in named.findall(text) if not exists(name)}
+    assert problems == set()
 
 
 def machine_paths(text):
