@@ -143,8 +143,8 @@ def test_the_library_imports_declared_packages_only():
     )
     distributions = packages_distributions()
     for package, path in imported_packages("rcblib").items():
-        if package in ("rcblib", "google") or package in sys.stdlib_module_names:  # Colab's own, and only there
-            continue
+        if package in ("rcblib", "google") or package in sys.stdlib_module_names:
+            continue  # google is Colab's own, and only there
         providers = {canonicalize_name(name) for name in distributions.get(package, [package])}
         assert providers & declared, f"{path} imports {package}, which pyproject.toml does not require"
 
