@@ -57,8 +57,8 @@ class Signal:
         In figures; a neutral one where empty.
     compute : callable, optional
         Takes the `rcblib.probe.context.ProbedView` and returns one value a probed position, in their order (with
-        ``<layer>`` in the name: one row a layer); ``None`` where there is none for this input. Without it the signal is
-        derived from others.
+        ``<layer>`` in the name: one row a layer); ``None`` only where a need is not met. Without it the signal
+        is derived from others.
     """
 
     name: str

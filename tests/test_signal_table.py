@@ -148,6 +148,16 @@ def test_values_that_are_not_one_a_position_are_refused(pair, image):
         probe(*pair, image, positions=[0, 5])
 
 
+def test_a_signal_may_be_absent_only_where_a_need_is_not_met(pair, image):
+    register("gone", "absent", needs=("cls_similarity", "text_attention"), compute=lambda probed: None)
+    with pytest.raises(
+        ParameterError, match="signal gone: got None; accepted: a value a position, as all it needs"
+    ):
+        probe(*pair, image, positions=[0])
+    assert "gone" not in probe(*pair, image, positions=[0], attention=False)
+    assert "gone" not in probe(*tiny.tiny_onevision(), image, positions=[0])
+
+
 def test_stored_probing_is_repeated_where_a_signal_of_ones_own_is_another(pair, image, tmp_path, capsys):
     sample, config = Sample(3, lambda: image, *image.size), ProbeConfig(positions=(0, 5), attention=False)
 

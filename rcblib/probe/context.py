@@ -88,6 +88,8 @@ class ProbedInput:
         All views; `wanted` are those that are probed.
     rows : list of torch.Tensor
         What the LLM reads of each of `images`, ``(n_rows, d_model)``.
+    met : set of str
+        Needs of signals that this model and configuration meet: a signal that needs no others has a column.
     """
 
     def __init__(
@@ -104,6 +106,7 @@ class ProbedInput:
         asked = {need for signal in SIGNALS.values() for need in signal.needs}
         if not config.attention:
             asked -= ATTENTION
+        self.met = asked & (adapter.offers | {"text_attention", "masks"})
         self.images = adapter.encode_input(pictures, kind, needs=asked & adapter.offers)
         self.places = places_of(self.images)
         self.tokens = torch.cat([place.view.tokens for place in self.places])

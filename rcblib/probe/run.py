@@ -131,6 +131,10 @@ def _measured(signal: Signal, view: ProbedView) -> dict[str, Any]:
     """Compute the columns of one signal: one, or one a layer; none where it is derived, or not there for this input."""
     values = signal.compute(view) if signal.compute else None
     if values is None:
+        if signal.compute and set(signal.needs) <= view.input.met:
+            raise ParameterError(
+                f"signal {signal.name}", None, "a value a position, as all it needs is there"
+            )
         return {}
     if isinstance(values, torch.Tensor):
         values = (
