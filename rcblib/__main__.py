@@ -91,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
         help="question families; kinds of questions about groups or videos (default: all that the images allow)",
     )
     evaluate.add_argument("--n-per-task", type=int, help="questions a family (default: all there are)")
+    evaluate.add_argument("--n-yes-no", type=int, help="yes/no questions (default: as many as of any family)")
     evaluate.add_argument(
         "--codebook", help="a codebook's name or folder, a released one's name, or its .pt file"
     )
@@ -228,7 +229,7 @@ def _codebook(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from rcblib.data.questions import questions_for
+    from rcblib.data.questions import TASKS, questions_for
     from rcblib.evaluate.grid import evaluate_grid
     from rcblib.mllm import adapter_for
     from rcblib.runs.files import write_table
@@ -242,7 +243,16 @@ def _evaluate(options: argparse.Namespace) -> None:
     samples = _samples(options)
     asked = options.tasks, options.n_per_task, options.seed
     of_its_own = getattr(samples, "questions", None)  # groups and videos of a world
-    questions = of_its_own(*asked) if of_its_own else questions_for(samples, *asked)
+    if of_its_own or options.n_yes_no is None:
+        questions = of_its_own(*asked) if of_its_own else questions_for(samples, *asked)
+    else:
+        n_asked = {"yes_no": options.n_yes_no}
+        tasks = options.tasks or TASKS
+        drawn = [
+            questions_for(samples, [task], n_asked.get(task, options.n_per_task), options.seed)
+            for task in tasks
+        ]
+        questions = [question for of_task in drawn for question in of_task]
     model, processor = _model(options, samples)
     if not adapter_for(model).has_cls:
         ranked = [name for name, given in pruners.items() if any(map(_needs_cls, given))]

@@ -12,7 +12,12 @@ import tiny
 from rcblib import __version__
 from rcblib.__main__ import main
 from rcblib.codebook.codebook import Codebook
+from rcblib.data.opening import open_images
+from rcblib.data.questions import questions_for
+from rcblib.evaluate.grid import evaluate_grid
+from rcblib.mllm import load_model
 from rcblib.probe.store import read_probe
+from rcblib.pruners import ClsSimilarityPruner, RandomPruner
 from rcblib.runs.files import read_table
 from rcblib.tensors.geometry import paper_ranks
 
@@ -153,6 +158,30 @@ def test_evaluate_prints_a_score_for_each_method_budget_and_task(model, tmp_path
         "",
     ]
     assert len(list((tmp_path / "results").glob("*.parquet"))) == 1 + 2 + 1 + 1 + 2
+
+
+def test_what_was_evaluated_is_found_again_by_name_of_what_it_depends_on(model, tmp_path):
+    options = ["--images", "scenes", "--split", "test", "--n-images", "4", "--retain-ratio", "0.5"]
+    options += ["--tasks", "count", "yes_no", "--n-per-task", "2", "--n-yes-no", "6", "--max-new-tokens", "2"]
+    options += [
+        "--folder",
+        str(tmp_path / "kept"),
+        "--table",
+        str(tmp_path / "all.parquet"),
+        "--random-seeds",
+        "1",
+    ]
+    assert main(["evaluate", "--model", model, *options]) == 0
+    table = read_table(tmp_path / "all.parquet")[0]
+    assert table.groupby("method", sort=False).size().tolist() == [8, 8, 8, 8]
+    before = sorted((tmp_path / "kept").iterdir())
+    assert len(before) == 4
+    samples = open_images("scenes", "test", 4)
+    asked = [q for task, n in (("count", 2), ("yes_no", 6)) for q in questions_for(samples, [task], n, 0)]
+    pruners = {"all": None, "random": RandomPruner(0.5, 0), "[CLS]": ClsSimilarityPruner(0.5)}
+    options = {"max_new_tokens": 2, "folder": tmp_path / "kept", "progress": False}
+    evaluate_grid(*load_model(model), asked, samples, pruners, **options)
+    assert sorted((tmp_path / "kept").iterdir()) == before
 
 
 def test_evaluate_asks_about_groups_and_leaves_out_what_needs_cls(onevision, tmp_path, capsys):
