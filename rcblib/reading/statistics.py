@@ -146,13 +146,7 @@ def mean_table(
 
 
 def paired_ratio(
-    first: Sequence[float],
-    second: Sequence[float],
-    clusters: Sequence[Any] | None = None,
-    *,
-    generator: np.random.Generator,
-    n_resamples: int = 2000,
-    level: float = 0.95,
+    first: Sequence[float], second: Sequence[float], clusters: Sequence[Any] | None = None, **draws: Any
 ) -> Estimate:
     """Estimate mean(first) / mean(second) over the same items, such as pruned over unpruned score.
 
@@ -162,13 +156,10 @@ def paired_ratio(
     ----------
     first, second : array_like
         ``(n,)`` scores of the same n items, in the same order.
-    clusters, generator, n_resamples, level
+    clusters, **draws
         As in `mean_interval`.
     """
-    one = np.zeros(len(first))
-    return mean_of_ratios(
-        first, second, one, clusters, generator=generator, n_resamples=n_resamples, level=level
-    )
+    return mean_of_ratios(first, second, np.zeros(len(first)), clusters, **draws)
 
 
 def mean_of_ratios(
@@ -211,15 +202,7 @@ def mean_of_ratios(
     return _bootstrap(mean_ratio, len(first), n_clusters, generator, n_resamples, level)
 
 
-def spearman(
-    x: Sequence[float],
-    y: Sequence[float],
-    clusters: Sequence[Any],
-    *,
-    generator: np.random.Generator,
-    n_resamples: int = 1000,
-    level: float = 0.95,
-) -> Estimate:
+def spearman(x: Sequence[float], y: Sequence[float], clusters: Sequence[Any], **draws: Any) -> Estimate:
     """Estimate Spearman's rank correlation inside clusters (images), ties at their mean rank: the mean over clusters.
 
     Differences between images do not enter. Clusters in which x or y is constant have no coefficient and are left out
@@ -231,28 +214,20 @@ def spearman(
         ``(n,)`` paired measurements.
     clusters : array_like
         ``(n,)`` label of the unit (image) of each pair.
-    generator, n_resamples, level
-        As in `mean_interval`.
+    **draws
+        ``generator``, ``n_resamples`` (1000) and ``level`` as in `mean_interval`.
 
     Raises
     ------
     ParameterError
         If the inputs differ in length or are not finite.
     """
-    return _inside(spearmanr, x, y, clusters, generator, n_resamples, level)
+    return _inside(spearmanr, x, y, clusters, **draws)
 
 
-def kendall(
-    x: Sequence[float],
-    y: Sequence[float],
-    clusters: Sequence[Any],
-    *,
-    generator: np.random.Generator,
-    n_resamples: int = 1000,
-    level: float = 0.95,
-) -> Estimate:
+def kendall(x: Sequence[float], y: Sequence[float], clusters: Sequence[Any], **draws: Any) -> Estimate:
     """Estimate Kendall's tau-b inside clusters, as `spearman` does its coefficient."""
-    return _inside(kendalltau, x, y, clusters, generator, n_resamples, level)
+    return _inside(kendalltau, x, y, clusters, **draws)
 
 
 def _inside(
@@ -260,21 +235,18 @@ def _inside(
     x: Sequence[float],
     y: Sequence[float],
     clusters: Sequence[Any],
-    generator: np.random.Generator,
-    n_resamples: int,
-    level: float,
+    n_resamples: int = 1000,
+    **draws: Any,
 ) -> Estimate:
     """Average a coefficient of scipy's over the clusters that have one."""
     x, y = _pair(x, y, "x", "y")
     codes, n_clusters = _cluster_codes(clusters, len(x))
     members = [np.flatnonzero(codes == code) for code in range(n_clusters)]
     members = [rows for rows in members if np.ptp(x[rows]) and np.ptp(y[rows])]
-    n = sum(map(len, members))
     if not members:
-        return Estimate(np.nan, np.nan, np.nan, len(x), 0, level)
+        return Estimate(np.nan, np.nan, np.nan, len(x), 0, draws.get("level", 0.95))
     values = [coefficient(x[rows], y[rows]).statistic for rows in members]
-    mean = mean_interval(values, generator=generator, n_resamples=n_resamples, level=level)
-    return replace(mean, n=n)
+    return replace(mean_interval(values, n_resamples=n_resamples, **draws), n=sum(map(len, members)))
 
 
 def roc_auc(
