@@ -134,85 +134,59 @@ def check_measured(columns: Iterable[str], wanted: Iterable[str]) -> None:
             raise ParameterError("frame", columns, f"the column {name} too")
 
 
-_SINGLE, _REGION, _GLOBAL, _CLS = "#de8f05", "#029e73", "#cc78bc", "#ca9161"
-_LAST, _QUESTION = "#0173b2", "#5ba3cf"
-_MAPS = "one pass of the whole input, with attention maps"
+_ALONE = {"cost": "one pass of one token a position", "color": "#de8f05"}
+_WINDOW = {"cost": "one pass of nine tokens a window", "color": "#029e73"}
+_WHOLE = {"cost": "one pass of the whole input", "color": "#cc78bc"}
+_NO_TARGET = _WINDOW | {"cost": "one pass of nine tokens a position, and one a window"}
+_NO_WINDOW = _WHOLE | {"cost": "one pass of the whole input a window, and one more"}
+_CLS = {"needs": ("cls_similarity",), "color": "#ca9161"}
+_ATTENTION = {"unit": "share", "higher": "more attended", "keep": "high"}
+_MAPS = {"needs": ("text_attention",), "cost": "one pass of the whole input, with attention maps"}
+_LAST, _QUESTION = (_ATTENTION | _MAPS | {"color": color} for color in ("#0173b2", "#5ba3cf"))
 
 
-def _register_answers(
-    level: str, prefix: str, what: str, cost: str, color: str, **alone: dict[str, str]
-) -> None:
-    """Add what the first answer word says at one level of input; `alone` holds more of some signals, by column."""
-
-    def add(name: str, label: str, compute: Callable[[Any], Any], **rest: str) -> None:
-        more = {"cost": cost, "color": color, **rest, **alone.get(name, {})}
-        register(name, **{"label": label, "compute": compute, **more})
-
-    add(f"{prefix}top1_word", f"first word of {what}", lambda view: view.top1(level)[0], unit="word")
-    add(
-        f"{prefix}top1_id",
-        f"first word of {what}, as token",
-        lambda view: view.top1(level)[1],
-        unit="token id",
-    )
-    add(
-        f"{prefix}top1_probability",
-        f"top-1 probability of {what}",
-        lambda view: view.top1(level)[2],
-        unit="probability",
-        higher="surer",
-    )
-    add(f"{prefix}entropy", f"entropy of {what}", lambda v: v.entropy(level), unit="nats", higher="less sure")
-    add(f"{level}_article", f"article first, {what}", lambda view: view.article(level), unit="yes or no")
+def _register_answers(level: str, prefix: str, of: str, shared: dict, sure: dict, unsure: dict) -> None:
+    """Add what the first word of the answer says at one level of input; the last three hold what is more to say."""
+    unit, add = {"unit": "word"} | shared, register
+    add(f"{prefix}top1_word", f"first word{of}", compute=lambda v: v.top1(level)[0], **unit)
+    unit = {"unit": "token id"} | shared
+    add(f"{prefix}top1_id", f"token of the first word{of}", compute=lambda v: v.top1(level)[1], **unit)
+    unit = {"unit": "probability", "higher": "surer"} | shared | sure
+    add(f"{prefix}top1_probability", f"top-1 probability{of}", compute=lambda v: v.top1(level)[2], **unit)
+    unit = {"unit": "nats", "higher": "less sure"} | shared | unsure
+    add(f"{prefix}entropy", f"entropy{of}", compute=lambda v: v.entropy(level), **unit)
+    unit = {"unit": "yes or no"} | shared
+    add(f"{level}_article", f"article first{of}", compute=lambda v: v.article(level), **unit)
 
 
-def _register_divergence(level: str, form: str, what: str, cost: str, **rest: str) -> None:
-    """Add the divergence of one level in one form."""
-    register(
-        f"{level}_divergence" + ("_textbook" if form == "textbook" else ""),
-        f"{level} divergence" + (", textbook" if form == "textbook" else ""),
-        unit="nats",
-        higher=f"matters more to {what}",
-        keep="high",
-        cost=cost,
-        compute=lambda view: view.divergence(level, form),
-        **rest,
-    )
-
-
-_register_answers(
-    "single",
-    "",
-    "the token alone",
-    "one pass of one token a position",
-    _SINGLE,
-    top1_probability={
-        "label": "top-1 probability",
-        "keep": "high",
-        "symbol": "p_1(i)",
-        "short": "$p_1$ alone",
-    },
-    entropy={"label": "entropy", "keep": "low", "symbol": "E(i)", "color": "#5e3c99"},
-)
-_register_answers("region", "region_", "the window", "one pass of nine tokens a window", _REGION)
-_register_answers("global", "global_", "the whole input", "one pass of the whole input", _GLOBAL)
-_WITHOUT_TARGET = "one pass of nine tokens a position, and one a window"
-_WITHOUT_WINDOW = "one pass of the whole input a window, and one more"
-for _level, _cost in (("region", _WITHOUT_TARGET), ("global", _WITHOUT_WINDOW)):
+_P1 = {"keep": "high", "symbol": "p_1(i)", "short": "$p_1$ alone"}
+_E = {"keep": "low", "symbol": "E(i)", "color": "#5e3c99"}
+_register_answers("single", "", "", _ALONE, _P1, _E)
+_register_answers("region", "region_", " of the window", _WINDOW, {}, {})
+_register_answers("global", "global_", " of the whole input", _WHOLE, {}, {})
+for _level, _without, _shared in (("region", "target", _NO_TARGET), ("global", "window", _NO_WINDOW)):
     register(
         f"{_level}_ablated_article",
-        f"article first, {_level} level without the target",
+        f"article first without the {_without}",
         unit="yes or no",
-        cost=_cost,
-        compute=lambda view, level=_level: view.article(level, ablated=True),
+        compute=lambda v, level=_level: v.article(level, ablated=True),
+        **_shared,
     )
-_SYMBOL = r"D_{\mathrm{%s}}(i)"
-for _form in ("released", "textbook"):
-    _more = {"region": {}, "global": {}}
-    if _form == "released":
-        _more = {level: {"symbol": _SYMBOL % level} for level in _more}
-    _register_divergence("region", _form, "its neighbours", _WITHOUT_TARGET, color=_REGION, **_more["region"])
-    _register_divergence("global", _form, "the image", _WITHOUT_WINDOW, color=_GLOBAL, **_more["global"])
+for _form, _suffix in (("released", ""), ("textbook", "textbook")):
+    for _level, _to, _shared in (
+        ("region", "its neighbours", _NO_TARGET),
+        ("global", "the image", _NO_WINDOW),
+    ):
+        register(
+            "_".join(filter(None, (_level, "divergence", _suffix))),
+            ", ".join(filter(None, (f"{_level} divergence", _suffix))),
+            unit="nats",
+            higher=f"matters more to {_to}",
+            keep="high",
+            symbol="" if _suffix else rf"D_{{\mathrm{{{_level}}}}}(i)",
+            compute=lambda v, level=_level, form=_form: v.divergence(level, form),
+            **_shared,
+        )
 register(
     "influence",
     "combined influence",
@@ -222,7 +196,7 @@ register(
     cost="as the two divergences",
     symbol="J(i)",
     color="#d55e00",
-    compute=lambda view: view.influence(),
+    compute=lambda v: v.influence(),
 )
 register(
     "cls_similarity",
@@ -230,11 +204,10 @@ register(
     unit="cosine",
     higher="more similar",
     keep="high",
-    needs=("cls_similarity",),
     symbol=r"s^{\mathrm{cls}}_i",
     short="[CLS] similarity",
-    color=_CLS,
-    compute=lambda view: view.encoder("cls_similarity"),
+    compute=lambda v: v.encoder("cls_similarity"),
+    **_CLS,
 )
 register(
     "cls_rank",
@@ -242,21 +215,18 @@ register(
     unit="rank",
     higher="less similar",
     keep="low",
-    needs=("cls_similarity",),
-    color=_CLS,
-    compute=lambda view: view.cls_rank(),
+    compute=lambda v: v.cls_rank(),
+    **_CLS,
 )
 register(
     "cls_attention",
     "[CLS] attention",
-    unit="share",
-    higher="more attended",
-    keep="high",
     needs=("cls_attention",),
     cost="attention maps of one layer of the vision encoder",
     symbol=r"a^{\mathrm{cls}}_i",
     color="#56b4e9",
-    compute=lambda view: view.encoder("cls_attention"),
+    compute=lambda v: v.encoder("cls_attention"),
+    **_ATTENTION,
 )
 register(
     "object_coverage",
@@ -267,39 +237,24 @@ register(
     symbol="o_i",
     short="coverage",
     color="#949494",
-    compute=lambda view: view.covered(),
+    compute=lambda v: v.covered(),
 )
-register(
-    "object_category", "object beneath", unit="word", needs=("masks",), compute=lambda view: view.category()
-)
-_ATTENTION = (("last", "the last prompt token", _LAST), ("question", "the question", _QUESTION))
-for _rows, _whose, _color in _ATTENTION:
+register("object_category", "object beneath", unit="word", needs=("masks",), compute=lambda v: v.category())
+for _rows, _of, _shared in (
+    ("last", "the last prompt token", _LAST),
+    ("question", "the question", _QUESTION),
+):
     register(
         f"attention_{_rows}_layer_<layer>",
-        f"attention of {_whose}, one layer",
-        unit="share",
-        higher="more attended",
-        keep="high",
-        needs=("text_attention",),
-        cost=_MAPS,
+        f"attention of {_of}, one layer",
         symbol=rf"a^{{\mathrm{{{_rows}}}}}_{{\ell, i}}",
-        color=_color,
-        compute=lambda view, rows=_rows: view.text_attention(rows),
+        compute=lambda v, rows=_rows: v.text_attention(rows),
+        **_shared,
     )
 
 # Derived from the columns above when tables are read.
-for _rows, _whose, _color in _ATTENTION:
-    register(
-        f"attention_{_rows}",
-        f"attention of {_whose}",
-        unit="share",
-        higher="more attended",
-        keep="high",
-        needs=("text_attention",),
-        cost="as one layer",
-        short=f"attention, {_rows}",
-        color=_color,
-    )
+register("attention_last", "attention of the last prompt token", short="attention, last", **_LAST)
+register("attention_question", "attention of the question", short="attention, question", **_QUESTION)
 register(
     "recognised",
     "share recognised",
