@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from rcblib.codebook.files import check_hub_id, find_codebook, read_codebook, upload_codebook, write_codebook
+from rcblib.codebook.files import HUB_ID, find_codebook, read_codebook, write_codebook
 from rcblib.codebook.released import read_released, released_registry
 from rcblib.records import CodebookError, ParameterError
 from rcblib.runs.files import first_line, to_plain
@@ -190,15 +190,16 @@ class Codebook:
         ParameterError
             On a malformed `repo_id`.
         """
-        check_hub_id(repo_id)
+        import huggingface_hub
+
+        if not HUB_ID.fullmatch(repo_id):
+            raise ParameterError("repo_id", repo_id, "owner/name")
+        api = huggingface_hub.HfApi(token=token)
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        message = commit_message or f"Upload a codebook of {len(self)} prototypes"
         with tempfile.TemporaryDirectory() as folder:
-            return upload_codebook(
-                self.save_pretrained(folder),
-                repo_id,
-                private=private,
-                token=token,
-                commit_message=commit_message or f"Upload a codebook of {len(self)} prototypes",
-            )
+            self.save_pretrained(folder)
+            return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message))
 
     @classmethod
     def from_released(

@@ -21,7 +21,8 @@ _TENSOR_FILE, _DESCRIPTION_FILE, _CARD_FILE = "prototypes.safetensors", "codeboo
 
 _FACTS = ("image_ids", "family", "positions", "metadata")
 
-_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+"""Name of a repository on the Hugging Face Hub: ``owner/name``."""
 
 
 def codebooks_folder() -> Path | None:
@@ -72,7 +73,7 @@ def find_codebook(name_or_path: str | os.PathLike, revision: str | None = None) 
     if name in embedded:
         return embedded[name]
     reason = ""
-    if _HUB_ID.fullmatch(name) and not Path(name).exists():
+    if HUB_ID.fullmatch(name) and not Path(name).exists():
         import huggingface_hub
 
         try:
@@ -173,47 +174,6 @@ def read_codebook(folder: str | os.PathLike) -> tuple[torch.Tensor, dict[str, An
     if found != (shape, dtype):
         raise CodebookError(f"codebook {folder.name!r}: holds {found}, its description says {(shape, dtype)}")
     return prototypes, facts
-
-
-def check_hub_id(repo_id: str) -> None:
-    """Check the name of a repository on the Hugging Face Hub.
-
-    Raises
-    ------
-    ParameterError
-        Where it is not ``owner/name``.
-    """
-    if not _HUB_ID.fullmatch(repo_id):
-        raise ParameterError("repo_id", repo_id, "owner/name")
-
-
-def upload_codebook(
-    folder: str | os.PathLike,
-    repo_id: str,
-    *,
-    private: bool = False,
-    token: str | None = None,
-    commit_message: str | None = None,
-) -> str:
-    """Upload a codebook's folder to a model repository on the Hugging Face Hub.
-
-    Parameters
-    ----------
-    folder : path-like
-        As `write_codebook` wrote it.
-    repo_id, private, token, commit_message
-        As in `Codebook.push_to_hub`.
-
-    Returns
-    -------
-    str
-        Address of the commit.
-    """
-    import huggingface_hub
-
-    api = huggingface_hub.HfApi(token=token)
-    api.create_repo(repo_id, private=private, exist_ok=True)
-    return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=commit_message))
 
 
 def _card(description: Mapping[str, Any]) -> str:
