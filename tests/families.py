@@ -1,0 +1,67 @@
+"""List the families of models that adapters exist for, each as a small random model that contract tests are run on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import tiny
+import tiny_qwen
+
+WITHOUT_CLS = frozenset({"received_attention", "keys", "hidden_states"})
+WITH_CLS = WITHOUT_CLS | {"cls_similarity", "cls_attention"}
+
+
+@dataclass(frozen=True)
+class Family:
+    """Hold what the contract needs to know of a family.
+
+    Attributes
+    ----------
+    build : callable
+        Returns a small random model that never ends an answer, and its processor.
+    sizes : tuple of (int, int)
+        Width and height in pixels of three photos of different shapes.
+    grids : tuple of list of (int, int)
+        Height and width in tokens of the views of each of them.
+    offers : frozenset of str
+        Signals that the adapter can read.
+    """
+
+    build: Callable[[], tuple[Any, Any]]
+    sizes: tuple[tuple[int, int], ...]
+    grids: tuple[list[tuple[int, int]], ...]
+    offers: frozenset[str] = frozenset()
+
+
+def llava_without_cls():
+    """Build LLaVA-1.5 with SigLIP as vision encoder."""
+    return tiny.endless(tiny.tiny_llava_without_cls(), tiny.TINY_IDS), tiny.tiny_llava()[1]
+
+
+FAMILIES = {
+    "llava": Family(tiny.tiny_llava, ((40, 31), (24, 24), (20, 90)), ([(6, 6)],) * 3, WITH_CLS),
+    "llava with SigLIP": Family(
+        llava_without_cls, ((40, 31), (24, 24), (20, 90)), ([(6, 6)],) * 3, WITHOUT_CLS
+    ),
+    "llava_next": Family(
+        tiny.tiny_next,
+        ((40, 31), (24, 24), (20, 90)),
+        ([(6, 6)] + [(5, 6)] * 4, [(6, 6)] + [(6, 3)] * 2, [(6, 6)] + [(6, 4)] * 3),
+        WITH_CLS,
+    ),
+    "llava_onevision": Family(
+        tiny.tiny_onevision,
+        ((40, 31), (22, 22), (66, 66)),
+        (
+            [(5, 5)] + [(4, 5)] * 4,
+            [(5, 5)] * 2,
+            [(5, 5)] + [(3, 3), (3, 4), (3, 3), (4, 3), (4, 4), (4, 3), (3, 3), (3, 4), (3, 3)],
+        ),
+        WITHOUT_CLS,
+    ),
+    "qwen2_5_vl": Family(
+        tiny_qwen.tiny_qwen, ((100, 60), (40, 130), (90, 90)), ([(2, 4)], [(5, 1)], [(3, 3)])
+    ),
+}
