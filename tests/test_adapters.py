@@ -112,12 +112,17 @@ def test_tokens_are_those_of_the_model_and_the_encoder_runs_once(family, adapter
 
 
 def test_images_encoded_together_are_those_encoded_alone(adapter, images):
-    for image, picture in zip(adapter.encode(images), images, strict=True):
-        (alone,) = adapter.encode([picture])
+    for image, picture in zip(adapter.encode(images, adapter.offers), images, strict=True):
+        (alone,) = adapter.encode([picture], adapter.offers)
         (as_prompt,) = adapter.encode([picture], one_prompt=True)
         assert [view.region for view in image.views] == [view.region for view in alone.views]
         for other in (alone, as_prompt):
             torch.testing.assert_close(tokens_of(image), tokens_of(other), rtol=0, atol=1e-5)
+        for views in (image.views, image.arranged("flatten").views):
+            others = alone.views if views is image.views else alone.arranged("flatten").views
+            for view, other in zip(views, others, strict=True):
+                assert view.grid == other.grid
+                torch.testing.assert_close(dict(view.signals), dict(other.signals), rtol=0, atol=1e-4)
 
 
 def test_hooks_leave_the_encoder(adapter, images, monkeypatch):
@@ -222,8 +227,15 @@ def test_signals_follow_the_tokens_that_are_read(family, adapter, images):
 # Rows
 
 
+def inputs_of_every_kind(adapter, images):
+    """Return photos in both layouts, and a video where videos are read."""
+    encoded = adapter.encode(images)
+    video = [] if adapter.video_token_id is None else [adapter.encode_video(images[:1] * 2)]
+    return [*encoded, *(image.arranged("flatten") for image in encoded), *video]
+
+
 def test_some_rows_are_gathered_where_they_are(adapter, images):
-    for image in adapter.encode(images):
+    for image in inputs_of_every_kind(adapter, images):
         kept = [torch.arange(i % 2, view.n_tokens, 3) for i, view in enumerate(image.views)]
         whole, some = adapter.assemble(image), adapter.gather(image, kept)
         assert (some.numbers.diff() > 0).all()
@@ -249,7 +261,7 @@ def test_some_rows_are_gathered_where_they_are(adapter, images):
 
 
 def test_tokens_of_one_view_can_be_replaced(adapter, images):
-    for image in adapter.encode(images):
+    for image in inputs_of_every_kind(adapter, images):
         other, whole = torch.zeros_like(image.views[-1].tokens), adapter.assemble(image)
         n_others = len(image.views) - 1
         replaced = adapter.assemble(image, [None] * n_others + [other])
@@ -334,6 +346,9 @@ def test_all_rows_give_the_logits_of_pixels_also_behind_a_begun_answer(exact, im
     torch.testing.assert_close(found[:3], torch.cat(output.logits).float(), rtol=0, atol=1e-5)
     assert (found[0] - found[1]).abs().max() > 0.01
     assert (found[0] - found[3]).abs().max() > 0.01  # answers depend on the image
+    if n_images > 1:
+        swapped = exact.first_token_logits(prompt, [rows[::-1]])
+        assert (found[:1] - swapped).abs().max() > 0.01
 
 
 def mixed_inputs(adapter, images):
@@ -352,7 +367,9 @@ def test_logits_do_not_depend_on_the_batch(adapter, exact, images, batch_size):
     together = adapter.first_token_logits(prompt, visual, batch_size=batch_size)
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
     distinct = {tuple(row.argsort().tolist()) for row in alone}
-    assert len(distinct) >= len(visual) - 1  # an image of one grid on one axis is its tokens in order
+    whole = visual[0]  # without newlines, on one axis, an image is its tokens one after the other
+    is_bare = len(whole) == len(visual[-1]) and adapter.n_position_axes == 1
+    assert len(distinct) == len(visual) - is_bare
     asked = exact.read_prompt(prompt)
     prompts = [asked.filled(exact._as_images(entry)) for entry in mixed_inputs(exact, images)]
     with torch.no_grad():
@@ -488,6 +505,9 @@ def test_a_video_is_read_as_the_model_reads_it_or_refused(adapter, exact, images
         rows = exact.model.get_video_features(**inputs).pooler_output[0]
     assert torch.equal(exact.assemble(video).rows, rows)
     prompt = exact.prompt(QUESTION, n_images=1, n_videos=1)
+    asked = exact.read_prompt(prompt)
+    ids = [int(asked.ids[start]) for start, _ in asked.spans]
+    assert ids == [exact.image_token_id, exact.video_token_id]
     visual = [exact.assemble(image) for image in (*exact.encode(images[:1]), video)]
     inputs = processed(exact, [prompt], images[:1], videos=[frames])
     with torch.no_grad():

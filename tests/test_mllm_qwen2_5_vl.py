@@ -17,8 +17,7 @@ from benchmarks.checkpoints import picture_rows
 from rcblib.codebook.codebook import Codebook
 from rcblib.codebook.criterion import preset_of
 from rcblib.evaluate.grid import evaluate
-from rcblib.mllm import adapter_for, load_model
-from rcblib.mllm.prompt import VisualRows
+from rcblib.mllm import adapter_for
 from rcblib.probe.pictures import view_pictures
 from rcblib.probe.run import probe
 from rcblib.pruners import CodebookPruner, RandomPruner
@@ -133,25 +132,6 @@ def answers_by_hand(adapter, inputs, kept, position_ids):
 # Encoding
 
 
-def test_tokens_are_those_of_the_model_and_the_encoder_runs_once(adapter, images):
-    inputs = adapter.processor.image_processor(images, return_tensors="pt")
-    calls = []
-    handle = adapter.model.model.visual.register_forward_hook(lambda *_: calls.append(1))
-    encoded = adapter.encode(images, ["cls_similarity", "keys"])
-    handle.remove()
-    assert len(calls) == 1
-    with torch.no_grad():
-        expected = adapter.model.get_image_features(**inputs).pooler_output
-    assert [image.views[0].grid for image in encoded] == GRIDS
-    for image, own in zip(encoded, expected, strict=True):
-        (view,) = image.views
-        assert torch.equal(view.tokens, own)
-        assert view.tokens.shape == (view.grid[0] * view.grid[1], adapter.d_model)
-        assert not view.tokens.requires_grad
-        assert view.signals == {}
-        assert torch.equal(adapter.assemble(image).rows, own)
-
-
 def test_a_token_stands_where_its_pixels_are(adapter):
     """Changing pixels under one token changes its own patches, and no grid order but raster fits."""
     (picture,) = tiny.random_images(1, (28 * 3, 28 * 2))
@@ -164,82 +144,7 @@ def test_a_token_stands_where_its_pixels_are(adapter):
     assert differs.tolist() == [False] * 5 + [True]
 
 
-def test_positions_are_those_of_the_model(adapter, images, batch):
-    """Offsets of every image, put where the prompts have it, give the model's own position ids."""
-    expected = positions_by_hand(adapter, batch)
-    encoded = iter(adapter.encode(images))
-    for i, prompt in enumerate(PROMPTS):
-        own = list(itertools.islice(encoded, prompt.count("<|image_pad|>")))
-        rows = [adapter.assemble(image) for image in own]
-        found = adapter.read_prompt(prompt).filled(rows).positions
-        assert torch.equal(found.expand(3, -1), expected[:, i][:, batch["attention_mask"][i].bool()])
-
-
 # First token
-
-
-@pytest.mark.parametrize("n_images", [1, 3])
-def test_all_tokens_give_the_logits_of_pixels(exact, images, n_images):
-    images = images[:n_images]
-    prompt = exact.prompt("What does this image show ?", n_images)
-    assert prompt.count("<|vision_start|><|image_pad|><|vision_end|>") == n_images
-    inputs = exact.processor(text=prompt, images=images, return_tensors="pt")
-    with torch.no_grad():
-        expected = exact.model(**inputs).logits[0, -1]
-    found = exact.first_token_logits(prompt, [[exact.assemble(image) for image in exact.encode(images)]])
-    torch.testing.assert_close(found[0], expected.float(), rtol=0, atol=1e-5)
-
-
-def test_an_answer_goes_on_behind_the_image(exact, images):
-    (image,) = exact.encode(images[:1])
-    prompt, prefix = exact.prompt("What is this ?"), [9, 11, 13]
-    inputs = exact.processor(text=prompt, images=images[:1], return_tensors="pt")
-    extended = torch.cat([inputs["input_ids"], torch.tensor([prefix])], dim=1)
-    types = torch.cat([inputs["mm_token_type_ids"], torch.zeros(1, 3, dtype=torch.long)], dim=1)
-    with torch.no_grad():
-        expected = exact.model(
-            input_ids=extended,
-            attention_mask=torch.ones_like(extended),
-            pixel_values=inputs["pixel_values"],
-            image_grid_thw=inputs["image_grid_thw"],
-            mm_token_type_ids=types,
-        ).logits[0, -1]
-    found = exact.first_token_logits(prompt, [exact.assemble(image)], answer_prefix=[prefix])
-    torch.testing.assert_close(found[0], expected.float(), rtol=0, atol=1e-5)
-
-
-def test_other_rows_are_numbered_one_after_the_other(exact, images):
-    """A grid matters; single tokens have none, and the batch they are read in makes no difference."""
-    (image,) = exact.encode(images[:1])
-    prompt, rows = exact.prompt("What is this ?"), exact.assemble(image)
-    bare = rows.rows
-    inputs = [rows, bare, bare[:1], bare[2:5], bare[:0]]
-    together = exact.first_token_logits(prompt, inputs)
-    alone = exact.first_token_logits(prompt, inputs, batch_size=1)
-    torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
-    assert (together[0] - together[1]).abs().max() > 1e-3
-    spliced = exact.read_prompt(prompt).filled([VisualRows.in_order(bare[2:5])]).embeds(exact.embed)
-    with torch.no_grad():
-        expected = exact.model.lm_head(
-            exact.model.model.language_model(inputs_embeds=spliced[None]).last_hidden_state[0, -1]
-        )
-    torch.testing.assert_close(together[3], expected.float(), rtol=0, atol=1e-5)
-
-
-def test_text_to_image_attention_is_that_of_eager_maps(images):
-    adapter = adapter_for(*tiny_qwen())
-    prompt = adapter.prompt("What does this image show ?", 2)
-    rows = [adapter.assemble(image) for image in adapter.encode(images[:2])]
-    found = adapter.text_to_image_attention(prompt, rows)
-    inputs = adapter.processor(text=prompt, images=images[:2], return_tensors="pt")
-    adapter.model.set_attn_implementation("eager")
-    with torch.no_grad():
-        maps = adapter.model(**inputs, output_attentions=True).attentions
-    is_image = inputs["input_ids"][0] == adapter.image_token_id
-    after = int(is_image.nonzero()[-1]) + 1
-    expected = torch.stack([one[0].mean(0)[after:][:, is_image] for one in maps])
-    torch.testing.assert_close(found["last"], expected[:, -1], rtol=0, atol=1e-5)
-    torch.testing.assert_close(found["question"], expected.mean(1), rtol=0, atol=1e-5)
 
 
 # Pruning
@@ -401,27 +306,7 @@ def test_a_photo_is_probed(adapter):
 # Loading and wrong inputs
 
 
-def test_a_saved_folder_loads_ready_to_use(adapter, images, batch, tmp_path):
-    tiny.save(tmp_path, adapter.model, adapter.processor)
-    model, processor = load_model(tmp_path, device="cpu")
-    assert processor.tokenizer.padding_side == "left"
-    loaded = adapter_for(model, processor)
-    assert loaded.family == "qwen2_5_vl"
-    inputs = dict(processor(text=PROMPTS, images=images, return_tensors="pt", padding=True))
-    for name, value in batch.items():
-        assert torch.equal(inputs[name], value)
-    assert loaded.prompt("What ?") == adapter.prompt("What ?")
-    pruner = RandomPruner(retain_ratio=1.0, seed=0, position_ids="kept")
-    assert torch.equal(generate(loaded, inputs, pruner), generate(adapter, batch))
-
-
 def test_videos_are_refused(adapter, batch):
-    frames = tiny.random_images(4, (56, 56))
-    with pytest.raises(UnsupportedModelError, match="images only") as error:
-        adapter.encode_video(frames)
-    assert "'qwen2_5_vl'" in one_line(error)
-    with pytest.raises(ParameterError, match="images only"):
-        adapter.prompt("What ?", n_images=0, n_videos=1)
     video = {"input_ids": batch["input_ids"], "pixel_values_videos": batch["pixel_values"]}
     with pytest.raises(UnsupportedModelError, match="images only"):
         generate(adapter, video, RandomPruner(retain_ratio=0.5, seed=0))

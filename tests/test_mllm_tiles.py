@@ -141,26 +141,6 @@ def test_tokens_of_a_tile_are_those_of_the_tile_alone(tiled, size):
         assert (int(rows.max() - rows.min()) + 1, int(columns.max() - columns.min()) + 1) == view.grid
 
 
-def test_every_grid_has_its_own_cls_attention(tiled):
-    images = tiny.random_images(2, (40, 31)) + tiny.random_images(1, (24, 24))
-    plain, attended = tiled.encode(images), tiled.encode(images, ["cls_attention"])
-    pictures = pixels_of(tiled, images)["pixel_values"]
-    tower = tiny.tiny_next()[0].model.vision_tower
-    tower.set_attn_implementation("eager")
-    for i, image in enumerate(attended):
-        n = len(image.views)
-        with torch.no_grad():
-            maps = tower(pictures[i, :n], output_attentions=True).attentions[-2].mean(1)[:, 0, 1:]
-        for view, full, expected in zip(image.views, image.arranged("flatten").views, maps, strict=True):
-            attention = view.signals["cls_attention"]
-            torch.testing.assert_close(full.signals["cls_attention"], expected, rtol=0, atol=1e-6)
-            assert attention.shape == (view.n_tokens,)
-            assert set(attention.tolist()) <= set(full.signals["cls_attention"].tolist())
-        for before, after in zip(plain[i].views, image.views, strict=True):
-            assert torch.equal(before.tokens, after.tokens)
-            assert before.signals == {}
-
-
 def test_images_of_unequal_numbers_of_tiles_go_through_the_encoder_at_once(tiled):
     images = [tiny.random_images(1, size)[0] for size in NEXT_CASES]
     calls = []
@@ -205,6 +185,12 @@ def test_flatten_reads_whole_tiles_and_one_newline(tiled):
         image.arranged("flat")
 
 
+def test_views_are_whole_where_nothing_is_cut_off(tiled):
+    (square,) = tiled.encode(tiny.random_images(1, (48, 48)))
+    assert square.whole is square.views
+    assert square.to("cpu").whole is not None
+
+
 def test_layouts_differ_for_tiles_only(onevision):
     for image in (
         *onevision.encode(tiny.random_images(2), one_prompt=True),
@@ -224,42 +210,6 @@ def test_some_rows_are_gathered_with_every_newline(tiled):
     newlines = (image.packing.order == NEWLINE).nonzero().flatten().tolist()
     line = 36 + 13 * 4 + 5  # the last token of the first tile ends the fifth line's first half
     assert positions.tolist() == sorted([0, 35, line, 36 + 13 * 5 + 3, 36 + 13 * 5 + 9, *newlines])
-
-
-@pytest.mark.parametrize("layout", ["packed", "flatten"])
-def test_every_token_has_its_row(tiled, onevision, layout):
-    images = [*tiled.encode(tiny.random_images(1)), *onevision.encode(tiny.random_images(1, (66, 66)))]
-    for image in (*images, onevision.encode_video(tiny.random_images(2))):
-        arranged = image.arranged(layout)
-        rows = tiled.assemble(arranged).rows[tiled.token_rows(arranged)]
-        assert torch.equal(rows, torch.cat([view.tokens for view in arranged.views]))
-    (plain,) = (adapter := adapter_for(*tiny.tiny_llava())).encode(tiny.random_images(1))
-    assert adapter.token_rows(plain).tolist() == list(range(36))
-
-
-def test_tokens_of_one_view_can_be_replaced(tiled):
-    (image,) = tiled.encode(tiny.random_images(1, (40, 31)))
-    other = torch.zeros_like(image.views[2].tokens)
-    rows = tiled.assemble(image, [None, None, other, None, None]).rows
-    changed = (rows != tiled.assemble(image).rows).any(-1).nonzero().flatten()
-    assert changed.tolist() == [36 + 13 * line + 6 + i for line in range(5) for i in range(6)]
-    assert image.views[2].tokens.any()
-    with pytest.raises(ParameterError, match="views: got '2 views'; accepted: 5, as the image has"):
-        tiled.assemble(image, [None, None])
-    with pytest.raises(ParameterError, match=r"views: got \(3, 40\); accepted: the view's \(36, 40\)"):
-        tiled.assemble(image, [other[:3], None, None, None, None])
-
-
-def test_an_image_moves_to_a_device_with_all_its_parts(tiled):
-    (image,) = tiled.encode(tiny.random_images(1, (40, 31)))
-    moved = image.to("meta")
-    parts = [*moved.views, *moved.whole]
-    assert {part.tokens.device.type for part in parts} == {"meta"}
-    assert moved.packing.newline.device.type == "meta"
-    assert moved.packing.order.device.type == "cpu"
-    (square,) = tiled.encode(tiny.random_images(1, (48, 48)))
-    assert square.to("cpu").whole is not None
-    assert square.whole is square.views
 
 
 # Several images, and videos
@@ -316,37 +266,6 @@ def test_images_and_videos_of_a_batch_come_in_this_order(onevision):
 # First-token logits
 
 
-def logits_of_the_model(adapter, prompt, **pictures):
-    inputs = adapter.processor(text=[prompt], return_tensors="pt", **pictures)
-    with torch.no_grad():
-        return adapter.model(**inputs).logits[:, -1]
-
-
-@pytest.mark.parametrize("family", ["tiled", "onevision"])
-def test_all_rows_give_the_logits_of_pixels(family, request):
-    adapter = request.getfixturevalue(family)
-    images = tiny.random_images(1, (40, 31)) + tiny.random_images(1, (24, 24), seed=1)
-    prompt = adapter.prompt(QUESTION, 2)
-    rows = [adapter.assemble(image) for image in adapter.encode(images)]
-    expected = logits_of_the_model(adapter, prompt, images=images)
-    logits = adapter.first_token_logits(prompt, [rows])
-    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
-    assert (logits - adapter.first_token_logits(prompt, [rows[::-1]])).abs().max() > 0.01
-    attention = adapter.text_to_image_attention(prompt, rows)
-    assert attention["last"].shape == (2, sum(map(len, rows)))
-
-
-def test_a_video_gives_the_logits_of_its_frames(onevision):
-    frames, images = tiny.random_images(3), tiny.random_images(1, seed=1)
-    prompt = onevision.prompt(QUESTION, n_images=1, n_videos=1)
-    assert prompt.index("<image>") < prompt.index("<video>")
-    rows = [
-        onevision.assemble(image) for image in (*onevision.encode(images), onevision.encode_video(frames))
-    ]
-    expected = logits_of_the_model(onevision, prompt, images=images, videos=[frames])
-    torch.testing.assert_close(onevision.first_token_logits(prompt, [rows]), expected, rtol=0, atol=1e-5)
-
-
 # The word that replaces a token
 
 
@@ -383,25 +302,6 @@ def test_wrong_inputs_end_in_one_line(tiled, onevision):
         onevision.encode_pixels(inputs | {"batch_num_images": torch.tensor([3])})
     with pytest.raises(ParameterError, match="pixel_values: got None"):
         onevision.encode_pixels({})
-
-
-def test_inputs_of_every_kind_are_preprocessed_and_encoded_alike(onevision, tiled):
-    pictures = tiny.random_images(2, (40, 20))
-    expected = {
-        "image": onevision.encode(pictures),
-        "images": onevision.encode(pictures, one_prompt=True),
-        "video": [onevision.encode_video(pictures)],
-    }
-    for kind, images in expected.items():
-        for found in (
-            onevision.encode_input(pictures, kind),
-            onevision.encode_pixels(onevision.preprocess(pictures, kind)),
-        ):
-            assert [image.n_rows for image in found] == [image.n_rows for image in images]
-            for ours, theirs in zip(found, images, strict=True):
-                assert torch.equal(onevision.assemble(ours).rows, onevision.assemble(theirs).rows)
-    with pytest.raises(ParameterError, match="kind: got 'film'; accepted: image, images, video"):
-        tiled.preprocess(pictures, "film")
 
 
 def test_videos_without_frames_or_of_two_sizes_are_refused(onevision, tiled):
@@ -450,22 +350,6 @@ def test_a_photo_so_long_that_no_token_lies_on_it_is_read_as_the_model_reads_it(
 
 
 # Loading
-
-
-@pytest.mark.parametrize("build", [tiny.tiny_next, tiny.tiny_onevision])
-def test_saved_folders_load_ready_to_use(build, tmp_path):
-    saved = adapter_for(*build())
-    loaded = adapter_for(*load_model(tiny.save(tmp_path, saved.model, saved.processor)))
-    assert type(loaded) is type(saved)
-    assert loaded.processor.tokenizer.padding_side == "left"
-    assert type(loaded.processor.image_processor).__name__.endswith("Pil")
-    images = tiny.random_images(2)
-    for ours, theirs in zip(loaded.encode(images), saved.encode(images), strict=True):
-        assert torch.equal(loaded.assemble(ours).rows, saved.assemble(theirs).rows)
-    assert loaded.prompt(QUESTION, 2) == saved.prompt(QUESTION, 2)
-    if loaded.video_token_id is not None:
-        ours, theirs = (adapter.encode_video(images) for adapter in (loaded, saved))
-        assert torch.equal(loaded.assemble(ours).rows, saved.assemble(theirs).rows)
 
 
 @pytest.mark.parametrize("build", [tiny.tiny_llava, tiny.tiny_next, tiny.tiny_onevision])

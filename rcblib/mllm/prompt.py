@@ -370,9 +370,8 @@ class GeneratePrompts:
     def filled(self, visual: Sequence[VisualRows], *, renumbered: bool = False) -> Batch:
         """Put rows where the placeholders of all images and videos are, in the order of `place`."""
         left = iter(visual)
-        own = [[next(left) for _ in prompt.spans] for prompt in self.prompts]
-        pairs = zip(self.prompts, own, strict=True)
-        return Batch([prompt.filled(rows, renumbered=renumbered) for prompt, rows in pairs])
+        own = [(prompt, [next(left) for _ in prompt.spans]) for prompt in self.prompts]
+        return Batch([prompt.filled(rows, renumbered=renumbered) for prompt, rows in own])
 
     def cut(self, batch: Batch, placeholder_id: int) -> dict[str, torch.Tensor]:
         """Return ids, mask and the others with one value a token, ``(n_prompts, n_columns)``, for a batch of `filled`.
