@@ -1,9 +1,7 @@
 """Check the model for lmms-eval against `evaluate`, through lmms-eval's own evaluator, on tasks that lie on disk."""
 
 import json
-import os
-import subprocess
-import sys
+import socket
 import tomllib
 import weakref
 from importlib import import_module
@@ -15,6 +13,7 @@ import pandas as pd
 import PIL.Image
 import pytest
 import tiny
+import warm
 
 from rcblib.codebook.codebook import Codebook
 from rcblib.data.questions import questions_for
@@ -573,19 +572,27 @@ def test_a_model_in_parts_answers_as_a_whole_one(local, tmp_path, monkeypatch):
 
 
 def in_two_processes(script):
-    """Run a script in two processes that know of each other, on the CPU; return what they printed."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", script]
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "ACCELERATE_USE_CPU": "true",
-        "PYTHONPATH": str(REPOSITORY),
-    }
-    done = subprocess.run(
-        command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=540
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
+    """Run a script in two processes that know of each other as torchrun lets them, on the CPU; return what they print.
+
+    Each is a copy of one that has imported torch already, which torchrun's would not be.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true", **meeting}
+    files = [script.with_suffix(f".{rank}.txt") for rank in range(2)]
+    processes = [
+        warm.start(
+            warm.run_script, script, file, folder=REPOSITORY, RANK=str(rank), LOCAL_RANK=str(rank), **group
+        )
+        for rank, file in enumerate(files)
+    ]
+    for process in processes:
+        process.join(540)
+        process.kill()
+    printed = "".join(file.read_text(encoding="utf-8") for file in files)
+    assert [process.exitcode for process in processes] == [0, 0], printed
+    return printed.splitlines()
 
 
 @with_lmms_eval

@@ -3,10 +3,13 @@
 Nothing of the library is imported ahead: every process imports it itself.
 """
 
+import contextlib
 import multiprocessing
 import os
+import runpy
 import sys
 import time
+import traceback
 from functools import cache
 from unittest import mock
 
@@ -86,6 +89,16 @@ def _serve(options):
 
     sys.argv = ["ipykernel_launcher", *options]
     IPKernelApp.launch_instance()
+
+
+def run_script(script, printed):
+    """Run a script and write what it prints, and how it fails, to a file."""
+    with open(printed, "w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
+        try:
+            runpy.run_path(str(script), run_name="__main__")
+        except BaseException:
+            traceback.print_exc(file=file)
+            raise
 
 
 def execute(notebook, output, parameters, folder):
