@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from rcblib.data.base import Dataset
+from rcblib.data.base import Dataset, SampleT
 from rcblib.data.video import N_FRAMES
 from rcblib.records import ParameterError, Question, Sample, SequenceSample
 from rcblib.tensors.geometry import check_integer
@@ -26,7 +26,39 @@ SAMPLE_SEED = 2503
 SAMPLE_SIZES = {"validation": 48, "test": 24}
 
 
-class SceneDataset(Dataset[Sample]):
+class _Drawn(Dataset[SampleT]):
+    """Draw what the embedded world shows, each sample when it is asked for.
+
+    Parameters
+    ----------
+    split : str
+        ``"train"``, ``"validation"`` or ``"test"``; no handwriting or photograph is in two of them.
+    n : int
+        Samples, at least 1.
+    seed : int
+        Stream of samples. Splits are different streams even with the same seed, and so are scenes, groups and videos.
+    start : int
+        Index of the first sample; image ids are ``start`` to ``start + n - 1``.
+
+    Raises
+    ------
+    ParameterError
+        For an unknown split or a number out of range.
+    """
+
+    def __init__(self, split: str, n: int, seed: int, start: int):
+        if split not in SPLITS:
+            raise ParameterError("split", split, ", ".join(SPLITS))
+        self.split = split
+        self.n = check_integer("n", n, 1)
+        self.seed = check_integer("seed", seed, 0)
+        self.start = check_integer("start", start, 0)
+
+    def __len__(self) -> int:
+        return self.n
+
+
+class SceneDataset(_Drawn[Sample]):
     """Draw scenes of the embedded world, each when it is asked for.
 
     Parameters
@@ -51,16 +83,8 @@ class SceneDataset(Dataset[Sample]):
     def __init__(
         self, split: str, n: int, *, seed: int = 0, start: int = 0, config: SceneConfig | None = None
     ):
-        if split not in SPLITS:
-            raise ParameterError("split", split, ", ".join(SPLITS))
-        self.split = split
-        self.n = check_integer("n", n, 1)
-        self.seed = check_integer("seed", seed, 0)
-        self.start = check_integer("start", start, 0)
+        super().__init__(split, n, seed, start)
         self.config = config or SceneConfig()
-
-    def __len__(self) -> int:
-        return self.n
 
     def _sample(self, index: int) -> Sample:
         where = (self.seed, self.start + index, self.split, self.config)
@@ -72,21 +96,10 @@ def _draw(seed: int, index: int, split: str, config: SceneConfig) -> Image.Image
     return Image.fromarray(generate_scene(seed, index, split, config).pixels)
 
 
-class _DrawnSequences(Dataset[SequenceSample]):
+class _DrawnSequences(_Drawn[SequenceSample]):
     """Draw several scenes a sample; `kinds` lists what is asked about them."""
 
     kinds: tuple[str, ...]
-
-    def __init__(self, split: str, n: int, seed: int, start: int):
-        if split not in SPLITS:
-            raise ParameterError("split", split, ", ".join(SPLITS))
-        self.split = split
-        self.n = check_integer("n", n, 1)
-        self.seed = check_integer("seed", seed, 0)
-        self.start = check_integer("start", start, 0)
-
-    def __len__(self) -> int:
-        return self.n
 
     @abstractmethod
     def _ask(self, index: int, rng: np.random.Generator) -> list[Question]:
@@ -144,14 +157,8 @@ class GroupDataset(_DrawnSequences):
 
     Parameters
     ----------
-    split : str
-        ``"train"``, ``"validation"`` or ``"test"``; no handwriting or photograph is in two of them.
-    n : int
-        Groups, at least 1.
-    seed : int
-        Stream of groups, other scenes than those of a `SceneDataset` with this seed.
-    start : int
-        Index of the first group; image ids are ``start`` to ``start + n - 1``.
+    split, n, seed, start
+        As for a `SceneDataset`; the scenes are others than its with the same seed.
     n_images : int, optional
         2, 3 or 4 images in every group; drawn for each by default.
 
@@ -182,16 +189,10 @@ class VideoDataset(_DrawnSequences):
 
     Parameters
     ----------
-    split : str
-        ``"train"``, ``"validation"`` or ``"test"``; no handwriting or photograph is in two of them.
-    n : int
-        Videos, at least 1.
+    split, n, seed, start
+        As for a `SceneDataset`; the scenes are others than its with the same seed.
     n_frames : int
         Frames of every video, at least 4. What happens, and what is asked, does not depend on it.
-    seed : int
-        Stream of videos, other scenes than those of a `SceneDataset` with this seed.
-    start : int
-        Index of the first video; image ids are ``start`` to ``start + n - 1``.
 
     Raises
     ------

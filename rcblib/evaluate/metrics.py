@@ -57,51 +57,13 @@ def exact_match(predictions: Sequence[str], answers: Sequence[str]) -> np.ndarra
 def parse_yes_no(text: str) -> str:
     """Read an answer as ``"yes"`` or ``"no"``: "no" where its first sentence holds the word no or not.
 
-    Anything else counts as "yes", an empty answer too; `yes_no_scores` reports how many answers say neither.
+    Anything else counts as "yes", an empty answer too.
 
     Source: POPE's evaluation script (Li et al. 2023).
     Differs: case is ignored throughout, where the script knows "No", "no" and "not" only.
     """
     first_sentence = text.split(".")[0].lower().translate(_PUNCTUATION).split()
     return "no" if {"no", "not"} & set(first_sentence) else "yes"
-
-
-def yes_no_scores(predictions: Sequence[str], answers: Sequence[str]) -> dict[str, float | int]:
-    """Score yes/no answers as POPE does; "yes" is the positive class.
-
-    Parameters
-    ----------
-    predictions : sequence of str
-        ``n`` generated answers, read by `parse_yes_no`.
-    answers : sequence of str
-        ``n`` references, each ``"yes"`` or ``"no"`` in any case.
-
-    Returns
-    -------
-    dict
-        ``n``; ``accuracy``, ``precision``, ``recall``, ``f1`` and ``yes_share`` in [0, 1] (the share answered
-        yes is near 0.5 on balanced questions unless the model leans); ``n_neither``, the answers that hold
-        neither word. A ratio with nothing below it is 0.
-
-    Raises
-    ------
-    ParameterError
-        If the lengths differ, there is nothing to score, or a reference is neither yes nor no.
-    """
-    _check_lengths(predictions, answers)
-    said, truth = _read_yes_no(predictions, answers)
-    true_positives = int((said & truth).sum())
-    precision, recall, f1 = _precision_recall_f1(true_positives, int(said.sum()), int(truth.sum()))
-    neither = [not {"yes", "no", "not"} & set(normalize_answer(text).split()) for text in predictions]
-    return {
-        "n": len(truth),
-        "accuracy": float((said == truth).mean()),
-        "precision": precision,
-        "recall": recall,
-        "f1": f1,
-        "yes_share": float(said.mean()),
-        "n_neither": int(sum(neither)),
-    }
 
 
 def caption_objects(caption: str, categories: Iterable[str]) -> set[str]:
@@ -156,33 +118,6 @@ def caption_table(
         rows.append((len(named), len(there), n_correct, len(named) - n_correct, *scores))
     names = ["n_named", "n_present", "n_correct", "n_hallucinated", "precision", "recall", "f1"]
     return pd.DataFrame(rows, columns=names)
-
-
-def caption_scores(table: pd.DataFrame) -> dict[str, float | int]:
-    """Pool the rows of `caption_table` into scores over all objects of all captions.
-
-    Returns
-    -------
-    dict
-        ``n`` captions; ``precision``, ``recall`` and ``f1`` over pooled objects; ``chair_i``, the share of
-        named objects that are not there; ``chair_s``, the share of captions that name at least one such
-        object (both: lower = better).
-
-    Source: Rohrbach et al. 2018 (CHAIR).
-    Differs: a category counts once a caption however often it is named, and synonyms are not mapped.
-    """
-    if table.empty:
-        raise ParameterError("table", "no rows", "at least one caption")
-    named, correct = int(table["n_named"].sum()), int(table["n_correct"].sum())
-    precision, recall, f1 = _precision_recall_f1(correct, named, int(table["n_present"].sum()))
-    return {
-        "n": len(table),
-        "precision": precision,
-        "recall": recall,
-        "f1": f1,
-        "chair_i": int(table["n_hallucinated"].sum()) / named if named else 0.0,
-        "chair_s": float((table["n_hallucinated"] > 0).mean()),
-    }
 
 
 def parse_position(text: str) -> tuple[str, str] | None:
