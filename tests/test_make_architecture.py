@@ -97,7 +97,7 @@ def test_an_arc_is_strong_where_no_other_room_lies_between():
 
 def test_the_page_names_rooms_that_exist(rooms):
     page = (REPOSITORY / "book" / "architecture.md").read_text(encoding="utf-8")
-    flow = page[: page.index("## From notebooks to pages")]
+    flow = page[: page.index("## From stages to pages")]
     known = {room.title for room in rooms} | {
         "pyproject.toml",
         "make lint",
