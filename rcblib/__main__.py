@@ -93,6 +93,14 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--n-per-task", type=int, help="questions a family (default: all there are)")
     evaluate.add_argument("--n-yes-no", type=int, help="yes/no questions (default: as many as of any family)")
     evaluate.add_argument(
+        "--pruner",
+        action="append",
+        default=[],
+        metavar="NAME:PARAMETER=VALUE,...",
+        help="a registered method, again for each; at every --retain-ratio unless it has a budget (default: random "
+        "tokens, and most and least similar to [CLS])",
+    )
+    evaluate.add_argument(
         "--codebook", help="a codebook's name or folder, a released one's name, or its .pt file"
     )
     evaluate.add_argument("--rule", default="max_cosine", help="how a codebook scores (default: max_cosine)")
@@ -254,11 +262,12 @@ def _evaluate(options: argparse.Namespace) -> None:
         ]
         questions = [question for of_task in drawn for question in of_task]
     model, processor = _model(options, samples)
-    if not adapter_for(model).has_cls:
-        ranked = [name for name, given in pruners.items() if any(map(_needs_cls, given))]
-        pruners = {name: given for name, given in pruners.items() if name not in ranked}
-        if ranked:
-            print(f"Left out, as the vision encoder has no [CLS]: {', '.join(ranked)}", flush=True)
+    if not options.pruner:  # those that nobody named are left out where they do not fit
+        offers = adapter_for(model).offers
+        unfit = [name for name, given in pruners.items() if any(own.signals - offers for own in given)]
+        pruners = {name: given for name, given in pruners.items() if name not in unfit}
+        if unfit:
+            print(f"Left out, as the vision encoder has not what they need: {', '.join(unfit)}", flush=True)
     frame = evaluate_grid(
         model,
         processor,
@@ -281,14 +290,10 @@ def _evaluate(options: argparse.Namespace) -> None:
     )
 
 
-def _needs_cls(pruner: Pruner | None) -> bool:
-    return pruner is not None and bool(pruner.needs & {"cls_similarity", "cls_attention"})
-
-
-def _pruners(options: argparse.Namespace) -> dict[str, list[Pruner | None]]:
+def _pruners(options: argparse.Namespace) -> dict[str, list[Pruner]]:
     """Return the methods at the budgets asked for, all of them checked."""
     from rcblib.codebook.codebook import load_codebook
-    from rcblib.pruners import ClsSimilarityPruner, CodebookPruner, RandomPruner
+    from rcblib.pruners.registry import PRUNERS, baseline_pruners, read_pruner
     from rcblib.tensors.geometry import check_integer
 
     n_seeds = check_integer("random-seeds", options.random_seeds, 0)
@@ -299,18 +304,24 @@ def _pruners(options: argparse.Namespace) -> dict[str, list[Pruner | None]]:
         raise ParameterError(
             "codebook", options.codebook, "a codebook together with retain-ratio or max-similarity"
         )
-    pruners: dict[str, list[Pruner | None]] = {
-        "all tokens": [None],
-        "random": [RandomPruner(ratio, seed) for ratio in ratios for seed in range(n_seeds)],
-        "most [CLS]-similar": [ClsSimilarityPruner(ratio) for ratio in ratios],
-        "least [CLS]-similar": [ClsSimilarityPruner(ratio, keep="least") for ratio in ratios],
-    }
+    asked = [read_pruner(text) for text in options.pruner]
     if options.codebook:
-        codebook = load_codebook(options.codebook)
-        pruners["codebook"] = [
-            *(CodebookPruner(codebook, options.rule, retain_ratio=ratio) for ratio in ratios),
-            *(CodebookPruner(codebook, options.rule, max_similarity=cut_off) for cut_off in cut_offs),
-        ]
+        given = {"codebook": load_codebook(options.codebook), "rule": options.rule}
+        asked += [(PRUNERS["codebook"], given)] if ratios else []
+        asked += [(PRUNERS["codebook"], given | {"max_similarity": cut_off}) for cut_off in cut_offs]
+    pruners = {PRUNERS["all"].label: [PRUNERS["all"].make()]}
+    if not options.pruner:
+        pruners |= {name: made for name, made in baseline_pruners(ratios, n_seeds).items() if made}
+    for method, settings in asked:
+        has_budget = "retain_ratio" not in method.parameters or settings.keys() & {
+            "retain_ratio",
+            "max_similarity",
+        }
+        budgets = [{"retain_ratio": ratio} for ratio in ratios] if ratios and not has_budget else [{}]
+        draws = "seed" in method.parameters and "seed" not in settings
+        seeds = [{"seed": seed} for seed in range(n_seeds)] if draws else [{}]
+        made = [method.make(settings | budget | seed) for budget in budgets for seed in seeds]
+        pruners.setdefault(method.label, []).extend(made)
     return pruners
 
 

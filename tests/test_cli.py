@@ -149,11 +149,11 @@ def test_evaluate_prints_a_score_for_each_method_budget_and_task(model, tmp_path
     assert main(["evaluate", "--model", model, *options]) == 0
     out = capsys.readouterr().out
     table = out[out.rindex("method") :].splitlines()
-    assert [line[:19].strip() for line in table[1:]] == [
+    assert [line[:22].strip() for line in table[1:]] == [
         "all tokens",
-        "random",
-        "most [CLS]-similar",
-        "least [CLS]-similar",
+        "random tokens",
+        "most similar to [CLS]",
+        "least similar to [CLS]",
         "codebook",
         "",
     ]
@@ -189,9 +189,21 @@ def test_evaluate_asks_about_groups_and_leaves_out_what_needs_cls(onevision, tmp
     options += ["--retain-ratio", "0.5", "--max-new-tokens", "2", "--folder", str(tmp_path)]
     assert main(["evaluate", "--model", onevision, *options]) == 0
     out = capsys.readouterr().out
-    assert "no [CLS]: most [CLS]-similar, least [CLS]-similar\n" in out
+    assert "has not what they need: most similar to [CLS], least similar to [CLS]\n" in out
     table = out[out.rindex("method") :].splitlines()
-    assert [line.rsplit(maxsplit=5)[0] for line in table[1:]] == ["all tokens", "random"]
+    assert [line.rsplit(maxsplit=5)[0] for line in table[1:]] == ["all tokens", "random tokens"]
+
+
+def test_evaluate_takes_registered_pruners_by_name(onevision, tmp_path, capsys):
+    options = ["--images", "groups", "--n-images", "4", "--tasks", "same_different", "--n-per-task", "2"]
+    options += ["--pruner", "random:seed=3,scope=image", "--pruner", "random:retain_ratio=0.2,seed=4"]
+    options += ["--retain-ratio", "0.5", "0.3", "--max-new-tokens", "2", "--folder", str(tmp_path)]
+    assert main(["evaluate", "--model", onevision, *options]) == 0
+    out = capsys.readouterr().out
+    table = out[out.rindex("method") :].splitlines()
+    # Two shares where the name gives none; one where it does.
+    assert [line[:13].strip() for line in table[1:]] == ["all tokens", "random tokens", "", ""]
+    assert len(list(tmp_path.glob("*.parquet"))) == 1 + 2 + 1
 
 
 def test_models_and_info_list_what_is_here(capsys):
@@ -333,6 +345,11 @@ def test_wrong_inputs_of_codebook(options, message, tmp_path, capsys):
         (["--retain-ratio", "1.5"], "retain_ratio: got 1.5"),
         (["--retain-ratio", "0.5", "--codebook", "no-such-book"], "'no-such-book'"),
         (["--retain-ratio", "0.5", "--random-seeds", "-1"], "random-seeds: got -1"),
+        (["--pruner", "best"], "pruner: got 'best'; accepted: one of 'all', 'codebook'"),
+        (["--pruner", "random:seed"], "pruner: got 'random:seed'; accepted: name:parameter=value"),
+        (["--pruner", "random:ratio=0.2"], "ratio: got '0.2'; accepted: none with the pruner 'random'"),
+        (["--pruner", "random:retain_ratio=much"], "retain_ratio: got 'much'"),
+        (["--pruner", "random"], "retain_ratio: got None; accepted: a share with the pruner 'random'"),
         (["--tasks", "yesno"], "tasks: got ['yesno']"),
         (["--max-new-tokens", "0"], "max_new_tokens: got 0"),
         (["--device-map", "everywhere"], "device_map: got 'everywhere'"),

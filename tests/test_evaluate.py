@@ -10,6 +10,7 @@ import torch
 from pycocotools.mask import encode
 
 from rcblib.codebook.codebook import Codebook
+from rcblib.evaluate import session
 from rcblib.evaluate.grid import evaluate, evaluate_grid
 from rcblib.evaluate.metrics import score_predictions
 from rcblib.evaluate.timing import latency_and_memory
@@ -151,20 +152,26 @@ def test_answers_do_not_depend_on_batch_size_or_order(pair, questions, samples, 
     pd.testing.assert_frame_equal(again[::-1].reset_index(drop=True), frame)
 
 
-@pytest.mark.parametrize(("reads_prompt", "n_calls"), [(False, N_IMAGES), (True, N_IMAGES * len(TEXTS))])
+@pytest.mark.parametrize(
+    ("needs", "n_calls"), [((), N_IMAGES), (("question",), N_IMAGES * len(TEXTS))], ids=["alone", "question"]
+)
 def test_a_choice_that_does_not_depend_on_the_prompt_is_made_once_an_image(
-    pair, questions, samples, reads_prompt, n_calls
+    pair, questions, samples, needs, n_calls
 ):
     calls = []
 
     class Counted(RandomPruner):
-        def select(self, tokens, context=None):
-            calls.append(context.prompt_ids.tolist())
-            return super().select(tokens, context)
+        def select(self, views, context=None):
+            calls.append(context.question if needs else context.prompt_ids)
+            return super().select(views, context)
 
-    Counted.reads_prompt = reads_prompt
+    Counted.needs = frozenset(needs)
     frame = evaluate(*pair, questions, samples, Counted(0.25), max_new_tokens=N_NEW)
     assert len(calls) == n_calls
+    if needs:
+        assert {"there a cat" in call for call in calls} == {True, False}
+    else:
+        assert set(calls) == {None}
     plain = evaluate(*pair, questions, samples, RandomPruner(0.25), max_new_tokens=N_NEW)
     pd.testing.assert_frame_equal(frame, plain)
 
@@ -373,11 +380,11 @@ def test_methods_that_read_the_prompt_see_it_as_in_generate(world):
     seen = []
 
     class Reader(RandomPruner):
-        reads_prompt = True
+        needs = frozenset({"question"})
 
-        def select(self, tokens, context=None):
+        def select(self, views, context=None):
             seen.append((context.image_index, context.view_index, context.prompt_ids.tolist()))
-            return super().select(tokens, context)
+            return super().select(views, context)
 
     for sample in samples:
         question = next(q for q in asked if q.image_id == sample.image_id)
@@ -508,8 +515,7 @@ def test_images_are_encoded_again_where_memory_is_short(
 ):
     whole = evaluate_grid(*pair, questions, samples, pruners, max_new_tokens=2, progress=False)
     encoded.clear()
-    # Functions hold their module's globals: the package's name for this module is the function `evaluate`.
-    monkeypatch.setitem(evaluate.__globals__, "FEATURE_BYTES", 0)
+    monkeypatch.setattr(session, "FEATURE_BYTES", 0)
     short = evaluate_grid(*pair, questions, samples, pruners, batch_size=1, max_new_tokens=2, progress=False)
     assert sum(encoded) > N_IMAGES
     pd.testing.assert_frame_equal(short, whole)

@@ -20,7 +20,8 @@ from rcblib.data.questions import questions_for
 from rcblib.evaluate.grid import evaluate
 from rcblib.evaluate.lmms import plugin as lmms_plugin
 from rcblib.evaluate.lmms.answers import AnswerFile
-from rcblib.evaluate.lmms.plugin import ModelArguments, RcbModel, _ended, _generation_settings, _prompt
+from rcblib.evaluate.lmms.plugin import ModelArguments, RcbModel
+from rcblib.evaluate.lmms.requests import ended, generation_settings, write_prompt
 from rcblib.evaluate.lmms.runs import MAIN_METRICS, TASKS_FOLDER, missing_packages, run_tasks, write_task
 from rcblib.evaluate.lmms.tasks import utils
 from rcblib.mllm import adapter_for, load_model
@@ -48,7 +49,7 @@ with_lmms_eval = pytest.mark.skipif(
             {"pretrained": MODEL, "retain_ration": 0.2},
             r"retain_ration: got 0.2; .*did you mean retain_ratio\?",
         ),
-        ({"pretrained": MODEL, "pruner": "best"}, "pruner: got 'best'; accepted: one of 'none', 'codebook'"),
+        ({"pretrained": MODEL, "pruner": "best"}, "pruner: got 'best'; accepted: one of 'all', 'codebook'"),
         ({"pretrained": MODEL, "retain_ratio": 0.2}, "retain_ratio: got 0.2; accepted: none with the pruner"),
         ({"pretrained": MODEL, "pruner": "codebook"}, "codebook: got None; accepted: a codebook"),
         ({"pretrained": MODEL, "pruner": "random"}, "retain_ratio: got None; accepted: a share"),
@@ -78,7 +79,7 @@ def test_arguments_are_read_as_lmms_eval_writes_them():
             "retain_ratio": "None",
         }
     )
-    assert (read.batch_size, read.codebook, read.retain_ratio) == (4, None, None)
+    assert (read.batch_size, read.parameters) == (4, {})
 
 
 @pytest.mark.parametrize(
@@ -114,35 +115,35 @@ def test_without_lmms_eval_a_model_says_what_to_install(monkeypatch):
 
 
 def test_generation_settings_are_greedy_unless_a_task_asks_for_more():
-    settings, until = _generation_settings(
+    settings, until = generation_settings(
         {"temperature": 0.0, "top_p": 1.0, "until": "\n\n", "max_new_tokens": 9}
     )
     assert settings == {
         "max_new_tokens": 9, "num_beams": 1, "do_sample": False, "temperature": None, "top_p": None, "top_k": None,
     }  # fmt: skip
     assert until == ["\n\n"]
-    sampled, _ = _generation_settings({"temperature": 0.2, "do_sample": True})
+    sampled, _ = generation_settings({"temperature": 0.2, "do_sample": True})
     assert (sampled["do_sample"], sampled["temperature"]) == (True, 0.2)
-    assert _generation_settings({"temperature": 0.2, "do_sample": False})[0]["do_sample"] is False
+    assert generation_settings({"temperature": 0.2, "do_sample": False})[0]["do_sample"] is False
     with pytest.warns(UserWarning, match="image_aspect_ratio"):
-        _generation_settings({"image_aspect_ratio": "original"})
+        generation_settings({"image_aspect_ratio": "original"})
     with pytest.raises(ParameterError, match="^until: "):
-        _generation_settings({"until": [1]})
+        generation_settings({"until": [1]})
 
 
 def test_an_answer_ends_before_the_first_of_the_texts_that_end_it():
-    assert _ended("\n\nyes\n\nno STOP", ["STOP", "\n\n"]) == "yes"
-    assert _ended("yes", []) == "yes"
+    assert ended("\n\nyes\n\nno STOP", ["STOP", "\n\n"]) == "yes"
+    assert ended("yes", []) == "yes"
 
 
 def test_images_stand_where_the_text_marks_their_places():
     adapter = adapter_for(*tiny.tiny_llava())
-    assert _prompt(adapter, "Is it red ?", 2, 0) == adapter.prompt("Is it red ?", 2)
-    assert "Is <image> or <image> red ?" in _prompt(adapter, "Is <image> or <image> red ?", 2, 0)
+    assert write_prompt(adapter, "Is it red ?", 2, 0) == adapter.prompt("Is it red ?", 2)
+    assert "Is <image> or <image> red ?" in write_prompt(adapter, "Is <image> or <image> red ?", 2, 0)
     with pytest.raises(
         ParameterError, match="^context: got '1 places marked <image>'; accepted: none, or one"
     ):
-        _prompt(adapter, "Is <image> red ?", 2, 0)
+        write_prompt(adapter, "Is <image> red ?", 2, 0)
 
 
 class Around:
@@ -157,8 +158,8 @@ class Around:
 
 def test_what_a_template_writes_around_a_placeholder_goes_with_it():
     image = "<|begin|><pad><|end|>"
-    assert _prompt(Around(), "Is it red ?", 2, 0) == f"<|user|>{image}{image}Is it red ?<|answer|>"
-    assert _prompt(Around(), "<image> or <image> ?", 2, 0) == f"<|user|>{image} or {image} ?<|answer|>"
+    assert write_prompt(Around(), "Is it red ?", 2, 0) == f"<|user|>{image}{image}Is it red ?<|answer|>"
+    assert write_prompt(Around(), "<image> or <image> ?", 2, 0) == f"<|user|>{image} or {image} ?<|answer|>"
 
 
 def test_numbers_of_images_decide_random_choices(tmp_path):

@@ -219,7 +219,7 @@ def test_the_llm_gets_the_positions_that_the_policy_says(adapter, images, positi
     before = int((inputs["input_ids"][0] == adapter.image_token_id).nonzero()[0])
 
     class Chosen(RandomPruner):
-        def select(self, tokens, context=None):
+        def select(self, views, context=None):
             return torch.tensor([1, 3, 6])
 
     seen = []

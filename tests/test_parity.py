@@ -16,7 +16,7 @@ from safetensors import safe_open
 from rcblib.codebook.codebook import Codebook
 from rcblib.mllm import adapter_for
 from rcblib.probe.perturbation import global_inputs, region_inputs, replace_tokens, single_token_inputs
-from rcblib.pruners import CodebookPruner
+from rcblib.pruners import CodebookPruner, split_by_view
 from rcblib.records import NEWLINE, EncodedImage, Packing, VisualView
 from rcblib.tensors.clustering import NOISE_SCALE, dpc_knn
 from rcblib.tensors.divergence import divergence, top1_probability
@@ -141,12 +141,13 @@ def pruned(case, views, newline, gather, **settings):
     recorded = [case[f"kept_index_{i}"] for i in range(len(views))]
     if sum(map(len, recorded)) == 0:
         with pytest.warns(UserWarning, match="keeps none"):
-            assert sum(map(len, pruner.select_image(image))) == 1
+            assert len(pruner.reduce_image(image).positions) == 1
         return None
-    kept = pruner.select_image(image)
+    image = image.arranged(pruner.layout)
+    kept = split_by_view(image.views, pruner.reduce_image(image).positions)
     for own, expected in zip(kept, recorded, strict=True):
         torch.testing.assert_close(own, expected, atol=0, rtol=0)
-    return gather(image.arranged(pruner.layout), kept)[0]
+    return gather(image, kept).rows
 
 
 @cases("A_high_info_patch_flatten_*")

@@ -13,7 +13,8 @@ from benchmarks.checkpoints import CHECKPOINTS, empty_model
 from rcblib.codebook.codebook import Codebook
 from rcblib.mllm import adapter_for
 from rcblib.pruners import ClsSimilarityPruner, CodebookPruner, Pruner, RandomPruner
-from rcblib.records import ONE_WORD_QUESTION, CodebookError, ParameterError, UnsupportedModelError
+from rcblib.pruners.base import tokens_of
+from rcblib.records import ONE_WORD_QUESTION, CodebookError, ParameterError, UnsupportedModelError, VisualView
 from rcblib.tensors.scoring import redundancy_scores
 
 PROMPTS = [
@@ -65,6 +66,11 @@ def cut_off(model_and_processor, codebook):
 
 def inputs_of(processor, prompts, images):
     return dict(processor(text=prompts, images=images or None, return_tensors="pt", padding=True))
+
+
+def one_view(tokens):
+    """Return tokens as the views of an image."""
+    return (VisualView(tokens, (1, len(tokens))),)
 
 
 def generate(model, inputs, pruner=None, **settings):
@@ -343,11 +349,12 @@ def test_prompts_without_images_pass_through(model, model_and_processor, pixels)
 
 def test_what_was_kept_is_told_for_each_image_since_entering(model, batch, single):
     pruner = RandomPruner(0.5)
-    with pruner(model) as entered:
-        assert entered is pruner
+    with pruner(model) as pruned:
+        assert pruned.pruner is pruner
         model.generate(**batch, max_new_tokens=1)
-        assert len(pruner.kept) == 4
+        assert len(pruned.kept) == len(pruner.kept) == 4
         model.generate(**single, max_new_tokens=1)
+    assert pruner.log is pruned
     assert pruner.n_tokens == [36] * 5
     assert pruner.n_retained == [18] * 5
     assert [[part.tolist() for part in parts] for parts in pruner.kept_by_view] == [
@@ -571,7 +578,7 @@ def test_nan_features_end_in_one_line(single, codebook):
 @pytest.mark.parametrize("rule", ["max_cosine", "double_softmax", "single_softmax"])
 def test_codebook_rules_select_without_a_model(codebook, rule):
     tokens = torch.randn(36, 40, generator=torch.Generator().manual_seed(0))
-    kept = CodebookPruner(codebook, rule, retain_ratio=0.25).select(tokens)
+    kept = CodebookPruner(codebook, rule, retain_ratio=0.25).select(one_view(tokens))
     lowest = redundancy_scores(tokens, codebook.prototypes, rule).argsort()[:9]
     assert kept.tolist() == sorted(lowest.tolist())
 
@@ -590,13 +597,13 @@ def test_random_positions_depend_on_seed_and_image_order_only(model, batch, sing
     other_seed = RandomPruner(0.3, seed=5)
     generate(model, batch, other_seed)
     assert [kept.tolist() for kept in other_seed.kept] != positions
-    assert together.select(torch.zeros(36, 40)).tolist() == positions[0]
+    assert together.select(one_view(torch.zeros(36, 40))).tolist() == positions[0]
 
 
 def test_random_positions_are_uniform():
     counts = torch.zeros(36)
     for seed in range(600):
-        counts[RandomPruner(0.25, seed=seed).select(torch.zeros(36, 40))] += 1
+        counts[RandomPruner(0.25, seed=seed).select(one_view(torch.zeros(36, 40)))] += 1
     expected, deviation = 600 * 0.25, (600 * 0.25 * 0.75) ** 0.5
     assert ((counts - expected).abs() < 4.5 * deviation).all()
 
@@ -611,12 +618,12 @@ def test_cls_similarity_keeps_its_end_of_the_order(model_and_processor, batch, k
         order = image.views[0].signals["cls_similarity"].argsort(descending=keep == "most")
         assert kept.tolist() == sorted(order[:9].tolist())
     with pytest.raises(ParameterError, match="cls_similarity"):
-        pruner.select(torch.zeros(36, 40))
+        pruner.select(one_view(torch.zeros(36, 40)))
 
 
 def test_cls_similarity_needs_a_cls(single):
     model = tiny.tiny_llava_without_cls()
-    with pytest.raises(ParameterError, match="without cls_similarity"):
+    with pytest.raises(ParameterError, match=r"without \[CLS\] similarity.*does not serve"):
         generate(model, single, ClsSimilarityPruner(0.25))
     assert generate(model, single, RandomPruner(0.25)).shape[1] == single["input_ids"].shape[1] + 6
 
@@ -624,25 +631,24 @@ def test_cls_similarity_needs_a_cls(single):
 def test_a_method_of_ones_own_is_one_function(model, batch):
     seen = []
 
-    @dataclass
+    @dataclass(frozen=True)
     class Brightest(Pruner):
-        retain_ratio: float
-        needs: ClassVar[frozenset[str]] = frozenset({"cls_attention", "keys"})
+        needs: ClassVar[frozenset[str]] = frozenset({"cls_attention", "keys", "question"})
 
-        def score(self, tokens, context=None):
-            seen.append(context)
-            return -tokens.norm(dim=-1)
+        def score(self, views, context=None):
+            seen.append((views, context))
+            return tokens_of(views).norm(dim=-1)
 
-    pruner = Brightest(0.1, position_ids="kept")
+    pruner = Brightest(retain_ratio=0.1, position_ids="kept")
     generate(model, batch, pruner)
     flat = sum(tokens_per_prompt(model, batch), [])
     for tokens, kept in zip(flat, pruner.kept, strict=True):
         assert kept.tolist() == sorted(tokens.norm(dim=-1).topk(4).indices.tolist())
-    assert [context.image_index for context in seen] == [0, 1, 2, 3]
-    for context in seen:
-        shapes = {name: tuple(signal.shape) for name, signal in context.view.signals.items()}
+    assert [context.image_index for _, context in seen] == [0, 1, 2, 3]
+    for (view,), _ in seen:
+        shapes = {name: tuple(signal.shape) for name, signal in view.signals.items()}
         assert shapes == {"cls_attention": (36,), "keys": (36, 8)}
-    for context, row in zip(seen, [0, 1, 1, 3], strict=True):
+    for (_, context), row in zip(seen, [0, 1, 1, 3], strict=True):
         own = batch["input_ids"][row][batch["attention_mask"][row].bool()]
         assert torch.equal(context.prompt_ids, own)
 

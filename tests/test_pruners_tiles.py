@@ -10,7 +10,7 @@ import torch
 from rcblib.codebook.codebook import Codebook
 from rcblib.evaluate.grid import evaluate
 from rcblib.mllm import adapter_for
-from rcblib.pruners import ClsSimilarityPruner, CodebookPruner, RandomPruner
+from rcblib.pruners import ClsSimilarityPruner, CodebookPruner, RandomPruner, split_by_view
 from rcblib.records import ParameterError, Question, Sample
 from rcblib.tensors.scoring import keep_indices, redundancy_scores
 
@@ -77,6 +77,11 @@ def codebooks(tiled, onevision):
         (other,) = adapter.encode(tiny.random_images(1, seed=7))
         made[adapter.family] = Codebook(other.views[0].tokens[::5].clone(), (), adapter.family)
     return made
+
+
+def kept_of(pruner, image):
+    """Return what a pruner keeps of each view of an image, without a model."""
+    return split_by_view(image.arranged(pruner.layout).views, pruner.reduce_image(image).positions)
 
 
 def generate(adapter, inputs, pruner=None, **settings):
@@ -279,7 +284,7 @@ def test_scopes_say_which_tokens_share_a_budget(batches, codebooks, rule):
         (video, "image", [[0], [1], [2]]),
         (video, "video", [[0, 1, 2]]),
     ):
-        kept = CodebookPruner(codebook, rule, retain_ratio=0.4, scope=scope).select_image(whole)
+        kept = kept_of(CodebookPruner(codebook, rule, retain_ratio=0.4, scope=scope), whole)
         for members in sets:
             tokens = torch.cat([whole.views[i].tokens for i in members])
             scores = redundancy_scores(tokens, codebook.prototypes, rule)
@@ -305,7 +310,7 @@ def test_random_tokens_of_frames_and_tiles(batches, onevision):
     for kept in (*video, *image):
         assert (kept.diff() > 0).all()
     again = RandomPruner(1 / 3, seed=4)
-    alone = again.select_image(images[0], 0)
+    alone = kept_of(again, images[0])
     assert [kept.tolist() for kept in alone] == [kept.tolist() for kept in video]
 
 
@@ -333,10 +338,10 @@ def test_a_tile_may_lose_all_but_an_image_keeps_one(batches, codebooks):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         cut = (lowest[1] + lowest[2]) / 2
-        kept = CodebookPruner(codebook, max_similarity=cut).select_image(images[0])
+        kept = kept_of(CodebookPruner(codebook, max_similarity=cut), images[0])
     assert sorted(map(len, kept))[:3] == [0, 0, 0]
     with pytest.warns(UserWarning, match="keeps none of 156 visual tokens"):
-        kept = CodebookPruner(codebook, max_similarity=-1.0).select_image(images[0])
+        kept = kept_of(CodebookPruner(codebook, max_similarity=-1.0), images[0])
     assert sum(map(len, kept)) == 1
     (view,) = [i for i, chosen in enumerate(kept) if len(chosen)]
     assert float(scores[view][kept[view]]) == lowest[0]

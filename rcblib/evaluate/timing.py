@@ -5,22 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 import torch
 
-from rcblib.data.samples import load_pictures
-from rcblib.pruners import Pruner
-from rcblib.records import (
-    Question,
-)
-from rcblib.tensors.geometry import check_integer
-
-if TYPE_CHECKING:
-    pass
 from rcblib.data.base import AnySample
-from rcblib.evaluate.grid import Session, budget_columns, listed_pruners
+from rcblib.data.samples import load_pictures
+from rcblib.evaluate.grid import budget_columns, listed_pruners
+from rcblib.evaluate.session import Session
+from rcblib.pruners.all import AllTokens
+from rcblib.pruners.base import Pruner
+from rcblib.records import Question
+from rcblib.tensors.geometry import check_integer
 
 
 def latency_and_memory(
@@ -54,8 +51,9 @@ def latency_and_memory(
     -------
     pandas.DataFrame
         One row a pruner and question: ``method``, ``retain_ratio``, ``max_similarity``, ``seed``, ``image_id``,
-        ``n_retained``, ``n_prompt`` (tokens after pruning, text included); medians over the repeats of
-        ``encode_seconds`` (vision encoder and connector), ``select_seconds``, ``prefill_seconds`` (one pass of the LLM
+        ``n_retained``, ``n_prompt`` (tokens after pruning, text included; both as the mean over the LLM's layers);
+        medians over the repeats of ``encode_seconds`` (vision encoder and connector), ``select_seconds``,
+        ``prefill_seconds`` (one pass of the LLM
         over the prompt) and ``tokens_per_second`` (of the answer after its first token); ``kv_cache_bytes`` after the
         prefill, as the cache holds them; ``peak_memory_bytes`` with ``peak_memory_kind``: ``"allocated"``, measured
         on a CUDA device, or ``"weights + cache"``, added up elsewhere.
@@ -70,14 +68,12 @@ def latency_and_memory(
     check_integer("max_new_tokens", max_new_tokens, 2)
     listed = listed_pruners(pruners)
     session = Session(model, processor, questions, samples, 1, max_new_tokens, None)
-    for _, pruner in listed:
-        if pruner is not None:
-            pruner.check(session.adapter)
+    session.prepare([pruner for _, pruner in listed])
     measured: dict[tuple[int, int], list[dict[str, Any]]] = {}
     for repeat in range(n_warmup + n_repeats):
         for p, (_, pruner) in enumerate(listed):
             for q in range(len(session.questions)):
-                measured.setdefault((p, q), []).append(_measure(session, q, pruner))
+                measured.setdefault((p, q), []).append(_measure(session, q, pruner or AllTokens()))
         if progress:
             print(f"timing: round {repeat + 1} of {n_warmup + n_repeats}", flush=True)
     rows = []
@@ -91,23 +87,41 @@ def latency_and_memory(
 
 
 @torch.no_grad()
-def _measure(session: Session, index: int, pruner: Pruner | None) -> dict[str, Any]:
+def _measure(session: Session, index: int, pruner: Pruner) -> dict[str, Any]:
     """Answer one question step by step on the clock; floats are what differs from run to run."""
-    model, question = session.model, session.questions[index]
-    device = session.device
+    device, sample = session.device, session.samples[session.questions[index].image_id]
     on_cuda = device.type == "cuda"
-    sample = session.samples[question.image_id]
-    pixels = session.adapter.preprocess(load_pictures(sample), sample.kind)
-    if on_cuda:
-        torch.cuda.reset_peak_memory_stats(device)
-    clock = _Clock(device)
+    with pruner(session.model, session.processor) as pruned:
+        pixels = session.adapter.preprocess(pruned.resize(load_pictures(sample)), sample.kind)
+        if on_cuda:
+            torch.cuda.reset_peak_memory_stats(device)
+        clock = _Clock(device)
 
-    images = session.adapter.encode_pixels(pixels, pruner.needs if pruner else ())
-    encode_seconds = clock.lap()
-    session.features.images[question.image_id] = images
-    entry = session._input(index, pruner)
-    inputs = session.model_inputs([entry], pruner)
-    select_seconds = clock.lap()
+        images = session.adapter.encode_pixels(pixels, pruner.signals)
+        encode_seconds = clock.lap()
+        prepared = pruned.prepare(session.hand_in(pruned, [index], [images]))
+        select_seconds = clock.lap()
+        n_entering = sum(pruned.n_retained)
+        with pruned.reading(prepared):
+            prefill_seconds, cache_bytes, decode_seconds = _read(session, prepared.arguments, clock)
+    n_retained = sum(pruned.n_retained)
+    weights = sum(weight.nbytes for weight in session.model.parameters())
+    return {
+        "n_retained": n_retained,
+        "n_prompt": prepared.arguments["input_ids"].shape[1] - n_entering + n_retained,
+        "encode_seconds": encode_seconds,
+        "select_seconds": select_seconds,
+        "prefill_seconds": prefill_seconds,
+        "tokens_per_second": (session.max_new_tokens - 1) / decode_seconds,
+        "kv_cache_bytes": cache_bytes,
+        "peak_memory_bytes": torch.cuda.max_memory_allocated(device) if on_cuda else weights + cache_bytes,
+        "peak_memory_kind": "allocated" if on_cuda else "weights + cache",
+    }
+
+
+def _read(session: Session, inputs: dict[str, Any], clock: _Clock) -> tuple[float, int, float]:
+    """Return the seconds of the prefill, the cache's bytes after it, and the seconds of the other tokens."""
+    model = session.model
     output = model(**inputs, use_cache=True, logits_to_keep=1)
     cache = output.past_key_values
     prefill_seconds = clock.lap()
@@ -126,19 +140,7 @@ def _measure(session: Session, index: int, pruner: Pruner | None) -> dict[str, A
             use_cache=True,
             **place,
         )
-    decode_seconds = clock.lap()
-    weights = sum(weight.nbytes for weight in model.parameters())
-    return {
-        "n_retained": entry.n_retained,
-        "n_prompt": len(entry.prompt),
-        "encode_seconds": encode_seconds,
-        "select_seconds": select_seconds,
-        "prefill_seconds": prefill_seconds,
-        "tokens_per_second": (session.max_new_tokens - 1) / decode_seconds,
-        "kv_cache_bytes": cache_bytes,
-        "peak_memory_bytes": torch.cuda.max_memory_allocated(device) if on_cuda else weights + cache_bytes,
-        "peak_memory_kind": "allocated" if on_cuda else "weights + cache",
-    }
+    return prefill_seconds, cache_bytes, clock.lap()
 
 
 class _Clock:

@@ -1,14 +1,32 @@
-"""Drop visual tokens before the LLM: a base class that works through `generate`, and one file per method."""
+"""Give the LLM fewer visual tokens: a base class that works through `generate`, a registry, and one file a method."""
 
-from rcblib.pruners.base import Pruner, PruningContext
-from rcblib.pruners.baselines import ClsSimilarityPruner, RandomPruner
+from rcblib.pruners.all import AllTokens
+from rcblib.pruners.base import Pruner, PruningContext, signal_of, tokens_of
+from rcblib.pruners.budget import Budget
+from rcblib.pruners.cls_similarity import ClsSimilarityPruner
 from rcblib.pruners.codebook import FAMILY_RULES, CodebookPruner
+from rcblib.pruners.generation import Pruned, split_by_view
+from rcblib.pruners.random import RandomPruner
+from rcblib.pruners.registry import PRUNERS, baseline_pruners, find_method, read_pruner, register
+from rcblib.records import Reduced
 
 __all__ = [
     "FAMILY_RULES",
+    "PRUNERS",
+    "AllTokens",
+    "Budget",
     "ClsSimilarityPruner",
     "CodebookPruner",
+    "Pruned",
     "Pruner",
     "PruningContext",
     "RandomPruner",
+    "Reduced",
+    "baseline_pruners",
+    "find_method",
+    "read_pruner",
+    "register",
+    "signal_of",
+    "split_by_view",
+    "tokens_of",
 ]

@@ -1,68 +1,78 @@
-"""Prune visual tokens inside `generate`, whatever the method that scores them."""
+"""Say what a pruner is: it scores visual tokens, and a budget says how many of them the LLM reads."""
 
 from __future__ import annotations
 
-import copy
-import functools
-import itertools
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from rcblib.mllm import Adapter, adapter_for
-from rcblib.mllm.prompt import GeneratePrompts, PlacedImage, VisualRows
-from rcblib.records import LAYOUTS, EncodedImage, ParameterError, VisualView
-from rcblib.tensors.scoring import keep_indices
+from rcblib.mllm import Adapter
+from rcblib.mllm.layers import RowCounts, Spans
+from rcblib.pruners.budget import Budget
+from rcblib.pruners.generation import Pruned, pruning
+from rcblib.records import LAYOUTS, EncodedImage, ParameterError, Reduced, VisualView
+
+if TYPE_CHECKING:
+    import PIL.Image
 
 POSITION_IDS = ("auto", "renumbered", "kept")
 SCOPES = ("tile", "image", "video")
-
-_REFUSED = (
-    "inputs_embeds", "mm_encoder_outputs", "past_key_values", "position_ids", "negative_prompt_ids",
-    "assistant_model", "custom_generate", "vision_feature_layer", "vision_feature_select_strategy",
-    "vision_aspect_ratio",
-)  # fmt: skip
-"""Arguments of `generate` that bring images or prompts past the pruner, or a second model to prune."""
+QUESTION = "question"
+"""Need of a method whose choice depends on the prompt; all other needs are signals of the vision encoder."""
 
 
 @dataclass(frozen=True)
 class PruningContext:
-    """Hold what a method may look at besides the tokens of a view.
+    """Hold what a method may look at besides the views that share a budget.
 
     Attributes
     ----------
-    view : VisualView
-        The grid, kind and signals of the tokens; signals as the method's `needs` asks for them. Views that share a
-        budget come as one, whose grid is ``(1, n_tokens)``.
     image_index, view_index : int
-        Images and videos seen before this one since the context was entered; views of it before this one.
-    prompt_ids : torch.Tensor
-        ``(n_prompt,)`` token ids of the prompt that the image belongs to, placeholders included, padding not.
-    adapter : Adapter
+        Images and videos seen before this one since the context was entered; views of it before the first given.
+    adapter : Adapter or None
         The model, for methods that need more of it.
+    prompt_ids : torch.Tensor or None
+        ``(n_prompt,)`` token ids of the prompt that the image belongs to, placeholders included, padding not; for
+        methods that need ``"question"`` only.
     """
 
-    view: VisualView
-    image_index: int
-    view_index: int
-    prompt_ids: torch.Tensor
-    adapter: Adapter
+    image_index: int = 0
+    view_index: int = 0
+    adapter: Adapter | None = None
+    prompt_ids: torch.Tensor | None = None
+
+    @property
+    def question_ids(self) -> torch.Tensor:
+        """Return the token ids behind the prompt's last placeholder, where a question stands after what it is about."""
+        if self.prompt_ids is None or self.adapter is None:
+            raise ParameterError("needs", "no question", f"{QUESTION!r} among what the method needs")
+        ids = (self.adapter.image_token_id, self.adapter.video_token_id)
+        placeholders = self.prompt_ids.new_tensor([own for own in ids if own is not None])
+        return self.prompt_ids[int(torch.isin(self.prompt_ids, placeholders).nonzero()[-1]) + 1 :]
+
+    @property
+    def question(self) -> str:
+        """Return `question_ids` as text, without the template's special tokens; the processor must be known."""
+        if self.adapter is None or self.adapter.processor is None:
+            raise ParameterError("processor", None, "the model's processor, given to the pruner's context")
+        text = self.adapter.processor.tokenizer.decode(self.question_ids, skip_special_tokens=True)
+        return text.strip()
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Pruner:
-    """Prune visual tokens between vision encoder and LLM: ``with pruner(model): model.generate(**inputs)``.
+    """Prune visual tokens: ``with pruner(model) as pruned: model.generate(**inputs)``.
 
-    A method is a dataclass that overrides `score`, or `select` where tokens are chosen jointly. Inside the
-    context `generate` encodes the images once, keeps some tokens of each, cuts the placeholders of the
-    prompt to match, and returns sequences as without pruning: the prompt as given, then the new tokens.
-    Prompts without images pass through. The model is left as it was, also after an error. Retaining
-    everything, packed, gives the unpruned model's tokens; with a model that counts positions on several
-    axes only where they are kept, as by default.
+    A method is a frozen dataclass that overrides `score`; or `select` where tokens are chosen jointly; or `reduce`
+    where they are merged; or `inside` where they are dropped at a layer of the LLM. Inside the context `generate`
+    encodes the images once, keeps some tokens of each, cuts the placeholders of the prompt to match, and returns
+    sequences as without pruning: the prompt as given, then the new tokens. Prompts without images pass through. The
+    model is left as it was, also after an error. Retaining everything, packed, gives the unpruned model's tokens; with
+    a model that counts positions on several axes only where they are kept, as by default.
 
     Parameters
     ----------
@@ -86,19 +96,15 @@ class Pruner:
 
     Attributes
     ----------
-    kept : list of torch.Tensor
-        For each image and video since the context was entered, in prompt order: ``(n_kept,)`` ascending positions
-        among its visual tokens, view after view, int64, on the CPU.
-    kept_by_view : list of tuple of torch.Tensor
-        The same for each view by itself: positions in its grid.
-    n_tokens, n_retained : list of int
-        For each of these images and videos the rows that the LLM reads of it without and with pruning. These are
-        visual tokens and newlines; tokens of padding, which the model never reads, are in neither number unless
-        ``"flatten"`` retains them, so that it can retain more rows than there were.
+    needs : frozenset of str
+        Signals of the vision encoder that the method reads (`VisualView.signals`), and ``"question"`` where its choice
+        depends on the prompt. Where it does not, the choice for an image is made once for all questions about it.
+    kept, kept_by_view, n_tokens, n_retained
+        What the latest context says (`Pruned`), for reading; empty before the first.
 
     Notes
     -----
-    At least one token of an image or video survives: where the budget keeps none, the least redundant one stays,
+    At least one token of an image or video survives: where the budget keeps none, the one of the highest score stays,
     with a warning (the release then feeds an empty image). A tile or frame among others may lose all.
 
     Logits processors see a video's placeholders as those of an image.
@@ -113,52 +119,113 @@ class Pruner:
     position_ids: str = "auto"
     layout: str = "packed"
     scope: str = "tile"
-    kept: list[torch.Tensor] = field(default_factory=list, init=False, repr=False, compare=False)
-    kept_by_view: list[tuple[torch.Tensor, ...]] = field(
-        default_factory=list, init=False, repr=False, compare=False
-    )
-    n_tokens: list[int] = field(default_factory=list, init=False, repr=False, compare=False)
-    n_retained: list[int] = field(default_factory=list, init=False, repr=False, compare=False)
-    _entered: bool = field(default=False, init=False, repr=False, compare=False)
-    _image_indices: tuple[int, ...] | None = field(default=None, init=False, repr=False, compare=False)
 
-    # Signals of the vision encoder, as `Adapter.encode_pixels` names them.
     needs: ClassVar[frozenset[str]] = frozenset()
-    # Where the choice does not depend on the prompt, an evaluation makes it once for all questions about an image.
-    reads_prompt: ClassVar[bool] = True
 
     def __post_init__(self):
         choices = {"position_ids": POSITION_IDS, "layout": LAYOUTS, "scope": SCOPES}
         for name, accepted in choices.items():
             if getattr(self, name) not in accepted:
                 raise ParameterError(name, getattr(self, name), f"one of {accepted}")
-        keep_indices(torch.zeros(1), **self.budget())
+        self.budget()
 
-    def score(self, tokens: torch.Tensor, context: PruningContext | None = None) -> torch.Tensor:
-        """Score the tokens of one view, or of several that share a budget.
+    def budget(self) -> Budget:
+        """Say how many tokens of a set stay."""
+        return Budget(retain_ratio=self.retain_ratio)
+
+    def score(self, views: tuple[VisualView, ...], context: PruningContext | None = None) -> torch.Tensor:
+        """Score the tokens of some views that share a budget.
 
         Parameters
         ----------
-        tokens : torch.Tensor
-            ``(n_tokens, d_model)`` rows that would enter the LLM, in raster order, view after view.
+        views : tuple of VisualView
+            One view, or all that share a budget, as `scope` says, with the signals that the method `needs`.
         context : PruningContext, optional
-            What else is known; ``None`` outside of `generate`.
+            What else is known; ``None`` outside of a pruner's context.
 
         Returns
         -------
         torch.Tensor
-            ``(n_tokens,)``; higher = more redundant, dropped first.
+            ``(n_tokens of these views,)``, view after view; higher = keep.
         """
-        raise NotImplementedError(f"{type(self).__name__} overrides neither score nor select")
+        raise NotImplementedError(f"{type(self).__name__} overrides neither score, select nor reduce")
 
-    def budget(self) -> dict[str, Any]:
-        """Return the arguments by which `keep_indices` turns scores into positions."""
-        return {"retain_ratio": self.retain_ratio}
+    def select(self, views: tuple[VisualView, ...], context: PruningContext | None = None) -> torch.Tensor:
+        """Choose the tokens of some views that survive.
+
+        Parameters
+        ----------
+        views, context
+            As in `score`.
+
+        Returns
+        -------
+        torch.Tensor
+            ``(n_kept,)`` int64 positions among the tokens of these views, ascending; none of them if the budget says
+            so.
+        """
+        return self.budget().keep(self.score(views, context))
+
+    def reduce(self, views: tuple[VisualView, ...], context: PruningContext | None = None) -> Reduced:
+        """Choose the tokens of some views that survive, and what stands in their places.
+
+        Parameters
+        ----------
+        views, context
+            As in `score`.
+
+        Returns
+        -------
+        Reduced
+            Positions number the tokens of these views, view after view.
+        """
+        return Reduced(self.select(views, context))
+
+    def resize(self, pictures: Sequence[PIL.Image.Image]) -> list[PIL.Image.Image]:
+        """Return the pictures that are processed instead of those given, such as smaller ones; by default the same."""
+        return list(pictures)
+
+    def inside(self, llm: Any, spans: Spans) -> AbstractContextManager[RowCounts | None]:
+        """Return the context in which an LLM reads assembled prompts, for methods that drop rows at its layers.
+
+        Parameters
+        ----------
+        llm : transformers.PreTrainedModel
+            The decoder.
+        spans : Spans
+            Where the visual rows are that were left before.
+
+        Returns
+        -------
+        context manager
+            `rcblib.mllm.layers.dropping`, whose counts say what was read; by default one that does nothing.
+        """
+        return nullcontext()
+
+    @classmethod
+    def defaults(cls, family: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Return settings that go with a model's family where `settings` leave them open; by default none."""
+        return {}
 
     def description(self) -> dict[str, Any]:
         """Return everything by which this method differs from others, as plain values, to name results by."""
-        own = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.init}
+        own = {entry.name: getattr(self, entry.name) for entry in fields(self)}
         return {"class": type(self).__name__} | own
+
+    @property
+    def signals(self) -> frozenset[str]:
+        """Return the vision encoder's signals among `needs`."""
+        return self.needs - {QUESTION}
+
+    @property
+    def reads_prompt(self) -> bool:
+        """Tell whether the choice depends on the prompt."""
+        return QUESTION in self.needs
+
+    @property
+    def resizes(self) -> bool:
+        """Tell whether the method changes pictures before they are processed."""
+        return type(self).resize is not Pruner.resize
 
     def keeps_positions(self, adapter: Adapter) -> bool:
         """Tell whether tokens keep the positions that they had in the full prompt of a model."""
@@ -166,35 +233,22 @@ class Pruner:
 
     def check(self, adapter: Adapter) -> None:
         """Raise where the method does not fit the model; called before anything is generated."""
-        missing = sorted(self.needs - adapter.offers)
+        missing = sorted(self.signals - adapter.offers)
         if missing:
-            accepted = f"one that offers {', '.join(sorted(self.needs))} for {self!r}"
-            raise ParameterError("model", f"a vision encoder without {', '.join(missing)}", accepted)
+            told = " and ".join(name.replace("cls_", "[CLS] ").replace("_", " ") for name in missing)
+            raise ParameterError(
+                "model",
+                f"family {adapter.family!r}, a vision encoder without {told}",
+                f"one with it; {type(self).__name__} does not serve this one",
+            )
 
-    def select(self, tokens: torch.Tensor, context: PruningContext | None = None) -> torch.Tensor:
-        """Choose the tokens of one view, or of several that share a budget, that survive.
-
-        Parameters
-        ----------
-        tokens : torch.Tensor
-            ``(n_tokens, d_model)``.
-        context : PruningContext, optional
-            As in `score`.
-
-        Returns
-        -------
-        torch.Tensor
-            ``(n_kept,)`` int64 positions, ascending; none of them if the budget says so.
-        """
-        return keep_indices(self.score(tokens, context), **self.budget())
-
-    def select_image(
+    def reduce_image(
         self,
         image: EncodedImage,
         image_index: int = 0,
         prompt_ids: torch.Tensor | None = None,
         adapter: Adapter | None = None,
-    ) -> list[torch.Tensor]:
+    ) -> Reduced:
         """Choose the tokens of an image or video that survive, set by set as `scope` says.
 
         Parameters
@@ -206,35 +260,59 @@ class Pruner:
 
         Returns
         -------
-        list of torch.Tensor
-            For each view of ``image.arranged(layout)``: ``(n_kept,)`` int64 positions, ascending, on the CPU; at least
-            one in all. `Adapter.gather` makes the LLM's rows of them.
+        Reduced
+            Positions, on the CPU, number the tokens of all views of ``image.arranged(layout)``; at least one in all.
+            `split_by_view` gives them view by view.
+
+        Raises
+        ------
+        ParameterError
+            If what the method returns is not what `reduce` promises.
         """
-        image = image.arranged(self.layout)
-        prompt_ids = torch.empty(0, dtype=torch.long) if prompt_ids is None else prompt_ids
-
-        def context(views: tuple[VisualView, ...], first: int) -> PruningContext:
-            return PruningContext(_joined(views), image_index, first, prompt_ids, adapter)
-
+        views = image.arranged(self.layout).views
+        prompt_ids = prompt_ids if self.reads_prompt else None
         together = self.scope == "video" or (self.scope == "image" and not image.is_video)
-        sets = [image.views] if together else [(view,) for view in image.views]
-        chosen = []
-        for first, views in enumerate(sets):  # as many views as sets, or one set
-            own = context(views, first)
-            chosen.append(self.select(own.view.tokens, own).cpu())
-        if sum(map(len, chosen)) == 0:
+        sets = [views] if together else [(view,) for view in views]
+        chosen, n_before = [], 0
+        for first, own in enumerate(sets):  # as many views as sets, or one set
+            reduced = self.reduce(own, PruningContext(image_index, first, adapter, prompt_ids))
+            n_tokens = sum(view.n_tokens for view in own)
+            self._check_reduced(reduced, n_tokens)
+            chosen.append(Reduced(reduced.positions.cpu() + n_before, reduced.rows))
+            n_before += n_tokens
+        positions = torch.cat([own.positions for own in chosen])
+        if len(positions) == 0:
             warnings.warn(
-                f"{type(self).__name__} keeps none of {image.n_tokens} visual tokens; the least redundant stays",
+                f"{type(self).__name__} keeps none of {n_before} visual tokens; the one of the highest score stays",
                 stacklevel=2,
             )
-            together, whole = True, context(image.views, 0)
-            chosen = [self.score(whole.view.tokens, whole).argmin().reshape(1).cpu()]
-        return _by_view(image.views, chosen[0]) if together else chosen
+            scores = self.score(views, PruningContext(image_index, 0, adapter, prompt_ids))
+            return Reduced((-scores).argmin().reshape(1).cpu())
+        if all(own.rows is None for own in chosen):
+            return Reduced(positions)
+        tokens = torch.cat([view.tokens for view in views])
+        rows = [
+            tokens[own.positions.to(tokens.device)] if own.rows is None else own.rows.to(tokens)
+            for own in chosen
+        ]
+        return Reduced(positions, torch.cat(rows))
+
+    def _check_reduced(self, reduced: Reduced, n_tokens: int) -> None:
+        """Raise where positions are not ascending numbers of tokens, or there are other rows than positions."""
+        positions, rows = reduced.positions, reduced.rows
+        is_good = positions.ndim == 1 and positions.dtype == torch.int64
+        if is_good and len(positions):
+            is_good = bool(positions[0] >= 0 and positions[-1] < n_tokens and (positions.diff() > 0).all())
+        if not is_good:
+            accepted = f"ascending int64 numbers of {n_tokens} tokens, from {type(self).__name__}"
+            raise ParameterError("positions", positions.tolist()[:8], accepted)
+        if rows is not None and (rows.ndim != 2 or len(rows) != len(positions)):
+            raise ParameterError("rows", tuple(rows.shape), f"({len(positions)}, d_model)")
 
     @contextmanager
     def __call__(
         self, model: Any, processor: Any = None, *, image_indices: Sequence[int] | None = None
-    ) -> Iterator[Pruner]:
+    ) -> Iterator[Pruned]:
         """Prune what `model` generates inside the ``with`` block.
 
         Parameters
@@ -250,8 +328,8 @@ class Pruner:
 
         Yields
         ------
-        Pruner
-            This object, with `kept` emptied.
+        Pruned
+            What is kept, and the steps of pruned generation one by one.
 
         Raises
         ------
@@ -261,139 +339,48 @@ class Pruner:
             If the model, or this pruner, is already inside a pruner's context, or the method does not fit. Inside the
             context, if there are more images than `image_indices`.
         """
-        adapter = adapter_for(model, processor)
-        self.check(adapter)
-        original = model.generate
-        if self._entered or hasattr(original, "pruner"):
-            raise ParameterError(
-                "model", "a pruner inside a pruner's context", "one pruner for a model at a time"
-            )
+        with pruning(self, model, processor, image_indices) as pruned:
+            yield pruned
 
-        @functools.wraps(original)
-        def generate(inputs: Any = None, generation_config: Any = None, **arguments: Any) -> Any:
-            return self._generate(adapter, original, inputs, generation_config, arguments)
+    @property
+    def log(self) -> Pruned | None:
+        """Return the latest context's log; ``None`` before the first."""
+        return vars(self).get("_log")
 
-        generate.pruner = self
-        own = vars(model).get("generate")
-        self.kept, self.kept_by_view, self.n_tokens, self.n_retained = [], [], [], []
-        self._image_indices = None if image_indices is None else tuple(image_indices)
-        self._entered = True
-        model.generate = generate
-        try:
-            yield self
-        finally:
-            self._entered = False
-            if own is None:
-                del model.generate
-            else:
-                model.generate = own
+    @property
+    def kept(self) -> list[torch.Tensor]:
+        """Return `Pruned.kept` of the latest context."""
+        return [] if self.log is None else self.log.kept
 
-    def _generate(
-        self, adapter: Adapter, original: Any, inputs: Any, generation_config: Any, arguments: dict[str, Any]
-    ) -> Any:
-        """Do what `generate` does, with fewer visual tokens."""
-        arguments = {name: value for name, value in arguments.items() if value is not None}
-        if inputs is not None:
-            arguments["input_ids"] = inputs
-        refused = [name for name in _REFUSED if name in arguments]
-        if refused:
-            accepted = "token ids, attention mask, pixels and generation settings inside a pruner's context"
-            raise ParameterError("generate", ", ".join(refused), accepted)
-        if not any(name in arguments for name in adapter.pixel_inputs):
-            return original(generation_config=generation_config, **arguments)
+    @property
+    def kept_by_view(self) -> list[tuple[torch.Tensor, ...]]:
+        """Return `Pruned.kept_by_view` of the latest context."""
+        return [] if self.log is None else self.log.kept_by_view
 
-        settings = _Settings(adapter.model.generation_config, generation_config, arguments)
-        prompts = GeneratePrompts(arguments, settings.value("pad_token_id"), settings.value("eos_token_id"))
-        n_given = prompts.input_ids.shape[1]
-        settings.check_max_length(n_given)
-        keeps_positions = self.keeps_positions(adapter)
-        if keeps_positions and settings.value("use_cache") is False:
-            # Without a cache, transformers takes gaps in position ids for borders between packed sequences.
-            raise ParameterError("use_cache", False, "True, with the position_ids policy 'kept'")
+    @property
+    def n_tokens(self) -> list[int]:
+        """Return `Pruned.n_tokens` of the latest context."""
+        return [] if self.log is None else self.log.n_tokens
 
-        images = adapter.encode_pixels(arguments, self.needs)
-        placed = prompts.place(images, adapter.n_placeholders, adapter.image_token_id, adapter.video_token_id)
-        batch = prompts.filled([self._prune(adapter, image) for image in placed])
-        generation_config, arguments = settings.shortened(n_given - batch.n_columns)
-        arguments = {name: value for name, value in arguments.items() if name not in adapter.pixel_inputs}
-        arguments |= prompts.cut(batch, adapter.image_token_id)
-        if keeps_positions:
-            arguments["position_ids"] = batch.position_ids.to(prompts.input_ids.device)
-        arguments |= adapter.generation_inputs(batch.visual_rows())
-        return prompts.restore(original(generation_config=generation_config, **arguments), batch.n_columns)
-
-    @torch.no_grad()
-    def _prune(self, adapter: Adapter, placed: PlacedImage) -> VisualRows:
-        """Select in an image or video, note what was kept, and return the rows that are left."""
-        kept = self.select_image(placed.image, self._image_index(), placed.prompt_ids, adapter)
-        arranged = placed.image.arranged(self.layout)
-        rows = adapter.gather(arranged, kept)
-        starts = [0, *itertools.accumulate(view.n_tokens for view in arranged.views)]
-        self.kept.append(torch.cat([own + start for own, start in zip(kept, starts, strict=False)]))
-        self.kept_by_view.append(tuple(kept))
-        self.n_tokens.append(adapter.n_placeholders(placed.image))
-        self.n_retained.append(len(rows))
-        return rows
-
-    def _image_index(self) -> int:
-        """Return the number of the next image of the context."""
-        n_before = len(self.kept)
-        if self._image_indices is None:
-            return n_before
-        if n_before >= len(self._image_indices):
-            accepted = "one number for each image and video of the context"
-            raise ParameterError("image_indices", f"{n_before} numbers and one more image", accepted)
-        return self._image_indices[n_before]
+    @property
+    def n_retained(self) -> list[float]:
+        """Return `Pruned.n_retained` of the latest context."""
+        return [] if self.log is None else self.log.n_retained
 
 
-def _joined(views: tuple[VisualView, ...]) -> VisualView:
-    """Return views that share a budget as one."""
-    if len(views) == 1:
-        return views[0]
-    tokens = torch.cat([view.tokens for view in views])
-    signals = {name: torch.cat([view.signals[name] for view in views]) for name in views[0].signals}
-    return VisualView(tokens, (1, len(tokens)), signals, views[0].kind)
+def tokens_of(views: tuple[VisualView, ...]) -> torch.Tensor:
+    """Return the tokens of some views, ``(n_tokens of all, d_model)``, view after view."""
+    return views[0].tokens if len(views) == 1 else torch.cat([view.tokens for view in views])
 
 
-def _by_view(views: tuple[VisualView, ...], positions: torch.Tensor) -> list[torch.Tensor]:
-    """Split ascending positions among the tokens of all views into positions in each."""
-    split, start = [], 0
-    for view in views:
-        inside = (positions >= start) & (positions < start + view.n_tokens)
-        split.append(positions[inside] - start)
-        start += view.n_tokens
-    return split
+def signal_of(views: tuple[VisualView, ...], name: str) -> torch.Tensor:
+    """Return a signal of the tokens of some views, view after view.
 
-
-class _Settings:
-    """Look generation settings up where `generate` does, and count lengths on the prompt as given."""
-
-    def __init__(self, defaults: Any, generation_config: Any, arguments: dict[str, Any]):
-        self.defaults, self.generation_config, self.arguments = defaults, generation_config, arguments
-
-    def value(self, name: str) -> Any:
-        """Return a setting: the argument's value, else the given config's, else the model's."""
-        if name in self.arguments:
-            return self.arguments[name]
-        given = getattr(self.generation_config, name, None)
-        return getattr(self.defaults, name, None) if given is None else given
-
-    def check_max_length(self, n_prompt: int) -> None:
-        """Raise where ``max_length`` leaves no room for an answer."""
-        limit = self.value("max_length")
-        if self.value("max_new_tokens") is None and limit is not None and limit <= n_prompt:
-            raise ParameterError("max_length", limit, f"more than the {n_prompt} tokens of the prompt")
-
-    def shortened(self, n_dropped: int) -> tuple[Any, dict[str, Any]]:
-        """Return config and arguments whose lengths count a prompt that is shorter by `n_dropped`."""
-        config, arguments = copy.deepcopy(self.generation_config), dict(self.arguments)
-        for name, by_new_tokens in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
-            length = self.value(name)
-            if not length or self.value(by_new_tokens) is not None:
-                continue
-            length = max(length - n_dropped, 0)
-            if config is None or name in arguments:
-                arguments[name] = length
-            else:
-                setattr(config, name, length)
-        return config, arguments
+    Raises
+    ------
+    ParameterError
+        If a view has none of that name.
+    """
+    if any(name not in view.signals for view in views):
+        raise ParameterError("views", "views without it", f"views with the signal {name!r}")
+    return torch.cat([view.signals[name] for view in views])

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
 from rcblib.codebook.codebook import Codebook
 from rcblib.mllm import Adapter
-from rcblib.pruners.base import Pruner, PruningContext
-from rcblib.tensors.scoring import redundancy_scores
+from rcblib.pruners.base import Pruner, PruningContext, tokens_of
+from rcblib.pruners.budget import Budget
+from rcblib.records import VisualView
+from rcblib.tensors.scoring import keep_indices, redundancy_scores
 
 FAMILY_RULES = {"llava": "max_cosine", "llava_next": "max_cosine", "llava_onevision": "double_softmax"}
 """Rule that the release uses with each family."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class CodebookPruner(Pruner):
     """Drop each visual token that is close to a prototype of a codebook.
 
@@ -49,15 +52,23 @@ class CodebookPruner(Pruner):
     rule: str = "max_cosine"
     max_similarity: float | None = None
 
-    reads_prompt: ClassVar[bool] = False
+    def __post_init__(self):
+        given = {"max_similarity": self.max_similarity, "retain_ratio": self.retain_ratio, "rule": self.rule}
+        keep_indices(torch.zeros(1), **given)  # checks them, as one
+        super().__post_init__()
 
-    def budget(self) -> dict:
-        """Return the arguments of `keep_indices`."""
-        return {
-            "max_similarity": self.max_similarity,
-            "retain_ratio": self.retain_ratio,
-            "rule": self.rule,
-        }
+    @classmethod
+    def defaults(cls, family: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the rule that the release uses with a family, unless one or a cut-off is given."""
+        if settings.get("rule") is not None or settings.get("max_similarity") is not None:
+            return {}
+        return {"rule": FAMILY_RULES.get(family, cls.rule)}
+
+    def budget(self) -> Budget:
+        """Keep what `keep_indices` keeps under the rule."""
+        if self.max_similarity is not None:
+            return Budget(cut_off=-self.max_similarity)
+        return Budget(retain_ratio=self.retain_ratio, drops_ties=self.rule != "max_cosine")
 
     def description(self) -> dict[str, Any]:
         """Return the settings, in the codebook's place a hash of its prototypes."""
@@ -79,6 +90,6 @@ class CodebookPruner(Pruner):
                 stacklevel=2,
             )
 
-    def score(self, tokens: torch.Tensor, context: PruningContext | None = None) -> torch.Tensor:
-        """Score the tokens by `redundancy_scores` under the rule."""
-        return redundancy_scores(tokens, self.codebook.prototypes, self.rule)
+    def score(self, views: tuple[VisualView, ...], context: PruningContext | None = None) -> torch.Tensor:
+        """Score the tokens by `redundancy_scores` under the rule, the other way round: higher = keep."""
+        return -redundancy_scores(tokens_of(views), self.codebook.prototypes, self.rule)

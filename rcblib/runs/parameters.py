@@ -66,7 +66,7 @@ def _accepted(schema: Mapping[str, Any]) -> str:
     return ", ".join([_WORDS.get(schema.get("type"), "anything"), *bounds])
 
 
-def _unknown(name: str, value: Any, known: Collection[str]) -> ParameterError:
+def unknown_parameter(name: str, value: Any, known: Collection[str]) -> ParameterError:
     """Make the error for a name that is no parameter, with the nearest known one."""
     close = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.6)
     hint = f" (did you mean {close[0]}?)" if close else ""
@@ -92,7 +92,7 @@ def checked(cls: type[T]) -> type[T]:
         given = dict(zip(names, args, strict=False)) | kwargs
         for name in given:
             if name not in names:
-                raise _unknown(name, given[name], names)
+                raise unknown_parameter(name, given[name], names)
         try:
             validate(self, **given)
         except pydantic.ValidationError as error:
@@ -139,7 +139,7 @@ def notebook_config(namespace: MutableMapping[str, Any]) -> Any:
             if name in hints or name.startswith("_") or name in _IPYTHON_NAMES:
                 continue
             if type(value) in _LITERAL_TYPES and (not name.isupper() or name.lower() in hints):
-                raise _unknown(name, value, hints)
+                raise unknown_parameter(name, value, hints)
     schema = checked(type("Config", (), {"__annotations__": dict(hints)}))
     config = schema(**{name: namespace[name] for name in hints if name in namespace})
     namespace["_parameters_read"] = True

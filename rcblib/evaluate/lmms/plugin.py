@@ -3,32 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import PIL.Image
 import torch
 from tqdm import tqdm
 
-from rcblib.codebook.codebook import load_codebook
-from rcblib.data.photos import PHOTO_SUFFIXES, as_rgb, read_image
-from rcblib.data.video import N_FRAMES, VideoFile
+from rcblib.data.video import N_FRAMES
 from rcblib.evaluate.lmms.answers import AnswerFile
+from rcblib.evaluate.lmms.requests import Question, ended, generation_settings, read_question
 from rcblib.mllm import Adapter, adapter_for, load_model
 from rcblib.mllm.fingerprint import model_fingerprint
 from rcblib.mllm.placement import module_device
-from rcblib.pruners import ClsSimilarityPruner, CodebookPruner, Pruner, RandomPruner
-from rcblib.pruners.base import POSITION_IDS, SCOPES
-from rcblib.pruners.codebook import FAMILY_RULES
-from rcblib.records import LAYOUTS, ParameterError, UnsupportedModelError
+from rcblib.pruners.base import Pruner
+from rcblib.pruners.generation import Pruned
+from rcblib.pruners.registry import PRUNERS, find_method
+from rcblib.records import ParameterError, UnsupportedModelError
 from rcblib.runs.digest import code_digest, digest_of
 from rcblib.runs.files import write_json
-from rcblib.runs.parameters import Count, Seed, checked
+from rcblib.runs.parameters import Count, checked, unknown_parameter
 from rcblib.runs.provenance import provenance
 
 try:
@@ -37,18 +34,6 @@ except ImportError:  # the page about this module is built without it; a model i
     lmms = None
 
 MODEL_NAME = "rcb"
-
-IMAGE_MARK = "<image>"
-"""Stands in a task's text where an image belongs, as in Mantis-Eval and MUIRBench."""
-
-_SETTINGS = (
-    "max_new_tokens", "min_new_tokens", "num_beams", "do_sample", "temperature", "top_p", "top_k",
-    "repetition_penalty", "length_penalty", "no_repeat_ngram_size",
-)  # fmt: skip
-
-_SAMPLING = ("temperature", "top_p", "top_k")
-
-_MAX_NEW_TOKENS = 1024
 
 _PATIENCE = timedelta(weeks=52)
 
@@ -65,21 +50,12 @@ class ModelArguments:
         As `load_model` takes them.
     batch_size : int
         Questions answered together; it changes answers by rounding only.
-    pruner : {"none", "codebook", "random", "cls_most", "cls_least"}
-        Method; ``"cls_most"`` keeps the tokens most similar to [CLS].
-    codebook : str or None
-        An embedded, released or Hub codebook's name, a folder, or a released ``.pt`` file.
-    rule : str or None
-        How a codebook scores; by default ``max_cosine`` with a cut-off, else the rule that the release uses with the
-        model's family.
-    retain_ratio : float or None
-        Share of the visual tokens to keep, in [0, 1].
-    max_similarity : float or None
-        Cosine cut-off in [-1, 1], of a codebook.
-    layout, scope, position_ids
-        As in `Pruner`.
-    seed : int
-        Of random tokens.
+    pruner : str
+        A registered method (`rcblib.pruners.PRUNERS`); ``"none"`` keeps all tokens.
+    parameters : dict
+        The method's, such as ``retain_ratio``, ``layout``, ``seed``, ``codebook``; lmms-eval hands them over beside the
+        others. What is left open takes the method's default, and a codebook's rule that of the release for the model's
+        family.
     n_frames : int
         Frames taken of a video.
     counts_file : str or None
@@ -96,15 +72,8 @@ class ModelArguments:
     dtype: str = "auto"
     quantization: str | None = None
     batch_size: Count = 1
-    pruner: Literal["none", "codebook", "random", "cls_most", "cls_least"] = "none"
-    codebook: str | None = None
-    rule: str | None = None
-    retain_ratio: float | None = None
-    max_similarity: float | None = None
-    layout: Literal[LAYOUTS] = "packed"
-    scope: Literal[SCOPES] = "tile"
-    position_ids: Literal[POSITION_IDS] = "auto"
-    seed: Seed = 0
+    pruner: str = "none"
+    parameters: dict[str, Any] = field(default_factory=dict)
     n_frames: Count = N_FRAMES
     counts_file: str | None = None
     answers_folder: str | None = None
@@ -121,36 +90,27 @@ class ModelArguments:
         plain = {name: None if value in ("None", "null", "") else value for name, value in given.items()}
         if str(plain.get("batch_size")).isdecimal():  # lmms-eval's command line hands it over as text
             plain["batch_size"] = int(plain["batch_size"])
-        arguments = cls(**plain)
-        wanted = {"none": (), "codebook": ("codebook", "rule", "max_similarity", "retain_ratio")}
-        for name in ("codebook", "rule", "max_similarity", "retain_ratio"):
-            value = getattr(arguments, name)
-            if value is not None and name not in wanted.get(arguments.pruner, ("retain_ratio",)):
-                raise ParameterError(name, value, f"none with the pruner {arguments.pruner!r}")
-        if arguments.pruner == "codebook" and arguments.codebook is None:
-            raise ParameterError("codebook", None, "a codebook with the pruner 'codebook'")
-        if arguments.pruner not in wanted and arguments.retain_ratio is None:
-            raise ParameterError("retain_ratio", None, f"a share with the pruner {arguments.pruner!r}")
+        own = {entry.name for entry in dataclasses.fields(cls)} - {"parameters"}
+        of_methods = {name for method in PRUNERS.values() for name in method.parameters}
+        for name in plain.keys() - own - of_methods:
+            raise unknown_parameter(name, plain[name], own | of_methods)
+        parameters = {name: plain.pop(name) for name in sorted(plain.keys() - own)}
+        parameters = {name: value for name, value in parameters.items() if value is not None}
+        arguments = cls(**plain, parameters=parameters)
+        arguments.make_pruner()
         return arguments
 
-    def make_pruner(self) -> Pruner | None:
-        """Return the method, its codebook loaded, its rule that of the arguments or ``max_cosine``."""
-        common = {name: getattr(self, name) for name in ("layout", "scope", "position_ids", "retain_ratio")}
-        if self.pruner == "none":
-            return None
-        if self.pruner == "random":
-            return RandomPruner(seed=self.seed, **common)
-        if self.pruner == "codebook":
-            codebook, rule = load_codebook(self.codebook), self.rule or "max_cosine"
-            return CodebookPruner(codebook, rule, max_similarity=self.max_similarity, **common)
-        return ClsSimilarityPruner(keep=self.pruner.removeprefix("cls_"), **common)
+    def make_pruner(self, family: str | None = None) -> Pruner:
+        """Return the method, its codebook loaded; with a model's family, settings left open as they go with it."""
+        return find_method(self.pruner).make(self.parameters, family=family)
 
 
 class RcbModel(lmms or object):
     """Answer lmms-eval's requests through plain `generate`, inside a pruner's context if one is asked for.
 
     Every process of ``accelerate launch`` loads the model and answers its share of the questions. Images stand before
-    the question unless its text says where they belong (`IMAGE_MARK`); videos are decoded to evenly spaced frames.
+    the question unless its text says where they belong (`IMAGE_MARK` of `requests`); videos are decoded to evenly
+    spaced frames.
     An answer ends before the first of the task's ``until`` texts.
 
     Parameters
@@ -164,7 +124,7 @@ class RcbModel(lmms or object):
     ----------
     arguments : ModelArguments
         What it was made with.
-    pruner : Pruner or None
+    pruner : Pruner
         The method.
     counts : list of dict
         For each answer of this process ``task``, ``split``, ``doc_id``, and the rows that the LLM reads of all its
@@ -184,7 +144,6 @@ class RcbModel(lmms or object):
             raise UnsupportedModelError("lmms-eval is not installed: pip install 'rcblib[lmms]'")
         super().__init__()
         self.arguments = ModelArguments.read(arguments)
-        self.pruner = self.arguments.make_pruner()
         from accelerate import Accelerator
         from accelerate.utils import InitProcessGroupKwargs
 
@@ -206,18 +165,14 @@ class RcbModel(lmms or object):
             quantization=self.arguments.quantization,
         )
         adapter = adapter_for(self.model, self.processor)
-        if isinstance(self.pruner, CodebookPruner) and self.arguments.rule is None:
-            preset = FAMILY_RULES.get(adapter.family, "max_cosine")
-            if self.arguments.max_similarity is None:
-                self.pruner = dataclasses.replace(self.pruner, rule=preset)
-        if self.pruner is not None:
-            self.pruner.check(adapter)
+        self.pruner = self.arguments.make_pruner(adapter.family)
+        self.pruner.check(adapter)
         self._rank, self._world_size = self.accelerator.process_index, n_processes
         self._kept = None
         if self.arguments.answers_folder is not None:
             made_with = {
                 "model": model_fingerprint(self.model),
-                "pruner": {} if self.pruner is None else self.pruner.description(),
+                "pruner": self.pruner.description(),
                 "n_frames": self.arguments.n_frames,
                 "code": code_digest(__name__) + digest_of(type(self.pruner)),
             }
@@ -269,7 +224,7 @@ class RcbModel(lmms or object):
         done = len(requests) - len(left)
         with tqdm(total=len(requests), initial=done, disable=self.rank != 0, desc="answers") as progress:
             for chosen in self._batches(requests, left):
-                inputs = [self._input(adapter, requests[i]) for i in chosen]
+                inputs = [self._read(adapter, requests[i]) for i in chosen]
                 # Prompts that a processor takes together have as many images, and videos as many frames.
                 for shape in dict.fromkeys(entry.shape for entry in inputs):
                     same = [k for k, entry in enumerate(inputs) if entry.shape == shape]
@@ -328,63 +283,53 @@ class RcbModel(lmms or object):
             for start in range(0, len(members), self.batch_size):
                 yield members[start : start + self.batch_size]
 
-    def _input(self, adapter: Adapter, request: Any) -> _Input:
+    def _read(self, adapter: Adapter, request: Any) -> Question:
         """Load what is shown, and write the prompt."""
-        context, settings, doc_to_visual, doc_id, task, split = request.args
-        shown = doc_to_visual(self.task_dict[task][split][doc_id]) or []
-        images, videos = [], []
-        for entry in _flat(shown):
-            if isinstance(entry, PIL.Image.Image):
-                images.append(as_rgb(entry))
-            elif isinstance(entry, str | os.PathLike) and _is_photo(entry):
-                images.append(read_image(entry))
-            elif isinstance(entry, str | os.PathLike):
-                videos.append(VideoFile(entry, self.arguments.n_frames)[0].images)
-            else:
-                raise ParameterError(
-                    "visual", type(entry).__name__, "PIL images, or paths of images or videos"
-                )
-        prompt = _prompt(adapter, context, len(images), len(videos))
-        return _Input(prompt, images, videos, dict(settings), doc_id)
+        *_, doc_id, task, split = request.args
+        return read_question(adapter, request, self.task_dict[task][split][doc_id], self.arguments.n_frames)
 
-    def _answer(self, adapter: Adapter, batch: Sequence[_Input]) -> list[tuple[str, int, int]]:
-        """Return for prompts of one shape: answer, and the visual rows that the LLM reads without and with pruning."""
+    def _processed(self, adapter: Adapter, batch: Sequence[Question], pruned: Pruned | None = None) -> Any:
+        """Return what the processor makes of prompts of one shape, their pictures resized by a pruner's context."""
+
+        def resized(pictures: Sequence[PIL.Image.Image]) -> list[PIL.Image.Image]:
+            return list(pictures) if pruned is None else pruned.resize(pictures)
+
         n_images, frames = batch[0].shape
         given: dict[str, Any] = {}
         if n_images:
-            several = [entry.images for entry in batch]
+            several = [resized(entry.images) for entry in batch]
             given["images"] = [image for (image,) in several] if n_images == 1 else several
         if frames:
-            given["videos"] = [list(video) for entry in batch for video in entry.videos]
+            given["videos"] = [resized(video) for entry in batch for video in entry.videos]
         prompts = [entry.prompt for entry in batch]
         begins = adapter.wants_first_token(prompts[0])
         inputs = self.processor(
             text=prompts, return_tensors="pt", padding=True, add_special_tokens=begins, **given
         )
-        inputs = inputs.to(module_device(self.model.get_input_embeddings()), self.model.dtype)
-        settings, until = _generation_settings(batch[0].settings)
+        return inputs.to(module_device(self.model.get_input_embeddings()), self.model.dtype)
+
+    def _answer(self, adapter: Adapter, batch: Sequence[Question]) -> list[tuple[str, int, float]]:
+        """Return for prompts of one shape: answer, and the visual rows that the LLM reads without and with pruning."""
+        n_images, frames = batch[0].shape
+        n_each = n_images + len(frames)
+        settings, until = generation_settings(batch[0].settings)
         settings["pad_token_id"] = self.processor.tokenizer.pad_token_id
+        inputs = self._processed(adapter, batch)
         placeholders = [adapter.image_token_id, adapter.video_token_id]
         placeholders = inputs["input_ids"].new_tensor([own for own in placeholders if own is not None])
         n_all = torch.isin(inputs["input_ids"], placeholders).sum(-1).tolist()
-        n_retained = n_all
-        if self.pruner is None or not given:
+        numbers = [entry.doc_id + _APART * k for entry in batch for k in range(n_each)]
+        with self.pruner(self.model, self.processor, image_indices=numbers) as pruned:
+            if self.pruner.resizes:
+                inputs = self._processed(adapter, batch, pruned)
             output = self.model.generate(**inputs, **settings)
-        else:
-            n_each = n_images + len(frames)
-            numbers = [entry.doc_id + _APART * k for entry in batch for k in range(n_each)]
-            with self.pruner(self.model, self.processor, image_indices=numbers) as pruner:
-                output = self.model.generate(**inputs, **settings)
-            n_retained = [
-                sum(pruner.n_retained[start : start + n_each])
-                for start in range(0, len(batch) * n_each, n_each)
-            ]
+        n_retained = [sum(pruned.n_retained[i * n_each : (i + 1) * n_each]) for i in range(len(batch))]
         texts = self.processor.tokenizer.batch_decode(
             output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
         )
         return [
-            (_ended(text, until).strip(), *numbers)
-            for text, *numbers in zip(texts, n_all, n_retained, strict=True)
+            (ended(text, until).strip(), *counts)
+            for text, *counts in zip(texts, n_all, n_retained, strict=True)
         ]
 
     def _record(self, counts: list[dict[str, Any]]) -> None:
@@ -397,24 +342,9 @@ class RcbModel(lmms or object):
             path = Path(self.arguments.counts_file)
             if self.world_size > 1:
                 path = path.with_name(f"{path.stem}.{self.rank}{path.suffix}")
-            facts = {"model_arguments": dataclasses.asdict(self.arguments), "provenance": provenance()}
+            given = dataclasses.asdict(self.arguments)
+            facts = {"model_arguments": given | given.pop("parameters"), "provenance": provenance()}
             write_json(path, {**facts, "answers": self.counts})
-
-
-@dataclass(frozen=True)
-class _Input:
-    """Hold one prompt with what it shows."""
-
-    prompt: str
-    images: list[PIL.Image.Image]
-    videos: list[tuple[PIL.Image.Image, ...]]
-    settings: dict[str, Any]
-    doc_id: int
-
-    @property
-    def shape(self) -> tuple[int, tuple[int, ...]]:
-        """Return the number of images, and the frames of each video."""
-        return len(self.images), tuple(map(len, self.videos))
 
 
 def manifest() -> Any:
@@ -426,69 +356,3 @@ def manifest() -> Any:
 
 def _in_order(counts: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(counts, key=lambda row: (row["task"], row["doc_id"]))
-
-
-def _flat(shown: Any) -> Iterator[Any]:
-    for entry in shown if isinstance(shown, list | tuple) else [shown]:
-        if isinstance(entry, list | tuple):
-            yield from _flat(entry)
-        elif entry is not None:
-            yield entry
-
-
-def _is_photo(path: str | os.PathLike) -> bool:
-    """Tell whether a path is that of a picture which does not move."""
-    path = Path(path)
-    if path.suffix.lower() not in PHOTO_SUFFIXES or not path.is_file():
-        return False
-    try:
-        with PIL.Image.open(path) as image:
-            return getattr(image, "n_frames", 1) == 1
-    except (OSError, ValueError):
-        return True  # reading it says what is wrong
-
-
-def _prompt(adapter: Adapter, context: str, n_images: int, n_videos: int) -> str:
-    """Write a question in the chat template, images and videos before it or where it marks their places."""
-    n_marks = context.count(IMAGE_MARK)
-    if n_marks == 0:
-        return adapter.prompt(context, n_images, n_videos)
-    if n_marks != n_images or n_videos:
-        accepted = f"none, or one for each of {n_images} images and no video"
-        raise ParameterError("context", f"{n_marks} places marked {IMAGE_MARK}", accepted)
-    token = adapter.processor.image_token
-    if token != IMAGE_MARK:
-        # What the template writes for an image: the placeholder, with whatever stands around it.
-        before, with_image = (adapter.prompt(IMAGE_MARK, n).partition(IMAGE_MARK)[0] for n in (0, 1))
-        piece = with_image.removeprefix(before)
-        if not with_image.startswith(before) or piece.count(token) != 1:
-            accepted = f"none, as the template of the family {adapter.family!r} puts images elsewhere"
-            raise ParameterError("context", f"{n_marks} places marked {IMAGE_MARK}", accepted)
-        context = context.replace(IMAGE_MARK, piece)
-    return adapter.prompt(context, 0)
-
-
-def _generation_settings(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Return the arguments of `generate`, and the texts that end an answer."""
-    until = given.get("until") or []
-    until = [until] if isinstance(until, str) else list(until)
-    if not all(isinstance(text, str) for text in until):
-        raise ParameterError("until", until, "a text, or a list of texts")
-    ignored = sorted(set(given) - {*_SETTINGS, "until"})
-    if ignored:
-        warnings.warn(f"generation settings {ignored} are not used", stacklevel=2)
-    settings = {name: given[name] for name in _SETTINGS if given.get(name) is not None}
-    settings.setdefault("max_new_tokens", _MAX_NEW_TOKENS)
-    settings.setdefault("num_beams", 1)
-    temperature = settings.get("temperature", 0)
-    settings["do_sample"] = bool(settings.get("do_sample", temperature > 0)) and temperature > 0
-    if not settings["do_sample"]:
-        settings |= dict.fromkeys(_SAMPLING)
-    return settings, [text for text in until if text]
-
-
-def _ended(text: str, until: Sequence[str]) -> str:
-    """Cut a text before the first of those that end it; white space in front of the answer ends nothing."""
-    text = text.lstrip()
-    places = [text.find(end) for end in until]
-    return text[: min((place for place in places if place >= 0), default=len(text))]

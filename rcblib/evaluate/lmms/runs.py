@@ -20,8 +20,9 @@ from rcblib.codebook.files import embedded_codebooks
 from rcblib.evaluate.lmms.plugin import MODEL_NAME, ModelArguments, RcbModel
 from rcblib.evaluate.lmms.tasks.utils import CAPTIONS
 from rcblib.mllm.loading import embedded_models
+from rcblib.pruners.registry import find_method
 from rcblib.records import ParameterError, Question, Sample, SequenceSample, UnsupportedModelError
-from rcblib.runs.digest import code_digest
+from rcblib.runs.digest import code_digest, digest_of
 from rcblib.runs.files import atomic_write, config_hash, file_sha256, read_json, to_plain, write_json
 
 TASKS_FOLDER = Path(__file__).resolve().parent / "tasks"
@@ -235,6 +236,7 @@ def run_tasks(
         raise ParameterError("tasks", list(tasks), "names of tasks, each once")
     files = _state([*include_path, *_own_files(checked)])
     code = code_digest("rcblib.evaluate.lmms.plugin", "rcblib.evaluate.lmms.tasks.utils")
+    code += digest_of(find_method(checked.pruner).kind)
     wanted, kept, tables = {}, {}, {}
     for task in tasks:
         wanted[task] = to_plain(
@@ -322,8 +324,9 @@ def _task_manager(tasks: Sequence[str], include_path: Sequence[str | Path]) -> A
 def _own_files(arguments: ModelArguments) -> list[Path]:
     """List the folders or files of the model and the codebook, where they are on this machine."""
     named = [embedded_models().get(arguments.pretrained, Path(arguments.pretrained))]
-    if arguments.codebook is not None:
-        named.append(embedded_codebooks().get(arguments.codebook, Path(arguments.codebook)))
+    codebook = arguments.parameters.get("codebook")
+    if codebook is not None:
+        named.append(embedded_codebooks().get(codebook, Path(codebook)))
     return [path for path in named if path.exists()]
 
 

@@ -1,0 +1,75 @@
+"""Turn scores of visual tokens into the positions that stay."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from rcblib.records import ParameterError
+from rcblib.tensors.geometry import check_integer
+from rcblib.tensors.scoring import keep_indices
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Say how many tokens of a set stay; exactly one of the first four is given.
+
+    Attributes
+    ----------
+    retain_ratio : float or None
+        Share in [0, 1]: the ``round(n_tokens * retain_ratio)`` highest scores, half to even, the earlier of two that
+        tie.
+    count : int or None
+        So many of the highest scores, or all.
+    cut_off : float or None
+        Every score strictly above it, however many; it is rounded to the scores' dtype first.
+    adaptive : callable or None
+        Returns how many of the highest scores stay, from 0 to all, given ``(n_tokens,)`` scores.
+    drops_ties : bool
+        With `retain_ratio`: what is dropped is the ``round(n_tokens * (1 - retain_ratio))`` lowest scores and all that
+        tie with the highest of them, so that fewer may stay.
+    """
+
+    retain_ratio: float | None = None
+    count: int | None = None
+    cut_off: float | None = None
+    adaptive: Callable[[torch.Tensor], int] | None = None
+    drops_ties: bool = False
+
+    def __post_init__(self):
+        kinds = {name: getattr(self, name) for name in ("retain_ratio", "count", "cut_off", "adaptive")}
+        given = {name: value for name, value in kinds.items() if value is not None}
+        if len(given) != 1:
+            told = ", ".join(f"{name}={value}" for name, value in kinds.items())
+            raise ParameterError("budget", told, f"exactly one of {', '.join(kinds)}")
+        if self.count is not None:
+            check_integer("count", self.count, 0)
+        if self.retain_ratio is not None:
+            self.keep(torch.zeros(1))  # checks the range
+
+    def keep(self, scores: torch.Tensor) -> torch.Tensor:
+        """Choose tokens by their scores.
+
+        Parameters
+        ----------
+        scores : torch.Tensor
+            ``(n_tokens,)``, finite; higher = keep.
+
+        Returns
+        -------
+        torch.Tensor
+            ``(n_kept,)`` int64 positions, ascending.
+        """
+        if self.retain_ratio is not None:
+            rule: dict[str, Any] = {"rule": "double_softmax" if self.drops_ties else "max_cosine"}
+            return keep_indices(-scores, retain_ratio=self.retain_ratio, **rule)
+        if self.cut_off is not None:
+            cut = torch.tensor(self.cut_off, dtype=scores.dtype, device=scores.device)
+            return torch.nonzero(scores > cut).flatten()
+        n_kept = self.count if self.adaptive is None else int(self.adaptive(scores))
+        if not 0 <= n_kept:
+            raise ParameterError("adaptive", n_kept, "a function that returns 0 or more")
+        return scores.argsort(descending=True, stable=True)[:n_kept].sort().values

@@ -1,0 +1,231 @@
+"""List the pruners by name: for the command line, lmms-eval, the notebooks and the page of methods."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any
+
+import pydantic
+
+from rcblib.codebook.codebook import Codebook, load_codebook
+from rcblib.pruners.all import AllTokens
+from rcblib.pruners.base import QUESTION, Pruner
+from rcblib.pruners.cls_similarity import ClsSimilarityPruner
+from rcblib.pruners.codebook import CodebookPruner
+from rcblib.pruners.random import RandomPruner
+from rcblib.records import ParameterError
+
+BASELINES = ("random", "cls_most", "cls_least")
+
+_ALIASES = {"none": "all"}
+_WORDS = {"retain_ratio": "a share", "codebook": "a codebook"}
+
+
+@dataclass(frozen=True)
+class Method:
+    """Describe a registered pruner.
+
+    Attributes
+    ----------
+    name : str
+        As commands and model arguments write it.
+    kind : type
+        Its class.
+    label : str
+        For readers of tables and figures.
+    paper : str
+        Where it comes from.
+    settings : Mapping
+        Parameters that the name fixes.
+    """
+
+    name: str
+    kind: type[Pruner]
+    label: str
+    paper: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Return what the method looks at besides tokens; see `Pruner`."""
+        return self.kind.needs
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Return the parameters that are free, with their defaults; `dataclasses.MISSING` where one must be given."""
+        kinds, free = typing.get_type_hints(self.kind), {}
+        for entry in fields(self.kind):
+            if entry.init and entry.name not in self.settings:
+                # A field that a class declares anew inherits the default of its base.
+                is_open = entry.default is None and type(None) not in typing.get_args(kinds[entry.name])
+                free[entry.name] = MISSING if is_open else entry.default
+        return free
+
+    def make(self, settings: Mapping[str, Any] | None = None, *, family: str | None = None) -> Pruner:
+        """Make the pruner.
+
+        Parameters
+        ----------
+        settings : Mapping
+            Parameters by name, as values or as text; a codebook also as what `load_codebook` takes. ``None`` stands
+            for the default.
+        family : str, optional
+            The model's, for settings that go with it.
+
+        Raises
+        ------
+        ParameterError
+            On an unknown name, a missing or a wrong value.
+        """
+        given = {name: value for name, value in (settings or {}).items() if value is not None}
+        self.check(given)
+        kinds = typing.get_type_hints(self.kind)
+        values = {name: _read(name, value, kinds[name]) for name, value in given.items()}
+        if family is not None:
+            values = self.kind.defaults(family, values) | values
+        return self.kind(**values, **self.settings)
+
+    def check(self, settings: Mapping[str, Any]) -> None:
+        """Raise a `ParameterError` where a name is no parameter of the method, or one that must be given is missing."""
+        for name, value in settings.items():
+            if name not in self.parameters:
+                accepted = (
+                    f"none with the pruner {self.name!r}, whose parameters are {', '.join(self.parameters)}"
+                )
+                raise ParameterError(name, value, accepted)
+        for name, default in self.parameters.items():
+            if default is MISSING and name not in settings:
+                raise ParameterError(
+                    name, None, f"{_WORDS.get(name, 'a value')} with the pruner {self.name!r}"
+                )
+
+
+PRUNERS: dict[str, Method] = {}
+"""Registered methods by name."""
+
+
+def register(
+    name: str, kind: type[Pruner], label: str = "", paper: str = "", **settings: Any
+) -> type[Pruner]:
+    """Make a pruner known by name to the command line, lmms-eval and everything that lists methods.
+
+    Parameters
+    ----------
+    name : str
+        Letters, digits and underscores.
+    kind : type
+        A frozen dataclass derived from `Pruner`.
+    label : str
+        For readers; by default the name in words.
+    paper : str
+        Where the method comes from.
+    **settings
+        Parameters that the name fixes.
+
+    Returns
+    -------
+    type
+        `kind`.
+
+    Raises
+    ------
+    ParameterError
+        On a name that is taken by another class, or is none.
+    """
+    if not name.isidentifier() or name in _ALIASES:
+        raise ParameterError("name", name, f"letters, digits and underscores, not {', '.join(_ALIASES)}")
+    if name in PRUNERS and PRUNERS[name].kind.__qualname__ != kind.__qualname__:
+        raise ParameterError("name", name, f"a name that is free; {PRUNERS[name].kind.__name__} has this one")
+    PRUNERS[name] = Method(name, kind, label or name.replace("_", " "), paper, settings)
+    return kind
+
+
+def find_method(name: str) -> Method:
+    """Return a registered method; ``"none"`` is ``"all"``.
+
+    Raises
+    ------
+    ParameterError
+        On an unknown name.
+    """
+    method = PRUNERS.get(_ALIASES.get(name, name))
+    if method is None:
+        raise ParameterError("pruner", name, f"one of {', '.join(map(repr, PRUNERS))}")
+    return method
+
+
+def baseline_pruners(
+    retain_ratios: Sequence[float], n_seeds: int = 1, offers: Collection[str] | None = None
+) -> dict[str, list[Pruner]]:
+    """Make the methods that a codebook is compared with unless others are named, for `evaluate_grid`.
+
+    Parameters
+    ----------
+    retain_ratios : sequence of float
+        Shares of tokens to keep.
+    n_seeds : int
+        Draws at each share where something is drawn, seeded 0, 1, …
+    offers : collection of str, optional
+        What a model's vision encoder offers (`Adapter.offers`); methods that need more are left out.
+
+    Returns
+    -------
+    dict
+        Label to pruners, by share and seed.
+    """
+    methods = [PRUNERS[name] for name in BASELINES]
+    made = {}
+    for method in methods:
+        if offers is None or method.needs <= {QUESTION, *offers}:
+            seeds = [{"seed": seed} for seed in range(n_seeds)] if "seed" in method.parameters else [{}]
+            made[method.label] = [
+                method.make({"retain_ratio": ratio} | seed) for ratio in retain_ratios for seed in seeds
+            ]
+    return made
+
+
+def read_pruner(text: str) -> tuple[Method, dict[str, str]]:
+    """Read a method and its parameters from one line of text.
+
+    Parameters
+    ----------
+    text : str
+        ``"name"`` or ``"name:parameter=value,parameter=value"``, such as ``"random:retain_ratio=0.2,seed=1"``.
+
+    Returns
+    -------
+    method : Method
+    settings : dict
+        For `Method.make`.
+
+    Raises
+    ------
+    ParameterError
+        On an unknown name, or text of another form.
+    """
+    name, _, rest = text.partition(":")
+    method = find_method(name.strip())
+    pairs = [part.partition("=") for part in rest.split(",") if part]
+    if not all(sign for _, sign, _ in pairs):
+        raise ParameterError("pruner", text, "name:parameter=value,parameter=value")
+    return method, {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def _read(name: str, value: Any, kind: Any) -> Any:
+    """Return a parameter as its type asks for it."""
+    if kind is Codebook:
+        return value if isinstance(value, Codebook) else load_codebook(value)
+    try:
+        return pydantic.TypeAdapter(kind, config={"arbitrary_types_allowed": True}).validate_python(value)
+    except pydantic.ValidationError as error:
+        told = error.errors()[0]["msg"]
+        raise ParameterError(name, value, told[0].lower() + told[1:]) from None
+
+
+register("all", AllTokens, "all tokens")
+register("codebook", CodebookPruner, "codebook", "the paper")
+register("random", RandomPruner, "random tokens", "the release's baseline")
+register("cls_most", ClsSimilarityPruner, "most similar to [CLS]", "the release's baseline", keep="most")
+register("cls_least", ClsSimilarityPruner, "least similar to [CLS]", "the release's baseline", keep="least")
