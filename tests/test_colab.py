@@ -67,7 +67,7 @@ def test_every_page_has_a_stamped_copy_that_is_clean_and_differs_in_nothing_else
         assert "hide-input" in set_up.metadata.tags
         copy.cells.remove(set_up)
         assert len(copy.cells) == len(source.cells)
-        if not entry.parameters:
+        if not entry.settings:
             assert [cell.source for cell in copy.cells[1:]] == [cell.source for cell in source.cells[1:]]
 
 

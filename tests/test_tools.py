@@ -67,8 +67,9 @@ def test_a_stage_runs_on_each_of_its_models_for_the_notebooks_that_read_it(tmp_p
     )
     assert found.find("probing").options["model"] == "small"
     own, other = found.notebooks
-    assert (own.reads, own.parameters) == (("probing",), {"probed": "results/probing"})
-    assert other.reads == ("probing-other-model",)
+    assert (own.reads, own.parameters) == ({"probed": "probing"}, {"probed": "results/probing"})
+    assert own.settings == {}  # elsewhere nobody has filled that folder
+    assert other.reads == {"probed": "probing-other-model"}
     assert other.parameters["probed"] == "results/other-model/probing"
 
 
@@ -77,7 +78,7 @@ def test_notebooks_ask_about_what_their_stages_compute():
     others = {"n_per_task": "n_questions", "retain_ratio": "budgets", "random_seeds": "n_seeds"}
     for notebook in found.notebooks:
         given = inspect_notebook(str(REPOSITORY / "notebooks" / f"{notebook.name}.ipynb"))
-        for run in notebook.reads:
+        for run in notebook.reads.values():
             for option, value in found.find(run).options.items():
                 name = others.get(option, option)
                 if name in given and value not in ("codebook", notebook.model or "llava-scenes"):

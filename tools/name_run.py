@@ -39,7 +39,7 @@ def name_run(notebook: nbformat.NotebookNode, run: str, listed: NotebookList) ->
         if cell.cell_type != "markdown":
             continue
         always = {name: entry.parameters[name] for name in ("model", "results_folder")}
-        given = _options(entry.parameters if number == 0 else always)
+        given = _options(entry.settings if number == 0 else always)
         cell.source = re.sub(
             r"(papermill notebooks/\w+\.ipynb out\.ipynb)(?![^`]* -p model)", rf"\1 {given}", cell.source
         )

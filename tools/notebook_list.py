@@ -75,8 +75,8 @@ class Notebook:
         What papermill passes instead of the notebook's own defaults.
     inputs : tuple of str
         Glob patterns of files, relative to the repository, on which it depends besides the code.
-    reads : tuple of str
-        Runs of stages whose folders it gets as parameters.
+    reads : dict
+        Parameter to the run of the stage whose folder it gets.
     """
 
     name: str
@@ -86,7 +86,7 @@ class Notebook:
     threads: int = 1
     parameters: dict[str, Any] = field(default_factory=dict)
     inputs: tuple[str, ...] = ()
-    reads: tuple[str, ...] = ()
+    reads: dict[str, str] = field(default_factory=dict)
 
     @property
     def run(self) -> str:
@@ -97,6 +97,11 @@ class Notebook:
     def page(self) -> str:
         """Return the executed copy, without its suffix, below ``book``."""
         return f"notebooks/{self.run}"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Return the parameters that mean something elsewhere: without folders that only the workflow fills."""
+        return {name: value for name, value in self.parameters.items() if name not in self.reads}
 
     @property
     def results(self) -> str:
@@ -166,7 +171,7 @@ def read_notebook_list(path: Path) -> NotebookList:
                     threads=entry.get("threads", 1),
                     parameters=(entry.get("parameters") or {}) | own | given,
                     inputs=_inputs(content, entry, model or default),
-                    reads=tuple(stage.run for stage in read.values()),
+                    reads={key: stage.run for key, stage in read.items()},
                 )
             )
     return NotebookList(tuple(content.get("modules") or []), tuple(stages), tuple(notebooks))

@@ -169,7 +169,7 @@ def stamp_project(root: Path, target: Path, repository: str, branch: str) -> lis
     for entry in listed.notebooks:
         source = nbformat.read(root / "notebooks" / f"{entry.name}.ipynb", as_version=4)
         try:
-            set_parameters(source, entry.parameters)
+            set_parameters(source, entry.settings)
             name_run(source, entry.run, listed)
             stamped[target / f"{entry.run}.ipynb"] = stamp(source, entry.run, repository, branch)
         except ValueError as error:
