@@ -19,6 +19,7 @@ from rcblib.codebook.codebook import Codebook
 from rcblib.data.questions import questions_for
 from rcblib.evaluate.grid import evaluate
 from rcblib.evaluate.lmms import plugin as lmms_plugin
+from rcblib.evaluate.lmms import runs as lmms_runs
 from rcblib.evaluate.lmms.answers import AnswerFile
 from rcblib.evaluate.lmms.plugin import ModelArguments, RcbModel
 from rcblib.evaluate.lmms.requests import ended, generation_settings, write_prompt
@@ -430,6 +431,11 @@ def test_finished_settings_are_read_and_wrong_input_is_one_line(local, tmp_path,
     write_json(kept, content)
     again = run_tasks(["scenes_local"], arguments(), **wanted)
     assert again["prediction"].tolist() == ["from the file", *first["prediction"].tolist()[1:]]
+    with monkeypatch.context() as edited:
+        edited.setattr(lmms_runs, "code_digest", lambda *modules: "of other code")
+        again = run_tasks(["scenes_local"], arguments(), **wanted)
+        assert again["prediction"].tolist() == first["prediction"].tolist()
+    write_json(kept, content)
     again = run_tasks(["scenes_local"], arguments(batch_size=1), **wanted)
     assert again["prediction"].tolist() == first["prediction"].tolist()
     # As if lmms-eval had no tasks of its own, which take long to list.

@@ -57,12 +57,12 @@ def code_digest(*modules: str) -> str:
     return _short([*parts, *(f"{module}\n{_parsed(module)[0]}" for module in every)])
 
 
-def digest_of(kind: type) -> str:
-    """Hash the code of a class, wherever it was written.
+def digest_of(code: type | types.FunctionType) -> str:
+    """Hash the code of a class or function, wherever it was written.
 
     Parameters
     ----------
-    kind : type
+    code : type or function
         Of a module: with all that the module imports of `rcblib` and of its own package, as by `code_digest`. Of a
         notebook or a session: its attributes and methods, its bases, and what its methods name, as far as that is
         defined there or in `rcblib`; from source where there is any, else from byte code.
@@ -72,10 +72,10 @@ def digest_of(kind: type) -> str:
     str
         12 hexadecimal digits.
     """
-    if _has_source(kind.__module__):
-        return code_digest(kind.__module__)
+    if _has_source(code.__module__):
+        return code_digest(code.__module__)
     parts: dict[int, str] = {}
-    _collect(kind, parts)
+    _collect(code, parts)
     return _short(parts.values())
 
 
