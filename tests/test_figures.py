@@ -335,6 +335,7 @@ def test_names_become_words():
     assert label_of("spearman of cls_similarity, retain_20") == "spearman of similarity to [CLS], retain 20"
     assert label_of("$p_1$ of made_up") == "$p_1$ of made up"
     assert label_of("llava-next-scenes") == "LLaVA-NeXT-scenes"
+    assert label_of("llava-1.5-7b") == "LLaVA-1.5-7B"
     assert (method_label("random"), method_label("max_cosine")) == ("random tokens", "largest cosine")
 
 

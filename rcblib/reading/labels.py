@@ -28,7 +28,7 @@ NAMES = {
 }
 """What is neither a signal nor a method, and reads badly with blanks for underscores."""
 
-_SPELLING = {"llava": "LLaVA", "next": "NeXT", "onevision": "OneVision", "hf": "HF"}
+_SPELLING = {"llava": "LLaVA", "next": "NeXT", "onevision": "OneVision", "7b": "7B", "13b": "13B"}
 
 _SNAKE = re.compile(r"\$[^$]*\$|[A-Za-z0-9]+(?:_[A-Za-z0-9<>]+)+")  # formulas, which stay, and code names
 
