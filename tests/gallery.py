@@ -64,7 +64,7 @@ def scores() -> pd.DataFrame:
     rows = [
         {"task": task, "method": method, "retained": share, "mean": level * share**0.2}
         for task, level in (("one_word", 0.95), ("yes_no", 0.8), ("color", 0.7), ("multi_image", 0.6))
-        for method, level in (("codebook", level), ("random", 0.9 * level), ("cls_similarity", 0.95 * level))
+        for method, level in (("codebook", level), ("random", 0.9 * level), ("cls_most", 0.95 * level))
         for share in (0.05, 0.1, 0.2, 0.5)
     ]
     frame = pd.DataFrame(rows)

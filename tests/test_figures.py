@@ -336,7 +336,8 @@ def test_names_become_words():
     assert label_of("$p_1$ of made_up") == "$p_1$ of made up"
     assert label_of("llava-next-scenes") == "LLaVA-NeXT-scenes"
     assert label_of("llava-1.5-7b") == "LLaVA-1.5-7B"
-    assert (method_label("random"), method_label("max_cosine")) == ("random tokens", "largest cosine")
+    methods = [method_label(name) for name in ("random", "cls_least", "max_cosine")]
+    assert methods == ["random tokens", "least similar to [CLS]", "largest cosine"]
 
 
 def means(**columns):

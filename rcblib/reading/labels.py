@@ -7,12 +7,6 @@ from dataclasses import replace
 
 from rcblib.signals import SIGNALS, signal_of
 
-METHODS = {
-    "codebook": "codebook",
-    "random": "random tokens",
-    "cls_similarity": "most similar to [CLS]",
-}
-
 NAMES = {
     "max_cosine": "largest cosine",
     "single_softmax": "softmax over prototypes",
@@ -26,7 +20,7 @@ NAMES = {
     "tau_p": r"$\tau_p$",
     "tau_jsd": r"$\tau_{\mathrm{jsd}}$",
 }
-"""What is neither a signal nor a method, and reads badly with blanks for underscores."""
+"""What is neither a signal nor a registered pruner, and reads badly with blanks for underscores."""
 
 _SPELLING = {"llava": "LLaVA", "next": "NeXT", "onevision": "OneVision", "7b": "7B", "13b": "13B"}
 
@@ -69,5 +63,7 @@ def label_of(name: object, *, unit: bool = False, short: bool = False) -> str:
 
 
 def method_label(name: object) -> str:
-    """Return what readers call a pruning method."""
-    return METHODS.get(str(name)) or label_of(name)
+    """Return what readers call a pruning method, registered or not."""
+    from rcblib.pruners.registry import PRUNERS  # late, as it takes torch and figures do not
+
+    return PRUNERS[str(name)].label if str(name) in PRUNERS else label_of(name)
