@@ -11,21 +11,18 @@ import argparse
 import math
 import sys
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from rcblib.mllm.placement import outside_llm
+from benchmarks.weights import STORAGES, ModelShape, number_bytes, weight_bytes
 from rcblib.records import ParameterError, UnsupportedModelError
 from rcblib.runs.command import OneLineParser, run_command
 from rcblib.tensors.geometry import check_integer
 
 GIB = 2**30
-
-STORAGES = {"float32": 4, "half": 2, "4bit": 2}
-"""Ways to store the weights, and bytes of the numbers that are computed with; 4-bit numbers are computed in half."""
 
 RESERVE = GIB
 """Memory of a card set aside for what is not counted; an allowance, not a measurement."""
@@ -37,155 +34,6 @@ CARDS = {
     "A100 80 GB": round(79.15 * GIB),
 }
 """Memory of some cards as PyTorch reports it, which is less than the name says."""
-
-_NF4_BLOCK, _NF4_SUPERBLOCK = 64, 256
-
-_NF4_TABLES = 4 * (16 + 256 + 1)
-"""Bytes of a matrix's value table, the table of its block constants, and their mean."""
-
-
-@dataclass(frozen=True)
-class ModelShape:
-    """Hold what the memory of a model depends on.
-
-    Attributes
-    ----------
-    parameters : Mapping of str to int
-        Numbers in each part: ``vision``, ``connector``, ``embeddings``, ``layers`` (the LLM's linear layers), ``head``
-        (0 where it shares the embeddings' numbers) and ``rest`` (norms, biases and the like of the LLM, newline).
-    matrices : tuple of int
-        Numbers in each matrix of ``layers``, which 4-bit storage applies to.
-    n_layers, d_model, d_mlp, n_heads, n_key_value_heads, d_head, n_vocab : int
-        Of the LLM.
-    d_vision, d_vision_mlp, n_vision_rows, n_pixels : int
-        Of the vision encoder: rows and pixel values of one picture or tile; 0 where it is of another kind.
-    """
-
-    parameters: Mapping[str, int]
-    matrices: tuple[int, ...]
-    n_layers: int
-    d_model: int
-    d_mlp: int
-    n_heads: int
-    n_key_value_heads: int
-    d_head: int
-    n_vocab: int
-    d_vision: int
-    d_vision_mlp: int
-    n_vision_rows: int
-    n_pixels: int
-
-    @classmethod
-    def from_model(cls, model: Any) -> ModelShape:
-        """Read the shape off a model; `benchmarks.checkpoints.empty_model` gives one without weights.
-
-        Parameters
-        ----------
-        model : transformers.PreTrainedModel
-            A multimodal model that is not quantized.
-        """
-        llm = model.config.get_text_config()
-        d_head = getattr(llm, "head_dim", None) or llm.hidden_size // llm.num_attention_heads
-        parameters, matrices = _count(model)
-        return cls(
-            parameters,
-            matrices,
-            llm.num_hidden_layers,
-            llm.hidden_size,
-            llm.intermediate_size,
-            llm.num_attention_heads,
-            getattr(llm, "num_key_value_heads", None) or llm.num_attention_heads,
-            d_head,
-            llm.vocab_size,
-            *_vision_shape(model.config.vision_config),
-        )
-
-    @property
-    def n_parameters(self) -> int:
-        """Count the numbers of all parts."""
-        return sum(self.parameters.values())
-
-
-def _count(model: Any) -> tuple[dict[str, int], tuple[int, ...]]:
-    """Count the numbers of each part of a model, and of each matrix of its LLM's layers."""
-    counts = dict.fromkeys(("vision", "connector", "embeddings", "layers", "head", "rest"), 0)
-    matrices = []
-    llm, embedding, head = model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings()
-    owner = {id(parameter): "rest" for parameter in llm.parameters()}
-    for module in llm.modules():
-        if isinstance(module, torch.nn.Linear):
-            owner[id(module.weight)] = "layers"
-            matrices.append(module.weight.numel())
-    owner[id(head.weight)] = "head"
-    owner[id(embedding.weight)] = "embeddings"  # also where the head shares them
-    for name in outside_llm(model):
-        part = "connector" if "projector" in name or "connector" in name else "vision"
-        for parameter in model.get_submodule(name).parameters():
-            owner.setdefault(id(parameter), part)
-    for parameter in model.parameters():  # each shared one once
-        counts[owner.get(id(parameter), "rest")] += parameter.numel()
-    return counts, tuple(matrices)
-
-
-def _vision_shape(config: Any) -> tuple[int, int, int, int]:
-    if config.model_type not in ("clip_vision_model", "siglip_vision_model"):
-        return 0, 0, 0, 0
-    n_rows = (config.image_size // config.patch_size) ** 2 + (config.model_type == "clip_vision_model")
-    n_pixels = config.num_channels * config.image_size**2
-    return config.hidden_size, config.intermediate_size, n_rows, n_pixels
-
-
-def number_bytes(storage: str) -> int:
-    """Return the bytes of a number that is computed with.
-
-    Raises
-    ------
-    ParameterError
-        If `storage` is none of `STORAGES`.
-    """
-    if storage not in STORAGES:
-        raise ParameterError("storage", storage, ", ".join(map(repr, STORAGES)))
-    return STORAGES[storage]
-
-
-def nf4_bytes(n_numbers: int) -> int:
-    """Return the bytes of a matrix stored as 4-bit NF4 numbers with quantized block constants.
-
-    Parameters
-    ----------
-    n_numbers : int
-        Numbers in the matrix.
-
-    Notes
-    -----
-    Half a byte each; one byte for the constant of each block of 64; four bytes for each 256 of those; and a value
-    table of 16 numbers, one of 256, and a mean: about 4.13 bits a number.
-    """
-    n_blocks = math.ceil(n_numbers / _NF4_BLOCK)
-    n_superblocks = math.ceil(n_blocks / _NF4_SUPERBLOCK)
-    return math.ceil(n_numbers / 2) + n_blocks + 4 * n_superblocks + _NF4_TABLES
-
-
-def weight_bytes(shape: ModelShape, storage: str) -> dict[str, int]:
-    """Return the bytes of each part's weights.
-
-    Parameters
-    ----------
-    shape : ModelShape
-    storage : str
-        ``"float32"``; ``"half"``, two bytes each; or ``"4bit"``: the LLM's linear layers as `nf4_bytes` says, the
-        rest in half, as `load_model` does.
-
-    Returns
-    -------
-    dict of str to int
-        Parts as in `ModelShape.parameters`.
-    """
-    n_bytes = number_bytes(storage)
-    sizes = {part: n * n_bytes for part, n in shape.parameters.items()}
-    if storage == "4bit":
-        sizes["layers"] = sum(map(nf4_bytes, shape.matrices))
-    return sizes
 
 
 def cache_bytes(shape: ModelShape, storage: str, n_tokens: int = 1, batch_size: int = 1) -> int:

@@ -18,13 +18,12 @@ import torch
 
 from benchmarks.checkpoints import empty_model, picture_rows
 from benchmarks.footprint import (
-    ModelShape,
     cache_bytes,
     encoding_bytes,
     measured_peak,
     prefill_bytes,
-    weight_bytes,
 )
+from benchmarks.weights import ModelShape, weight_bytes
 from rcblib.mllm import adapter_for, load_model
 from rcblib.mllm.prompt import Prompt
 from rcblib.probe.perturbation import global_inputs

@@ -8,9 +8,7 @@ from transformers import AutoModelForImageTextToText
 from benchmarks.checkpoints import CHECKPOINTS, checkpoint_config, empty_model, narrow_config, picture_rows
 from benchmarks.footprint import (
     CARDS,
-    STORAGES,
     Footprint,
-    ModelShape,
     attention_map_bytes,
     cache_bytes,
     encoding_bytes,
@@ -18,11 +16,10 @@ from benchmarks.footprint import (
     largest_batch,
     main,
     measured_peak,
-    nf4_bytes,
     prefill_bytes,
     probing,
-    weight_bytes,
 )
+from benchmarks.weights import STORAGES, ModelShape, nf4_bytes, weight_bytes
 from rcblib.mllm import adapter_for
 from rcblib.mllm.prompt import Prompt, VisualRows
 from rcblib.probe.run import probe

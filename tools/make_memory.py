@@ -24,17 +24,15 @@ from benchmarks.footprint import (  # noqa: E402
     CARDS,
     GIB,
     RESERVE,
-    STORAGES,
     Footprint,
-    ModelShape,
     cache_bytes,
     generation,
     largest_batch,
     measured_peak,
     prefill_bytes,
     probing,
-    weight_bytes,
 )
+from benchmarks.weights import STORAGES, ModelShape, weight_bytes  # noqa: E402
 from rcblib.mllm import adapter_for  # noqa: E402
 from rcblib.mllm.prompt import Prompt, VisualRows  # noqa: E402
 
