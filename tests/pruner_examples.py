@@ -1,0 +1,46 @@
+"""Pruners that only tests register: one that merges tokens, one that drops them inside the LLM."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from rcblib.mllm.layers import dropping
+from rcblib.pruners import Budget, Pruner, Reduced, tokens_of
+
+
+@dataclass(frozen=True)
+class Merging(Pruner):
+    """Keep evenly strided tokens, each the mean of itself and of the tokens that are most similar to it."""
+
+    retain_ratio: float
+
+    def reduce(self, views, context=None):
+        tokens = tokens_of(views)
+        n_kept = max(round(len(tokens) * self.retain_ratio), 1)
+        positions = torch.arange(n_kept) * len(tokens) // n_kept
+        similarity = F.normalize(tokens, dim=-1) @ F.normalize(tokens[positions], dim=-1).T
+        similarity[positions, torch.arange(n_kept)] = 2.0  # a target stays its own
+        group = F.one_hot(similarity.argmax(-1), n_kept).to(tokens)
+        return Reduced(positions, group.T @ tokens / group.sum(0)[:, None])
+
+
+@dataclass(frozen=True)
+class LastAttention(Pruner):
+    """Keep in front of a layer what the last prompt token attends to most in the layer before, as FastV does."""
+
+    retain_ratio: float
+    layer: int = 1
+    form: str = "gathered"
+
+    def select(self, views, context=None):
+        return torch.arange(sum(view.n_tokens for view in views))
+
+    def inside(self, llm, spans):
+        budget = Budget(retain_ratio=self.retain_ratio)
+
+        def choose(state):
+            last = state.attention.mean(0)[-1]
+            return [Reduced(budget.keep(last[span.to(last.device)])) for span in state.spans]
+
+        return dropping(llm, spans, choose, (self.layer,), form=self.form, n_attention_rows=1)
