@@ -33,11 +33,8 @@ from tools.notebook_list import read_notebook_list  # noqa: E402
 LAUNCH_BRANCH = "colab"
 """Branch that holds the stamped copies and nothing else."""
 
-SET_UP_CELL = ROOT / "tools" / "set_up_cell.py"
-
 _COLAB = "https://colab.research.google.com"
-_COLAB_BADGE = f"{_COLAB}/assets/colab-badge.svg"
-_BADGE_TEXT = "Open in Colab"
+_SET_UP_CELL = Path(__file__).with_name("set_up_cell.py")
 
 
 def normalize_repository(address: str) -> str | None:
@@ -55,43 +52,25 @@ def normalize_repository(address: str) -> str | None:
 
 
 def launch_folder(repository: str) -> str | None:
-    """Return the address under which Colab opens the stamped copies; `None` for a host that it does not open.
-
-    Parameters
-    ----------
-    repository : str
-        Address of the repository's web page, as ``https://github.com/<owner>/<name>``.
-    """
+    """Return the address under which Colab opens the copies; `None` for a host other than GitHub."""
     found = re.fullmatch(r"https://github\.com/([\w.-]+/[\w.-]+?)(?:\.git)?/?", repository)
     return f"{_COLAB}/github/{found.group(1)}/blob/{LAUNCH_BRANCH}/notebooks" if found else None
 
 
-def insert_badge(notebook: nbformat.NotebookNode, address: str, image: str = _COLAB_BADGE) -> None:
-    """Put a badge that opens `address` below the title in the first cell, in place of an earlier badge.
-
-    Raises
-    ------
-    ValueError
-        Where the first cell is no Markdown that begins with a title.
-    """
+def insert_badge(
+    notebook: nbformat.NotebookNode, address: str, image: str = f"{_COLAB}/assets/colab-badge.svg"
+) -> None:
+    """Put a badge that opens `address` below the title, in place of an earlier badge."""
     first = notebook.cells[0] if notebook.cells else None
-    lines = first.source.split("\n") if first and first.cell_type == "markdown" else [""]
-    if not lines[0].startswith("# "):
-        raise ValueError(
-            f"first cell: got {lines[0]!r}; accepted: Markdown that begins with '# ' and a title"
-        )
-    body = "\n".join(line for line in lines[1:] if not line.startswith(f"[![{_BADGE_TEXT}](")).strip("\n")
-    first.source = f"{lines[0]}\n\n[![{_BADGE_TEXT}]({image})]({address})\n\n{body}".rstrip("\n")
+    title, *rest = first.source.split("\n") if first and first.cell_type == "markdown" else [""]
+    if not title.startswith("# "):
+        raise ValueError(f"first cell: got {title!r}; accepted: Markdown that begins with '# ' and a title")
+    body = "\n".join(line for line in rest if not line.startswith("[![Open in Colab](")).strip("\n")
+    first.source = f"{title}\n\n[![Open in Colab]({image})]({address})\n\n{body}".rstrip("\n")
 
 
 def set_parameters(notebook: nbformat.NotebookNode, parameters: Mapping[str, Any]) -> None:
-    """Write values into the lines ``name: type = literal  # meaning`` of the parameters, in place.
-
-    Raises
-    ------
-    ValueError
-        Where the cell has no line for a name.
-    """
+    """Write values into the lines ``name: type = literal  # meaning`` of the parameters, in place."""
     cell = notebook.cells[_parameters_at(notebook)]
     for name, value in parameters.items():
         literal = json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
@@ -104,63 +83,32 @@ def set_parameters(notebook: nbformat.NotebookNode, parameters: Mapping[str, Any
 
 
 def stamp(notebook: nbformat.NotebookNode, page: str, repository: str, branch: str) -> nbformat.NotebookNode:
-    """Return a copy of a notebook that fetches and installs the project; stamping it again changes nothing.
+    """Return a copy that fetches and installs a revision of the project; stamping it again changes nothing.
 
-    Parameters
-    ----------
-    notebook : nbformat.NotebookNode
-        Stays as it is.
-    page : str
-        Stem of the copy's file, to which the badge leads.
-    repository : str
-        Address that git can fetch from.
-    branch : str
-        Branch, tag or commit that the set-up cell checks out.
-
-    Raises
-    ------
-    ValueError
-        Where `repository` or `branch` is empty or could be taken for an option, the address holds credentials, or
-        the notebook has no cell of parameters or no title.
+    The badge leads to the copy as `page`. A repository or a branch that git would take for an option is refused, as are
+    credentials in an address.
     """
     for parameter, value in (("repository", repository), ("branch", branch)):
-        # The set-up cell hands both to git, for which a leading dash makes an option.
         if not value or value.startswith("-"):
             raise ValueError(f"{parameter}: got {value!r}; accepted: text that does not begin with a dash")
     if re.match(r"https?://[^/]*@", repository):
         raise ValueError("repository: got an address with credentials; accepted: one without")
     notebook = copy.deepcopy(notebook)
     notebook.cells = [cell for cell in notebook.cells if cell.get("id") != "set-up"]
-    source = SET_UP_CELL.read_text(encoding="utf-8").rstrip("\n")
+    source = _SET_UP_CELL.read_text(encoding="utf-8").rstrip("\n")
     for name, value in (("REPOSITORY", repository), ("REVISION", branch)):
         source = source.replace(f'\n{name} = ""\n', f"\n{name} = {json.dumps(value)}\n")
     cell = nbformat.v4.new_code_cell(source, id="set-up", metadata={"tags": ["hide-input", "setup"]})
     notebook.cells.insert(_parameters_at(notebook), cell)
-    folder = launch_folder(repository)
-    if folder is not None:
+    if folder := launch_folder(repository):
         insert_badge(notebook, f"{folder}/{page}.ipynb")
     return notebook
 
 
 def stamp_project(root: Path, target: Path, repository: str, branch: str) -> list[Path]:
-    """Write the stamped copy of every page; copies of pages that are gone are removed.
+    """Write the stamped copy of every page, in the order of the book; copies of pages that are gone are removed.
 
-    Parameters
-    ----------
-    root, target : pathlib.Path
-        The project, whose sources stay as they are, and the folder of the copies, made where needed.
-    repository, branch : str
-        As for `stamp`.
-
-    Returns
-    -------
-    list of pathlib.Path
-        The copies, in the order of the book.
-
-    Raises
-    ------
-    ValueError
-        Where the copies would replace the sources, and as `stamp`.
+    The project's sources stay as they are. Nothing is written where one of them cannot be stamped.
     """
     if (root / "notebooks").resolve() == target.resolve():
         raise ValueError(f"--to: got {target.name}, the folder of the sources; accepted: another folder")
@@ -184,9 +132,8 @@ def stamp_project(root: Path, target: Path, repository: str, branch: str) -> lis
 
 def _parameters_at(notebook: nbformat.NotebookNode) -> int:
     """Return the place of the cell tagged ``parameters``."""
-    found = [
-        place for place, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", [])
-    ]
+    tags = [cell.metadata.get("tags", []) for cell in notebook.cells]
+    found = [place for place, of_cell in enumerate(tags) if "parameters" in of_cell]
     if len(found) != 1:
         raise ValueError(f"got {len(found)} cells tagged parameters; accepted: one")
     return found[0]
