@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import tiny
@@ -65,3 +67,12 @@ FAMILIES = {
         tiny_qwen.tiny_qwen, ((100, 60), (40, 130), (90, 90)), ([(2, 4)], [(5, 1)], [(3, 3)])
     ),
 }
+
+
+def blocks_of(page: str) -> list[str]:
+    """List the Python blocks of a page."""
+    return re.findall(r"^```python\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
+
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+PAGE = (REPOSITORY / "book/adding_a_family.md").read_text(encoding="utf-8")

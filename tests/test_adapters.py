@@ -1,21 +1,39 @@
 """Check every adapter against one contract; a new family is one entry of `families.FAMILIES`."""
 
+import ast
 import inspect
 import itertools
 import math
+import re
 
 import pytest
 import tiny
 import torch
-from families import FAMILIES
+from families import FAMILIES, PAGE, REPOSITORY, blocks_of
 from messages import one_line
 
-from rcblib.mllm import adapter_for, load_model
+from rcblib.mllm import ADAPTERS, adapter_for, load_model
 from rcblib.mllm.prompt import GeneratePrompts, VisualRows
 from rcblib.records import NEWLINE, ParameterError, UnsupportedModelError
 from rcblib.tensors.geometry import rank_by_cls
 
 QUESTION = "What does this image show ?"
+
+# The example of the page on adding a family passes the contract as it stands there.
+EXAMPLE, FIXTURE, USE = blocks_of(PAGE)
+own_adapters = dict(ADAPTERS)
+exec(EXAMPLE, {"__name__": "rcblib.mllm.example"})
+exec(FIXTURE, {"__name__": "example"})
+EXAMPLES = {name: ADAPTERS.pop(name) for name in ADAPTERS.keys() - own_adapters.keys()}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def example():
+    """Register the page's adapter while this module is tested."""
+    ADAPTERS.update(EXAMPLES)
+    yield
+    for name in EXAMPLES:
+        del ADAPTERS[name]
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -589,3 +607,44 @@ def test_a_processor_without_a_template_is_refused(family):
     with pytest.raises(ParameterError, match="chat template") as error:
         adapter_for(model, processor).prompt(QUESTION)
     assert one_line(error)
+
+
+# The page on adding a family
+
+
+def code_lines(source):
+    """Count the lines without docstrings, comments and blank lines."""
+    tree, documented = ast.parse(source), set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
+            documented |= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+    lines = enumerate(source.splitlines(), 1)
+    return sum(1 for i, line in lines if i not in documented and line.strip() and line.strip()[0] != "#")
+
+
+def test_the_page_counts_lines_as_they_are():
+    stated = re.findall(r"^\| `(rcblib/\S+)` \| (\d+) \| (\d+) \|", PAGE, flags=re.MULTILINE)
+    adapters = {ADAPTERS[name].__module__.replace(".", "/") + ".py" for name in own_adapters}
+    assert adapters <= {path for path, _, _ in stated}
+    for path, n_lines, n_code in stated:
+        source = (REPOSITORY / path).read_text(encoding="utf-8")
+        assert (path, int(n_lines), int(n_code)) == (path, len(source.splitlines()), code_lines(source))
+    for block in (EXAMPLE, FIXTURE):
+        assert f" {len(block.splitlines())} lines:" in " ".join(PAGE.split())
+    assert all(name in PAGE for name in ("VipLlavaAdapter", "tests/families.py"))
+
+
+def test_the_page_names_what_an_adapter_can_override():
+    named = re.findall(r"^\| `(\w+)(?:\(.*?\))?` \| ", PAGE, flags=re.MULTILINE)
+    assert len(named) > 10
+    assert all(hasattr(ADAPTERS["llava"], name) for name in named)
+
+
+def test_the_use_on_the_page_runs(monkeypatch):
+    model, processor = FAMILIES["qwen2_5_vl"].build()
+    monkeypatch.setattr("rcblib.load_model", lambda _name: (model, processor))
+    prompt = adapter_for(model, processor).prompt(QUESTION)
+    images = tiny.random_images(1, (90, 90))
+    names = {"inputs": processor(text=[prompt], images=images, return_tensors="pt")}
+    exec(USE, names)
+    assert names["pruner"].n_retained == [2]

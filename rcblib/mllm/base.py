@@ -38,18 +38,27 @@ class Adapter(LanguageSide):
         Arguments of `generate` that hold images and videos.
     n_position_axes : int
         How many numbers say where the LLM reads a row, as `row_positions` gives them.
+    processor_class : type, optional
+        Processor that stands in for the one of `transformers`, where that needs what need not be installed.
     offers : frozenset of str
         Signals of the vision encoder that `encode_pixels` can add to views. Views whose tokens are pooled from several
         of the encoder's, such as frames of OneVision's videos, have none of them.
     """
 
     pixel_inputs: ClassVar[tuple[str, ...]] = ("pixel_values",)
+    processor_class: ClassVar[Any] = None
     offers: frozenset[str] = frozenset()
 
     @property
     def has_cls(self) -> bool:
         """Tell whether the vision encoder has a [CLS] row."""
         return "cls_similarity" in self.offers
+
+    def complete_processor(self) -> None:
+        """Tell a loaded processor what it needs to write as many placeholders as the model makes rows.
+
+        By default nothing: its own files say it all.
+        """
 
     @abstractmethod
     def encode_pixels(

@@ -54,6 +54,12 @@ class LlavaTypeAdapter(Adapter):
         """Count the tokens along a side of the picture that the encoder gets."""
         return self.model.config.vision_config.image_size // self.patch_size
 
+    def complete_processor(self) -> None:
+        """Say how tokens are counted, which files of older snapshots lack: processors then count wrong, or fail."""
+        self.processor.vision_feature_select_strategy = self.model.config.vision_feature_select_strategy
+        self.processor.patch_size = self.patch_size
+        self.processor.num_additional_image_tokens = int(self.has_cls)
+
     def _pixels(self, model_inputs: Mapping[str, Any], name: str, n_dimensions: int) -> torch.Tensor:
         """Return pixels on the encoder's device, or raise where they are something else."""
         pixels = model_inputs.get(name)

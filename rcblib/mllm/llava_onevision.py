@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from rcblib.mllm.frames import LlavaOnevisionProcessor
 from rcblib.mllm.tiles import TiledAdapter
 from rcblib.records import EncodedImage, ParameterError, UnsupportedModelError, VisualView
 
@@ -32,6 +33,7 @@ class LlavaOnevisionAdapter(TiledAdapter):
     """
 
     family = "llava_onevision"
+    processor_class = LlavaOnevisionProcessor
     preset_token_id = 151643
     pixel_inputs = (
         "pixel_values", "image_sizes", "batch_num_images", "pixel_values_videos", "image_sizes_videos",
@@ -43,6 +45,12 @@ class LlavaOnevisionAdapter(TiledAdapter):
             raise UnsupportedModelError(
                 "vision encoder: got clip_vision_model; supported: siglip_vision_model with LLaVA-OneVision"
             )
+
+    def complete_processor(self) -> None:
+        """Say how tokens are counted; see `LlavaTypeAdapter.complete_processor`."""
+        self.processor.vision_feature_select_strategy = self.model.config.vision_feature_select_strategy
+        self.processor.num_image_tokens = self.side**2
+        self.processor.vision_aspect_ratio = self.model.config.vision_aspect_ratio
 
     def _resampled(self, height: int, width: int) -> tuple[int, int]:
         setting = self.model.config.vision_aspect_ratio

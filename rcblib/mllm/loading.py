@@ -20,12 +20,11 @@ from transformers import (
 )
 
 from rcblib.mllm.base import Adapter
-from rcblib.mllm.frames import LlavaOnevisionProcessor
 from rcblib.mllm.llava import LlavaAdapter
 from rcblib.mllm.llava_next import LlavaNextAdapter
 from rcblib.mllm.llava_onevision import LlavaOnevisionAdapter
 from rcblib.mllm.placement import outside_llm
-from rcblib.mllm.qwen2_5_vl import Qwen2_5_VLProcessor, Qwen25VLAdapter
+from rcblib.mllm.qwen2_5_vl import Qwen25VLAdapter
 from rcblib.records import ParameterError, UnsupportedModelError
 from rcblib.runs.provenance import project_root
 
@@ -136,10 +135,10 @@ def load_model(
             trust_remote_code=False,
             **placement,
         )
-        processor = _processor(source, config["model_type"])
+        processor = _processor(source, _adapter_class(config["model_type"]).processor_class)
     except (OSError, ValueError, SafetensorError) as error:
         raise _unreadable(name_or_path, error) from error
-    _match_model(processor, model)
+    adapter_for(model, processor).complete_processor()
     processor.tokenizer.padding_side = "left"
     if processor.tokenizer.pad_token is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
@@ -148,31 +147,10 @@ def load_model(
     return model.eval(), processor
 
 
-def _match_model(processor: Any, model: Any) -> None:
-    """Have a processor write as many placeholders as the model makes visual tokens.
-
-    What a processor needs for this is in the model's config too, and the processor's own files may lack it: those of
-    older snapshots do, and then count wrong, or fail.
-    """
-    config = model.config
-    if not hasattr(processor, "vision_feature_select_strategy"):
-        return
-    vision = config.vision_config
-    processor.vision_feature_select_strategy = config.vision_feature_select_strategy
-    if hasattr(processor, "num_image_tokens"):  # LLaVA-OneVision, whose encoder has no [CLS]
-        processor.num_image_tokens = (vision.image_size // vision.patch_size) ** 2
-        processor.vision_aspect_ratio = config.vision_aspect_ratio
-    else:
-        processor.patch_size = vision.patch_size
-        processor.num_additional_image_tokens = int(adapter_for(model).has_cls)
-
-
-def _processor(source: str, model_type: str) -> Any:
+def _processor(source: str, own_class: Any) -> Any:
     """Load a processor whose images are preprocessed with PIL, and whose videos need no torchvision."""
-    if model_type == "llava_onevision":
-        return LlavaOnevisionProcessor.from_pretrained(source, trust_remote_code=False)
-    if model_type == "qwen2_5_vl":
-        return Qwen2_5_VLProcessor.from_pretrained(source, trust_remote_code=False)
+    if own_class is not None:
+        return own_class.from_pretrained(source, trust_remote_code=False)
     processor = AutoProcessor.from_pretrained(source, trust_remote_code=False)
     processor.image_processor = AutoImageProcessor.from_pretrained(
         source, backend="pil", trust_remote_code=False

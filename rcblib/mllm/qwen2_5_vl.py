@@ -14,6 +14,16 @@ from rcblib.mllm.processors import PilProcessor
 from rcblib.records import EncodedImage, ParameterError, UnsupportedModelError, VisualView
 
 
+class Qwen2_5_VLProcessor(PilProcessor, transformers.Qwen2_5_VLProcessor):
+    """Process text and images for Qwen2.5-VL without torchvision, which its processor needs for videos.
+
+    It bears the name of the class in `transformers`, which a saved folder carries.
+    """
+
+    def __init__(self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None):
+        super().__init__(image_processor, tokenizer, chat_template=chat_template)
+
+
 class Qwen25VLAdapter(Adapter):
     """Read and feed Qwen2.5-VL-type models, images only.
 
@@ -37,6 +47,7 @@ class Qwen25VLAdapter(Adapter):
     """
 
     family = "qwen2_5_vl"
+    processor_class = Qwen2_5_VLProcessor
     preset_token_id = 151643
     pixel_inputs = (
         "pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw", "second_per_grid_ts",
@@ -106,13 +117,3 @@ class Qwen25VLAdapter(Adapter):
         cells = torch.arange(height * width)
         offsets = torch.stack([torch.zeros_like(cells), cells // width, cells % width])
         return offsets, max(height, width)
-
-
-class Qwen2_5_VLProcessor(PilProcessor, transformers.Qwen2_5_VLProcessor):
-    """Process text and images for Qwen2.5-VL without torchvision, which its processor needs for videos.
-
-    It bears the name of the class in `transformers`, which a saved folder carries.
-    """
-
-    def __init__(self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None):
-        super().__init__(image_processor, tokenizer, chat_template=chat_template)
