@@ -135,8 +135,9 @@ def evaluate_grid(
         if folder is None:
             frame = compute()
         else:
-            code = code_digest(__name__) + digest_of(type(pruner))
-            frame = cached_table(folder, "evaluation", session.description(pruner), code, compute)
+            named = AllTokens() if pruner is None else pruner
+            code = code_digest(__name__) + digest_of(type(named))
+            frame = cached_table(folder, "evaluation", session.description(named), code, compute)
         for place, (name, value) in enumerate({"method": method, **budget}.items()):
             frame.insert(place, name, value)
         frames.append(frame.astype({"seed": "Int64"}))

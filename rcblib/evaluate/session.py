@@ -201,7 +201,7 @@ class Session:
         """Identify the samples, their pixels and objects."""
         return config_hash({"samples": [sample_identity(sample) for sample in self.samples.values()]})
 
-    def description(self, pruner: Pruner | None) -> dict[str, Any]:
+    def description(self, pruner: Pruner) -> dict[str, Any]:
         """Return everything that answers depend on, in what JSON can hold."""
         return {
             "model": self.fingerprint,
@@ -210,7 +210,7 @@ class Session:
             "samples": self.images_hash,
             "categories": self.categories,
             "max_new_tokens": self.max_new_tokens,
-            "pruner": {} if pruner is None else pruner.description(),
+            "pruner": pruner.description(),
         }
 
 
