@@ -113,19 +113,19 @@ def signals_over_rank() -> Figure:
 
 
 @entry
-def scatter_with_correlation() -> Figure:
-    return drawing(tokens(), "cls_similarity", "global_divergence")(figures.scatter_with_correlation)
+def scatter_with_median() -> Figure:
+    return drawing(tokens(), "cls_similarity", "global_divergence")(figures.scatter_with_median)
 
 
 @entry
 def score_against_retained() -> Figure:
     frame = scores().query("task == 'yes_no'")
-    return drawing(frame, hue="method", reference=0.83, chance=0.5)(figures.score_against_retained)
+    return drawing(frame, reference=0.83, chance=0.5)(figures.score_against_retained)
 
 
 @entry
 def score_grid() -> Figure:
-    return figures.score_grid(scores(), hue="method", references={"yes_no": 0.83}, chances={"yes_no": 0.5})
+    return figures.score_grid(scores(), references={"yes_no": 0.83}, chances={"yes_no": 0.5})
 
 
 @entry

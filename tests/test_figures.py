@@ -16,7 +16,6 @@ from PIL import Image
 
 from rcblib.reading import figures
 from rcblib.reading.labels import label_of, method_label
-from rcblib.reading.statistics import Estimate
 from rcblib.records import ParameterError
 
 GRID = (3, 4)
@@ -173,33 +172,31 @@ def test_signals_over_rank_says_which_columns_it_lacks(axes):
         figures.signals_over_rank(axes, rank_frame(1), [])
 
 
-def test_scatter_states_the_correlation_and_follows_the_median(axes):
+def test_a_scatter_is_followed_by_the_median(axes):
     frame = pd.DataFrame({"attention_last": np.arange(120.0), "influence": np.arange(120.0) % 2})
     frame.loc[0, "influence"] = np.nan
-    figures.scatter_with_correlation(
-        axes, frame, "attention_last", "influence", Estimate(0.314, 0.25, 0.369, 1200, 10), n_bins=4
-    )
-    assert axes.get_title(loc="left") == "Spearman 0.31 [0.25, 0.37], n = 1,200"
+    figures.scatter_with_median(axes, frame, "attention_last", "influence")
     assert len(axes.collections[0].get_offsets()) == 119
-    assert len(axes.lines[0].get_xdata()) == 4
-    assert (axes.get_xlabel(), axes.get_ylabel()) == (
-        "attention of the last prompt token",
-        "combined influence (nats)",
-    )
+    assert len(axes.lines[0].get_xdata()) == 12
+    assert set(axes.lines[0].get_ydata()) <= {0, 0.5, 1}
+    names = ("attention of the last prompt token", "combined influence (nats)")
+    assert (axes.get_xlabel(), axes.get_ylabel()) == names
+    figures.scatter_with_median(axes, frame, "attention_last", "influence", short=True)
+    assert axes.get_xlabel() == "attention, last"
 
 
 def score_frame():
     rows = [
         {
             "task": task,
-            "pruner": pruner,
+            "method": method,
             "retained": share,
             "mean": 0.9 * share,
             "low": 0.8 * share,
             "high": share,
         }
-        for task, pruners in (("color", ["codebook", "random"]), ("count", ["random"]))
-        for pruner in pruners
+        for task, methods in (("color", ["codebook", "random"]), ("count", ["random"]))
+        for method in methods
         for share in (1.0, 0.1, 0.5)
     ]
     return pd.DataFrame(rows)
@@ -442,10 +439,10 @@ def test_groups_of_points_are_named_and_one_lies_on_top(axes):
 
 
 def test_grid_map_lays_values_out_in_raster_order(axes):
-    figures.grid_map(axes, np.arange(12), GRID, label="prototypes", limits=(0, 20))
+    figures.grid_map(axes, np.arange(12), GRID, label="prototypes")
     (drawn,) = axes.images
     assert drawn.get_array().tolist() == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
-    assert drawn.get_clim() == (0, 20)
+    assert drawn.get_clim() == (0, 11)
     assert axes.figure.axes[1].get_ylabel() == "prototypes"
     with pytest.raises(ParameterError, match="values"):
         figures.grid_map(axes, np.arange(11), GRID)

@@ -5,7 +5,7 @@ from rcblib.reading.figures.charts import (
     grouped_scatter,
     histograms,
     interval_plot,
-    scatter_with_correlation,
+    scatter_with_median,
 )
 from rcblib.reading.figures.curves import (
     learning_curves,
@@ -37,7 +37,7 @@ __all__ = [
     "mean_with_band",
     "outlined_objects",
     "patches_gallery",
-    "scatter_with_correlation",
+    "scatter_with_median",
     "score_against_retained",
     "score_grid",
     "signal_color",

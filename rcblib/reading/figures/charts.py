@@ -9,23 +9,13 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from rcblib.reading.figures.style import ACCENT, CYCLE, INK, MUTED, EstimateLike, need_columns, signal_color
+from rcblib.reading.figures.style import ACCENT, CYCLE, INK, MUTED, need_columns, signal_color
 from rcblib.reading.labels import label_of
 from rcblib.records import ParameterError
 
 
-def scatter_with_correlation(
-    axes: Axes,
-    frame: pd.DataFrame,
-    x: str,
-    y: str,
-    estimate: EstimateLike | None = None,
-    *,
-    name: str = "Spearman",
-    n_bins: int = 12,
-    short: bool = False,
-) -> Axes:
-    """Scatter one signal against another, with the median of y along x and the rank correlation.
+def scatter_with_median(axes: Axes, frame: pd.DataFrame, x: str, y: str, *, short: bool = False) -> Axes:
+    """Scatter one signal against another, with the median of y in twelve bins of x with equal counts.
 
     Parameters
     ----------
@@ -35,12 +25,6 @@ def scatter_with_correlation(
         One row a position.
     x, y : str
         Columns.
-    estimate : Estimate, optional
-        The correlation with its interval, written above the plot.
-    name : str
-        Which coefficient it is.
-    n_bins : int
-        Bins of x with equal counts, whose medians form the line.
     short : bool
         Whether axes get the signals' short labels, for small plots.
     """
@@ -49,14 +33,10 @@ def scatter_with_correlation(
     # About 1,500 opaque points fill a small plot.
     alpha = float(np.clip(600 / max(len(rows), 1), 0.04, 0.6))
     axes.scatter(rows[x], rows[y], s=9, color=signal_color(y), alpha=alpha, linewidth=0, rasterized=True)
-    bins = pd.qcut(rows[x].rank(method="first"), min(n_bins, len(rows)), labels=False)
+    bins = pd.qcut(rows[x].rank(method="first"), min(12, len(rows)), labels=False)
     middle = rows.groupby(bins).median()
     axes.plot(middle[x], middle[y], color=INK, marker="o", markersize=3.5, linewidth=1.1, label="median")
     axes.set(xlabel=label_of(x, unit=True, short=short), ylabel=label_of(y, unit=True, short=short))
-    if estimate is not None:
-        axes.set_title(
-            f"{name} {estimate.value:.2f} [{estimate.low:.2f}, {estimate.high:.2f}], n = {estimate.n:,}"
-        )
     return axes
 
 
@@ -65,7 +45,6 @@ def interval_plot(
     frame: pd.DataFrame,
     *,
     label: str = "signal",
-    value: str = "value",
     reference: float | None = None,
     bound: str | None = None,
     hue: str | None = None,
@@ -78,9 +57,9 @@ def interval_plot(
     axes : matplotlib.axes.Axes
         Where to draw.
     frame : pandas.DataFrame
-        One row an estimate, with `label`, `value`, ``low`` and ``high``.
-    label, value : str
-        Columns with what is estimated and the estimate.
+        One row an estimate, with `label`, ``value``, ``low`` and ``high``.
+    label : str
+        Column with what is estimated.
     reference : float, optional
         Value that means "no effect", as a line.
     bound : str, optional
@@ -91,7 +70,7 @@ def interval_plot(
     xlabel : str
         What is estimated, with its direction.
     """
-    need_columns(frame, [label, value, "low", "high", *([bound] if bound else []), *([hue] if hue else [])])
+    need_columns(frame, [label, "value", "low", "high", *([bound] if bound else []), *([hue] if hue else [])])
     if reference is not None:
         axes.axvline(reference, color=MUTED, linewidth=0.9, linestyle=(0, (5, 3)), zorder=1)
     kinds = list(frame[hue].unique()) if hue else [None]
@@ -104,7 +83,7 @@ def interval_plot(
             color = CYCLE[kind % len(CYCLE)]
         line = middle + offset
         axes.plot([row["low"], row["high"]], [line, line], color=color, linewidth=2.2, solid_capstyle="butt")
-        axes.plot(row[value], line, "o", color=color, markersize=4.5)
+        axes.plot(row["value"], line, "o", color=color, markersize=4.5)
         if bound:
             axes.plot([row[bound]] * 2, [middle - 0.3, middle + 0.3], color=INK, linewidth=1.4)
     if hue:

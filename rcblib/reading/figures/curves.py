@@ -22,9 +22,7 @@ if TYPE_CHECKING:
 _BUDGETS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 
-def signals_over_rank(
-    axes: Axes, frame: pd.DataFrame, signals: Sequence[str], *, x: str = "rank"
-) -> list[Axes]:
+def signals_over_rank(axes: Axes, frame: pd.DataFrame, signals: Sequence[str]) -> list[Axes]:
     """Draw up to three signals over sorted positions, each on a y axis of its own in its own colour.
 
     With one row a position the values are drawn as points joined by a thin line. With several (images), the line is
@@ -35,11 +33,9 @@ def signals_over_rank(
     axes : matplotlib.axes.Axes
         Where to draw; the first signal's axis.
     frame : pandas.DataFrame
-        One row a position (and image).
+        One row a position (and image), with ``rank``, its place by attention.
     signals : sequence of str
         One to three columns.
-    x : str
-        Column with the place in the order, such as the rank by attention.
 
     Returns
     -------
@@ -50,14 +46,14 @@ def signals_over_rank(
     """
     if not 1 <= len(signals) <= 3:
         raise ParameterError("signals", list(signals), "one to three columns")
-    need_columns(frame, [x, *signals])
+    need_columns(frame, ["rank", *signals])
     drawn = [axes] + [axes.twinx() for _ in signals[1:]]
-    half = ("pi", 50) if frame[x].duplicated().any() else None
+    half = ("pi", 50) if frame["rank"].duplicated().any() else None
     look = {"errorbar": half, "err_kws": {"alpha": 0.13, "linewidth": 0}, "markersize": 3, "linewidth": 0.8}
     for number, (on, column) in enumerate(zip(drawn, signals, strict=True)):
         color = signal_color(column, CYCLE[number])
         sns.lineplot(
-            frame, x=x, y=column, estimator="median", ax=on, color=color, marker=MARKERS[number],
+            frame, x="rank", y=column, estimator="median", ax=on, color=color, marker=MARKERS[number],
             markeredgewidth=0, **look,
         )  # fmt: skip
         side = "left" if number == 0 else "right"
@@ -69,7 +65,7 @@ def signals_over_rank(
         on.set_ylabel(label_of(column, unit=True), color=color)
         on.tick_params(axis="y", colors=color)
         on.yaxis.set_major_locator(MaxNLocator(5))
-    axes.set_xlabel("position, by decreasing attention" if x == "rank" else label_of(x))
+    axes.set_xlabel("position, by decreasing attention")
     return drawn
 
 
@@ -77,9 +73,7 @@ def score_against_retained(
     axes: Axes,
     frame: pd.DataFrame,
     *,
-    hue: str = "pruner",
     order: Sequence[str] | None = None,
-    x: str = "retained",
     reference: float | None = None,
     chance: float | None = None,
     legend: bool = True,
@@ -91,15 +85,11 @@ def score_against_retained(
     axes : matplotlib.axes.Axes
         Where to draw.
     frame : pandas.DataFrame
-        One row a method and budget: `hue`, `x` (fraction retained, in (0, 1]; the measured mean, which for an
+        One row a method and budget: ``method``, ``retained`` (fraction, in (0, 1]; the measured mean, which for an
         adaptive budget differs from the one asked for), ``mean``, ``low`` and ``high`` of the score.
-    hue : str
-        Column that names the method.
     order : sequence of str, optional
         All methods in the order of their colours, so that plots without some of them agree; the frame's own
         order where absent.
-    x : str
-        Column with the fraction retained.
     reference : float, optional
         Score with all tokens, as a line across.
     chance : float, optional
@@ -107,26 +97,31 @@ def score_against_retained(
     legend : bool
         Whether to name the lines.
     """
-    need_columns(frame, [hue, x, "mean", "low", "high"])
-    if not ((frame[x] > 0) & (frame[x] <= 1)).all():
-        raise ParameterError(x, [float(frame[x].min()), float(frame[x].max())], "fractions above 0, up to 1")
+    need_columns(frame, ["method", "retained", "mean", "low", "high"])
+    share = frame["retained"]
+    if not ((share > 0) & (share <= 1)).all():
+        raise ParameterError(
+            "retained", [float(share.min()), float(share.max())], "fractions above 0, up to 1"
+        )
     if reference is not None:
         axes.axhline(reference, color=INK, linewidth=0.9, linestyle=(0, (5, 3)), label="all tokens", zorder=1)
     if chance is not None:
         axes.axhline(chance, color=MUTED, linewidth=0.9, linestyle=":", label="guessing", zorder=1)
-    methods = list(frame[hue].unique()) if order is None else list(order)
-    unknown = sorted(set(frame[hue]) - set(methods))
+    methods = list(frame["method"].unique()) if order is None else list(order)
+    unknown = sorted(set(frame["method"]) - set(methods))
     if unknown:
         raise ParameterError("order", methods, f"a list that holds {unknown} too")
     for number, method in enumerate(methods):
-        rows = frame[frame[hue] == method].sort_values(x)
+        rows = frame[frame["method"] == method].sort_values("retained")
         if len(rows):
             look = {"color": CYCLE[number % len(CYCLE)], "marker": MARKERS[number % len(MARKERS)]}
-            _band(axes, rows[x], rows, "mean", alpha=0.15, label=method_label(method), zorder=3, **look)
+            _band(
+                axes, rows["retained"], rows, "mean", alpha=0.15, label=method_label(method), zorder=3, **look
+            )
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(FixedLocator([tick for tick in _BUDGETS if tick >= 0.8 * frame[x].min()]))
+    axes.xaxis.set_major_locator(FixedLocator([tick for tick in _BUDGETS if tick >= 0.8 * share.min()]))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g}%"))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda tick, _: f"{100 * tick:g}%"))
     axes.set_xlabel("visual tokens retained")
     axes.set_ylabel("score")
     axes.yaxis.grid(True)
@@ -138,26 +133,23 @@ def score_against_retained(
 def score_grid(
     frame: pd.DataFrame,
     *,
-    column: str = "task",
-    hue: str = "pruner",
-    x: str = "retained",
     references: Mapping[Any, float] | None = None,
     chances: Mapping[Any, float] | None = None,
     n_columns: int = 3,
 ) -> Figure:
-    """Draw `score_against_retained` once for each value of a column, with one legend.
+    """Draw `score_against_retained` once for each task, with one legend.
 
     Parameters
     ----------
     frame : pandas.DataFrame
-        As for `score_against_retained`, with `column` besides.
+        As for `score_against_retained`, with ``task`` besides.
     references, chances : Mapping, optional
-        Value of `column` to the score with all tokens and to that of guessing.
+        Task to the score with all tokens and to that of guessing.
     n_columns : int
         Plots side by side.
     """
-    need_columns(frame, [column])
-    values, methods = list(frame[column].unique()), list(frame[hue].unique())
+    need_columns(frame, ["task"])
+    values, methods = list(frame["task"].unique()), list(frame["method"].unique())
     n_columns = min(n_columns, len(values))
     n_rows = -(-len(values) // n_columns)
     figure, grid = plt.subplots(
@@ -166,8 +158,8 @@ def score_grid(
     found: dict[str, Any] = {}
     for number, (axes, value) in enumerate(zip(grid.flat, values, strict=False)):
         levels = {"reference": (references or {}).get(value), "chance": (chances or {}).get(value)}
-        rows = frame[frame[column] == value]
-        score_against_retained(axes, rows, hue=hue, order=methods, x=x, legend=False, **levels)
+        rows = frame[frame["task"] == value]
+        score_against_retained(axes, rows, order=methods, legend=False, **levels)
         axes.set_title(label_of(value))
         axes.set_ylabel("score" if number % n_columns == 0 else "")
         axes.set_xlabel("visual tokens retained" if number + n_columns >= len(values) else "")
@@ -239,9 +231,7 @@ def _band(
     )
 
 
-def learning_curves(
-    frame: pd.DataFrame, *, column: str = "kind", x: str = "scenes", labels: Mapping[str, str] | None = None
-) -> Figure:
+def learning_curves(frame: pd.DataFrame, *, labels: Mapping[str, str] | None = None) -> Figure:
     """Draw what training printed: losses above, shares of right answers below, one column a kind of stage.
 
     Losses that span more than a factor of five are drawn on a logarithmic axis.
@@ -249,32 +239,30 @@ def learning_curves(
     Parameters
     ----------
     frame : pandas.DataFrame
-        One row a quantity and moment: `column`, ``stage``, `x`, ``quantity`` (``loss`` is drawn above, everything else
-        below) and ``value``. Stages follow one another along `x`; dotted lines part them.
-    column : str
-        Column that makes the columns of the figure.
-    x : str
-        Column along which training goes.
+        One row a quantity and moment: ``kind``, ``stage``, ``scenes``, ``quantity`` (``loss`` is drawn above, everything
+        else below) and ``value``. Stages follow one another along the scenes; dotted lines part them.
     labels : Mapping, optional
         Quantity to its name in the legends.
     """
-    need_columns(frame, [column, "stage", x, "quantity", "value"])
-    kinds = list(frame[column].unique())
+    need_columns(frame, ["kind", "stage", "scenes", "quantity", "value"])
+    kinds = list(frame["kind"].unique())
     figure, grid = plt.subplots(
         2, len(kinds), figsize=(2.5 * len(kinds), 4.6), squeeze=False, sharex="col", height_ratios=(1, 1.3)
     )
-    for (upper, lower), (kind, rows) in zip(grid.T, frame.groupby(column, sort=False), strict=True):
+    for (upper, lower), (kind, rows) in zip(grid.T, frame.groupby("kind", sort=False), strict=True):
         is_loss = rows["quantity"] == "loss"
-        ends = rows.groupby("stage", sort=False)[x].max()
+        ends = rows.groupby("stage", sort=False)["scenes"].max()
         for axes, part in ((upper, rows[is_loss]), (lower, rows[~is_loss])):
             for number, (quantity, values) in enumerate(part.groupby("quantity", sort=False)):
                 look = {"color": INK if quantity == "loss" else CYCLE[number % len(CYCLE)]}
                 look["linestyle"] = "-" if number < len(CYCLE) else "--"
                 # Few moments are marked, many make a line.
-                look["marker"] = "o" if values.groupby("stage")[x].size().max() <= 12 else ""
+                look["marker"] = "o" if values.groupby("stage")["scenes"].size().max() <= 12 else ""
                 name: str | None = (labels or {}).get(quantity) or label_of(quantity)
                 for _, points in values.groupby("stage", sort=False):
-                    axes.plot(points[x], points["value"], label=name, linewidth=1.2, markersize=2.5, **look)
+                    axes.plot(
+                        points["scenes"], points["value"], label=name, linewidth=1.2, markersize=2.5, **look
+                    )
                     name = None  # the first stage names the line
             for end in ends[:-1]:
                 axes.axvline(end, color=MUTED, linestyle=":", linewidth=0.8)
@@ -286,7 +274,7 @@ def learning_curves(
             upper.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             upper.yaxis.set_minor_locator(NullLocator())
         upper.set_title(label_of(kind))
-        lower.set(ylim=(-0.03, 1.03), xlabel=label_of(x))
+        lower.set(ylim=(-0.03, 1.03), xlabel="scenes")
         lower.xaxis.set_major_formatter(FuncFormatter(_thousands))
         lower.xaxis.set_major_locator(MaxNLocator(4))
         lower.legend(loc="upper left", bbox_to_anchor=(0, -0.3), fontsize="x-small", borderpad=0)

@@ -31,8 +31,6 @@ def heat_map(
     *,
     label: str = "",
     limits: tuple[float, float] | None = None,
-    cmap: str = SEQUENTIAL,
-    alpha: float = 0.72,
     colorbar: bool | Axes = True,
 ) -> Axes:
     """Lay a signal of every visual token over the image, which is shown in grey beneath.
@@ -51,10 +49,6 @@ def heat_map(
         The signal, or words with the unit, beside the colour bar; without a colour bar above the image.
     limits : tuple of float, optional
         Values at the ends of the colour scale; the data's where absent. Give them to compare images.
-    cmap : str
-        Colour map.
-    alpha : float
-        Opacity of the signal, 0 to 1.
     colorbar : bool or matplotlib.axes.Axes
         Whether to draw the scale beside the map, or the axes to draw it in, for one scale of several maps.
 
@@ -69,10 +63,10 @@ def heat_map(
     low, high = limits if limits else (None, None)
     drawn = axes.imshow(
         np.ma.masked_invalid(cells),
-        cmap=cmap,
+        cmap=SEQUENTIAL,
         vmin=low,
         vmax=high,
-        alpha=alpha,
+        alpha=0.72,
         extent=_extent(pixels),
         zorder=2,
     )
@@ -90,9 +84,6 @@ def word_map(
     words: Sequence[str],
     probabilities: Sequence[float],
     grid: tuple[int, int],
-    *,
-    limits: tuple[float, float] | None = (0.0, 1.0),
-    colorbar: bool = True,
 ) -> Axes:
     """Write on each patch the word that its token says alone; the deeper the tint, the surer the word.
 
@@ -111,32 +102,25 @@ def word_map(
         ``(n_tokens,)`` probability of each word, in [0, 1].
     grid : tuple of int
         ``(height, width)`` in tokens.
-    limits : tuple of float, optional
-        Probabilities at the ends of the colour scale; ``None`` takes the data's.
-    colorbar : bool
-        Whether to draw the scale.
     """
     pixels = pixels_of(image)
     words = _cells("words", np.array(words, dtype=object), grid)
     probabilities = _cells("probabilities", probabilities, grid).astype(float)
     _show_grey(axes, pixels, fade=0.3)
-    low, high = limits or (np.nanmin(probabilities), np.nanmax(probabilities))
-    # An unsure word leaves the image visible, a sure one covers it.
-    share = np.clip((probabilities - low) / max(high - low, 1e-12), 0, 1)
     drawn = axes.imshow(
         np.ma.masked_invalid(probabilities.reshape(grid)),
         cmap=TINT,
-        vmin=low,
-        vmax=high,
-        alpha=(0.35 + 0.6 * np.nan_to_num(share)).reshape(grid),
+        vmin=0,
+        vmax=1,
+        # An unsure word leaves the image visible, a sure one covers it.
+        alpha=(0.35 + 0.6 * np.nan_to_num(probabilities)).reshape(grid),
         extent=_extent(pixels),
         zorder=2,
     )
-    if colorbar:
-        opaque = ScalarMappable(drawn.norm, drawn.cmap)  # unlike what was drawn
-        _scale(axes, opaque, "probability of the word", ax=axes)
+    opaque = ScalarMappable(drawn.norm, drawn.cmap)  # unlike what was drawn
+    _scale(axes, opaque, "probability of the word", ax=axes)
     _draw_grid_lines(axes, pixels, grid)
-    _write_words(axes, pixels, words, share, grid)
+    _write_words(axes, pixels, words, probabilities, grid)
     return axes
 
 
@@ -185,7 +169,6 @@ def grid_map(
     grid: tuple[int, int],
     *,
     label: str = "",
-    limits: tuple[float, float] | None = None,
 ) -> Axes:
     """Draw one value a grid cell, without an image: a quantity by position over many images.
 
@@ -199,12 +182,9 @@ def grid_map(
         ``(height, width)`` in tokens.
     label : str
         What the values are, with unit, beside the colour bar.
-    limits : tuple of float, optional
-        Values at the ends of the colour scale; give them to compare maps.
     """
     cells = _cells("values", values, grid).astype(float).reshape(grid)
-    low, high = limits if limits else (None, None)
-    drawn = axes.imshow(cells, cmap=SEQUENTIAL, vmin=low, vmax=high)
+    drawn = axes.imshow(cells, cmap=SEQUENTIAL)
     _scale(axes, drawn, label, ax=axes)
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)

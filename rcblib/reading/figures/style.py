@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import pandas as pd
 import seaborn as sns
@@ -26,15 +25,6 @@ DIVERGING = "PuOr_r"
 TINT = sns.light_palette("#e08a00", as_cmap=True)
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-
-
-class EstimateLike(Protocol):
-    """Anything with a value, its interval and its number of rows, such as `rcblib.reading.statistics.Estimate`."""
-
-    value: float
-    low: float
-    high: float
-    n: int
 
 
 def use_style() -> None:
