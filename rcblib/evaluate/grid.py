@@ -79,7 +79,7 @@ def evaluate(
     A question that lists options, as `rcblib.data.choices` writes them, is scored as multiple choice.
     """
     session = Session(model, processor, questions, samples, batch_size, max_new_tokens, categories)
-    return session.answer(pruner, "evaluating" if progress else None)
+    return session.answer(AllTokens() if pruner is None else pruner, "evaluating" if progress else None)
 
 
 def evaluate_grid(
@@ -129,15 +129,14 @@ def evaluate_grid(
         words = ", ".join(f"{name} {value}" for name, value in budget.items() if not pd.isna(value))
         title = f"evaluating {k} of {len(listed)}: {method} ({words})" if progress else None
 
-        def compute(pruner: Pruner | None = pruner, title: str | None = title) -> pd.DataFrame:
+        def compute(pruner: Pruner = pruner, title: str | None = title) -> pd.DataFrame:
             return session.answer(pruner, title)
 
         if folder is None:
             frame = compute()
         else:
-            named = AllTokens() if pruner is None else pruner
-            code = code_digest(__name__) + digest_of(type(named))
-            frame = cached_table(folder, "evaluation", session.description(named), code, compute)
+            code = code_digest(__name__) + digest_of(type(pruner))
+            frame = cached_table(folder, "evaluation", session.description(pruner), code, compute)
         for place, (name, value) in enumerate({"method": method, **budget}.items()):
             frame.insert(place, name, value)
         frames.append(frame.astype({"seed": "Int64"}))
@@ -148,22 +147,21 @@ def evaluate_grid(
 
 def listed_pruners(
     pruners: Mapping[str, Pruner | None | Sequence[Pruner | None]],
-) -> list[tuple[str, Pruner | None]]:
+) -> list[tuple[str, Pruner]]:
     """Return (method, pruner) pairs, checked."""
     pairs = [
-        (method, pruner)
+        (method, AllTokens() if pruner is None else pruner)
         for method, given in pruners.items()
         for pruner in (given if isinstance(given, Sequence) else [given])
     ]
-    strangers = [type(pruner).__name__ for _, pruner in pairs if not isinstance(pruner, Pruner | None)]
+    strangers = [type(pruner).__name__ for _, pruner in pairs if not isinstance(pruner, Pruner)]
     if not pairs or strangers:
         raise ParameterError("pruners", strangers or "none", "a name for each pruner, or None; at least one")
     return pairs
 
 
-def budget_columns(pruner: Pruner | None) -> dict[str, Any]:
+def budget_columns(pruner: Pruner) -> dict[str, Any]:
     """Return the budget and seed of a pruner as columns of a table."""
-    pruner = AllTokens() if pruner is None else pruner
     numbers = {name: getattr(pruner, name, None) for name in ("retain_ratio", "max_similarity")}
     columns = {name: float("nan") if value is None else float(value) for name, value in numbers.items()}
     return columns | {"seed": getattr(pruner, "seed", pd.NA)}

@@ -19,7 +19,6 @@ from rcblib.mllm import Adapter, adapter_for
 from rcblib.mllm.fingerprint import model_fingerprint
 from rcblib.mllm.placement import module_device
 from rcblib.mllm.prompt import Prompt
-from rcblib.pruners.all import AllTokens
 from rcblib.pruners.base import Pruner
 from rcblib.pruners.generation import Pruned
 from rcblib.records import EncodedImage, ParameterError, Question, SceneObject
@@ -95,12 +94,11 @@ class Session:
             raise ParameterError("question", question.text, "text without image placeholders")
         return prompt
 
-    def prepare(self, pruners: Iterable[Pruner | None]) -> None:
+    def prepare(self, pruners: Iterable[Pruner]) -> None:
         """Check all pruners, and have images encoded for all of them at once."""
         for pruner in pruners:
-            if pruner is not None:
-                pruner.check(self.adapter)
-                self.features.needs |= pruner.signals
+            pruner.check(self.adapter)
+            self.features.needs |= pruner.signals
 
     def hand_in(
         self, pruned: Pruned, indices: Sequence[int], images: Sequence[Sequence[EncodedImage]]
@@ -125,9 +123,8 @@ class Session:
         return sum(self.adapter.n_placeholders(image) for image in images)
 
     @torch.no_grad()
-    def answer(self, pruner: Pruner | None, title: str | None) -> pd.DataFrame:
+    def answer(self, pruner: Pruner, title: str | None) -> pd.DataFrame:
         """Return the frame of `evaluate`."""
-        pruner = AllTokens() if pruner is None else pruner
         self.prepare([pruner])
         order = sorted(
             range(len(self.questions)),

@@ -14,7 +14,6 @@ from rcblib.data.base import AnySample
 from rcblib.data.samples import load_pictures
 from rcblib.evaluate.grid import budget_columns, listed_pruners
 from rcblib.evaluate.session import Session
-from rcblib.pruners.all import AllTokens
 from rcblib.pruners.base import Pruner
 from rcblib.records import Question
 from rcblib.tensors.geometry import check_integer
@@ -73,7 +72,7 @@ def latency_and_memory(
     for repeat in range(n_warmup + n_repeats):
         for p, (_, pruner) in enumerate(listed):
             for q in range(len(session.questions)):
-                measured.setdefault((p, q), []).append(_measure(session, q, pruner or AllTokens()))
+                measured.setdefault((p, q), []).append(_measure(session, q, pruner))
         if progress:
             print(f"timing: round {repeat + 1} of {n_warmup + n_repeats}", flush=True)
     rows = []
