@@ -69,6 +69,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     probe.add_argument("--batch-size", type=int, default=32)
     probe.add_argument("--no-attention", dest="attention", action="store_false", help="leave attention out")
+    probe.add_argument(
+        "--shared",
+        action="store_true",
+        help="keep results of other settings, models and images in the same folder, each in a folder of its own",
+    )
     _add_table(probe)
     probe.set_defaults(run=_probe)
 
@@ -187,7 +192,7 @@ def _probe(options: argparse.Namespace) -> None:
 
     from rcblib.mllm import adapter_for
     from rcblib.probe.config import ProbeConfig, codebook_positions
-    from rcblib.probe.store import probe_dataset
+    from rcblib.probe.store import probe_dataset, shared_probe
     from rcblib.runs.files import write_table
 
     by_family = options.positions == "codebook"
@@ -202,7 +207,8 @@ def _probe(options: argparse.Namespace) -> None:
     model, processor = _model(options, samples)
     if by_family:
         config = replace(config, positions=codebook_positions(adapter_for(model, processor)))
-    results = probe_dataset(model, processor, samples, config, options.folder)
+    run = shared_probe if options.shared else probe_dataset
+    results = run(model, processor, samples, config, options.folder)
     if options.table:
         write_table(options.table, results.table, results.description)
     print(f"{len(results.table)} positions of {len(results.tokens)} images in {options.folder}")

@@ -103,9 +103,10 @@ def test_probe_takes_views_and_positions_of_encoders_without_cls(onevision, tmp_
     assert results.description["config"]["views"] == [1, 0]
     assert results.table.groupby("view")["position"].apply(list).tolist() == [paper_ranks(25)] * 2
     options = ["--images", "auto", "--split", "test", "--n-images", "1", "--views", "base", "--no-attention"]
-    options += ["--positions", "codebook", "--table", str(tmp_path / "base.parquet")]
+    options += ["--positions", "codebook", "--table", str(tmp_path / "base.parquet"), "--shared"]
     assert main(["probe", "--model", onevision, "--folder", str(tmp_path / "base"), *options]) == 0
-    results = read_probe(tmp_path / "base")
+    (shared,) = (tmp_path / "base" / "probe").iterdir()
+    results = read_probe(shared)
     assert (results.table["kind"] == "image").all()
     assert results.description["config"]["positions"] == "paper_positions"
     table, metadata = read_table(tmp_path / "base.parquet")

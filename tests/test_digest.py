@@ -211,7 +211,7 @@ def test_an_edit_of_the_divergence_makes_the_next_probing_compute_again(edited, 
 def test_shared_probing_of_other_code_has_another_folder(edited, tmp_path):
     pair, samples, config = tiny.tiny_llava(), samples_of(1), ProbeConfig(positions=(0,), attention=False)
     for _ in range(2):
-        shared_probe(*pair, samples, config, tmp_path, "photos", progress=False)
+        shared_probe(*pair, samples, config, tmp_path, progress=False)
         edited("probe/run.py")
     assert len(list((tmp_path / "probe").iterdir())) == 2
 

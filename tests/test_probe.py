@@ -628,10 +628,10 @@ def test_llava_15_with_its_real_settings_is_probed():
 
 def test_notebooks_with_the_same_model_images_and_settings_share_a_folder(pair, tmp_path, capsys):
     config = ProbeConfig(positions=(0, 7), attention=False)
-    first = shared_probe(*pair, samples_of(2), config, tmp_path, "photos")
+    first = shared_probe(*pair, samples_of(2), config, tmp_path)
     assert "image 2 of 2" in capsys.readouterr().out
     bigger_batches = dataclasses.replace(config, batch_size=7)
-    again = shared_probe(*pair, samples_of(2), bigger_batches, str(tmp_path), "photos")
+    again = shared_probe(*pair, samples_of(2), bigger_batches, str(tmp_path))
     assert capsys.readouterr().out == "probing: 2 of 2 images are there already\n"
     pd.testing.assert_frame_equal(first.table, again.table)
     assert len(list((tmp_path / "probe").iterdir())) == 1
@@ -640,18 +640,20 @@ def test_notebooks_with_the_same_model_images_and_settings_share_a_folder(pair, 
 def test_other_images_models_and_settings_get_folders_of_their_own(pair, tmp_path):
     config = ProbeConfig(positions=(0,), attention=False)
     other = samples_of(1, seed=1)
-    shared_probe(*pair, samples_of(1), config, tmp_path, "photos", progress=False)
-    shared_probe(*pair, other, config, tmp_path, "other photos", progress=False)
-    shared_probe(*pair, samples_of(1, source="scenes/test"), config, tmp_path, "photos", progress=False)
-    shared_probe(*tiny.tiny_llava(3), samples_of(1), config, tmp_path, "photos", progress=False)
-    shared_probe(
-        *pair, samples_of(1), dataclasses.replace(config, positions=(1,)), tmp_path, "photos", progress=False
-    )
+    shared_probe(*pair, samples_of(1), config, tmp_path, progress=False)
+    shared_probe(*pair, other, config, tmp_path, progress=False)
+    shared_probe(*pair, samples_of(1, source="scenes/test"), config, tmp_path, progress=False)
+    shared_probe(*tiny.tiny_llava(3), samples_of(1), config, tmp_path, progress=False)
+    shared_probe(*pair, samples_of(1), dataclasses.replace(config, positions=(1,)), tmp_path, progress=False)
     assert len(list((tmp_path / "probe").iterdir())) == 5
+    shared_probe(*pair, samples_of(1, file_name="another.png"), config, tmp_path, progress=False)
+    assert len(list((tmp_path / "probe").iterdir())) == 6
+    shared_probe(*pair, samples_of(2), config, tmp_path, progress=False)
+    assert len(list((tmp_path / "probe").iterdir())) == 6
+    first, second = samples_of(2)
     with pytest.raises(ParameterError, match="the image that the folder has under this id"):
-        shared_probe(
-            *pair, samples_of(1, file_name="another.png"), config, tmp_path, "photos", progress=False
-        )
+        renamed = dataclasses.replace(second, file_name="another.png")
+        shared_probe(*pair, [first, renamed], config, tmp_path, progress=False)
 
 
 def test_the_picture_of_a_view_is_what_the_encoder_gets_before_normalisation(pair):

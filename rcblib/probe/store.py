@@ -181,8 +181,6 @@ def shared_probe(
     samples: Iterable[AnySample],
     config: ProbeConfig,
     results_folder: str | os.PathLike,
-    images: str,
-    folder: str | os.PathLike = "",
     progress: bool = True,
 ) -> ProbeResults:
     """Probe images into the folder that every notebook with the same model, images and settings uses.
@@ -192,12 +190,8 @@ def shared_probe(
     model, processor, samples, config, progress
         As for `probe_dataset`.
     results_folder : path-like
-        Where results are kept; the folder is ``probe/<hash>`` in it.
-    images : str
-        The name or folder under which the samples were opened, so that two folders of photos stay apart.
-    folder : path-like
-        In place of the shared folder one that ``python -m rcblib probe`` has filled with the same settings, such as a
-        stage of the workflow.
+        Where results are kept; the folder is ``probe/<hash>`` in it. Its name holds the settings, model, code, and the
+        sample of the lowest id, so that two folders of photos stay apart, and so do scenes drawn by other code.
 
     Returns
     -------
@@ -209,12 +203,11 @@ def shared_probe(
     ImageError, ParameterError
         As `probe_dataset`.
     """
-    if os.fspath(folder):
-        return probe_dataset(model, processor, samples, config, folder, progress)
     samples = list(samples)
+    _check_samples(samples)
     key = _describe(adapter_for(model, processor), config)
     del key["model"]  # its name; the fingerprint says which model it is, wherever it lies
-    key |= {"images": str(images), "sources": sorted({sample.source for sample in samples})}
+    key["first"] = sample_identity(min(samples, key=lambda sample: sample.image_id))
     folder = Path(results_folder) / "probe" / config_hash(key)
     return probe_dataset(model, processor, samples, config, folder, progress)
 
