@@ -4,7 +4,7 @@ Rooms come in the order of the contract ``rooms`` of import-linter in pyproject.
 the library; purposes are the first lines of docstrings. The page ``book/architecture.md`` includes what is written to
 ``book/_build/architecture/``.
 
-    python tools/make_architecture.py
+    python -m tools.make_architecture
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 All numbers come from `benchmarks.footprint` at every build; the page ``book/memory.md`` includes the tables from
 ``book/_build/memory/``.
 
-    python tools/make_memory.py
+    python -m tools.make_memory
 """
 
 from __future__ import annotations
@@ -15,12 +15,8 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForImageTextToText
 
-ROOT = Path(__file__).resolve().parents[1]
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))
-
-from benchmarks.checkpoints import CHECKPOINTS, empty_model, narrow_config, picture_rows  # noqa: E402
-from benchmarks.footprint import (  # noqa: E402
+from benchmarks.checkpoints import CHECKPOINTS, empty_model, narrow_config, picture_rows
+from benchmarks.footprint import (
     CARDS,
     GIB,
     RESERVE,
@@ -32,9 +28,11 @@ from benchmarks.footprint import (  # noqa: E402
     prefill_bytes,
     probing,
 )
-from benchmarks.weights import STORAGES, ModelShape, weight_bytes  # noqa: E402
-from rcblib.mllm import adapter_for  # noqa: E402
-from rcblib.mllm.prompt import Prompt, VisualRows  # noqa: E402
+from benchmarks.weights import STORAGES, ModelShape, weight_bytes
+from rcblib.mllm import adapter_for
+from rcblib.mllm.prompt import Prompt, VisualRows
+
+ROOT = Path(__file__).resolve().parents[1]
 
 HEIGHT, WIDTH = 480, 640
 """The picture of all tables, in pixels: a common size of COCO's photos."""
