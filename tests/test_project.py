@@ -160,6 +160,17 @@ def tracked_files():
     return [name for name in answer.stdout.decode().split("\0") if name]
 
 
+def test_no_two_classes_share_a_name():
+    found = {}
+    for name in tracked_files():
+        if name.endswith(".py") and name.startswith(("rcblib/", "worlds/", "benchmarks/")):
+            tree = ast.parse((REPOSITORY / name).read_text(encoding="utf-8"))
+            for node in tree.body:
+                if isinstance(node, ast.ClassDef) and node.name[0] != "_":
+                    found.setdefault(node.name, []).append(name)
+    assert {name: files for name, files in found.items() if len(files) > 1} == {}
+
+
 def test_the_readme_says_what_every_folder_holds():
     text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     folders = {name.split("/")[0] for name in tracked_files() if "/" in name and name[0] != "."}

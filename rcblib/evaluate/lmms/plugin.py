@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from rcblib.data.video import N_FRAMES
 from rcblib.evaluate.lmms.answers import AnswerFile
-from rcblib.evaluate.lmms.requests import Question, ended, generation_settings, read_question
+from rcblib.evaluate.lmms.requests import PicturedPrompt, ended, generation_settings, read_question
 from rcblib.mllm import Adapter, adapter_for, load_model
 from rcblib.mllm.fingerprint import model_fingerprint
 from rcblib.mllm.placement import module_device
@@ -283,12 +283,14 @@ class RcbModel(lmms or object):
             for start in range(0, len(members), self.batch_size):
                 yield members[start : start + self.batch_size]
 
-    def _read(self, adapter: Adapter, request: Any) -> Question:
+    def _read(self, adapter: Adapter, request: Any) -> PicturedPrompt:
         """Load what is shown, and write the prompt."""
         *_, doc_id, task, split = request.args
         return read_question(adapter, request, self.task_dict[task][split][doc_id], self.arguments.n_frames)
 
-    def _processed(self, adapter: Adapter, batch: Sequence[Question], pruned: Pruned | None = None) -> Any:
+    def _processed(
+        self, adapter: Adapter, batch: Sequence[PicturedPrompt], pruned: Pruned | None = None
+    ) -> Any:
         """Return what the processor makes of prompts of one shape, their pictures resized by a pruner's context."""
 
         def resized(pictures: Sequence[PIL.Image.Image]) -> list[PIL.Image.Image]:
@@ -308,7 +310,7 @@ class RcbModel(lmms or object):
         )
         return inputs.to(module_device(self.model.get_input_embeddings()), self.model.dtype)
 
-    def _answer(self, adapter: Adapter, batch: Sequence[Question]) -> list[tuple[str, int, float]]:
+    def _answer(self, adapter: Adapter, batch: Sequence[PicturedPrompt]) -> list[tuple[str, int, float]]:
         """Return for prompts of one shape: answer, and the visual rows that the LLM reads without and with pruning."""
         n_images, frames = batch[0].shape
         n_each = n_images + len(frames)

@@ -30,7 +30,7 @@ _MAX_NEW_TOKENS = 1024
 
 
 @dataclass(frozen=True)
-class Question:
+class PicturedPrompt:
     """Hold one prompt with what it shows."""
 
     prompt: str
@@ -45,7 +45,7 @@ class Question:
         return len(self.images), tuple(map(len, self.videos))
 
 
-def read_question(adapter: Adapter, request: Any, document: Any, n_frames: int) -> Question:
+def read_question(adapter: Adapter, request: Any, document: Any, n_frames: int) -> PicturedPrompt:
     """Load what a request shows of its document, and write the prompt.
 
     Raises
@@ -68,7 +68,7 @@ def read_question(adapter: Adapter, request: Any, document: Any, n_frames: int) 
         else:
             raise ParameterError("visual", type(entry).__name__, "PIL images, or paths of images or videos")
     prompt = write_prompt(adapter, context, len(images), len(videos))
-    return Question(prompt, images, videos, dict(settings), doc_id)
+    return PicturedPrompt(prompt, images, videos, dict(settings), doc_id)
 
 
 def _flat(shown: Any) -> Iterator[Any]:
