@@ -23,7 +23,7 @@ book: $(STAMP)
 	@echo "book/_build/html/index.html"
 
 test: $(STAMP) lint
-	OMP_NUM_THREADS=1 python -m pytest -n $(CORES) --dist loadfile
+	OMP_NUM_THREADS=1 python -m pytest -n $(CORES) --dist worksteal
 
 lint: $(STAMP)
 	ruff check .
