@@ -239,8 +239,8 @@ def learning_curves(frame: pd.DataFrame, *, labels: Mapping[str, str] | None = N
     Parameters
     ----------
     frame : pandas.DataFrame
-        One row a quantity and moment: ``kind``, ``stage``, ``scenes``, ``quantity`` (``loss`` is drawn above, everything
-        else below) and ``value``. Stages follow one another along the scenes; dotted lines part them.
+        One row a quantity and moment: ``kind``, ``stage``, ``scenes``, ``quantity`` (``loss`` is drawn above, the rest
+        below) and ``value``. Stages follow one another along the scenes; dotted lines part them.
     labels : Mapping, optional
         Quantity to its name in the legends.
     """
