@@ -59,7 +59,8 @@ def begin(namespace: MutableMapping[str, Any]) -> Any:
     facts = provenance()
     names = ("rcblib", "python", "torch", "transformers", "numpy")
     print(", ".join(f"{name} {facts[name]}" for name in names))
-    print(f"device {facts['gpu']}, {facts['n_threads']} threads, seed {seed}")
+    device = facts["cpu" if facts["gpu"] == "none" else "gpu"]
+    print(f"device {device}, {facts['n_threads']} threads, seed {seed}")
     display(pd.Series(facts, name="this run").to_frame())
     return config
 
