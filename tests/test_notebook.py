@@ -11,6 +11,7 @@ import papermill
 import pytest
 import tiny
 import torch
+import warm
 
 from rcblib.codebook.codebook import Codebook
 from rcblib.mllm.fingerprint import model_fingerprint
@@ -129,9 +130,8 @@ def test_the_lines_before_the_first_experiment_are_as_many_as_the_page_says():
     before = [cell.source for cell in code if not cell.source.startswith("probing = ")]
     assert len(before) == 3
     n_lines = sum(1 for source in before for line in source.splitlines() if line)
-    assert f"; {n_lines} lines stand before the first experiment" in PAGE.read_text(encoding="utf-8").replace(
-        "\n", " "
-    )
+    said = f"; {n_lines} lines stand before the first experiment"
+    assert said in PAGE.read_text(encoding="utf-8").replace("\n", " ")
     assert n_lines <= 25
 
 
@@ -146,13 +146,8 @@ def test_the_notebook_of_the_page_runs_and_refuses_what_the_page_says(tmp_path):
     assert set(papermill.inspect_notebook(tmp_path / "in.ipynb")) > {*own, "n_images", "seed"}
 
     def execute(**given):
-        papermill.execute_notebook(
-            tmp_path / "in.ipynb",
-            tmp_path / "out.ipynb",
-            own | given,
-            cwd=REPOSITORY / "notebooks",
-            progress_bar=False,
-        )
+        places = tmp_path / "in.ipynb", tmp_path / "out.ipynb"
+        warm.execute(*places, own | given, REPOSITORY / "notebooks")
 
     for given in ({"n_image": 4}, {"n_images": 0}):
         with pytest.raises(papermill.PapermillExecutionError) as error:

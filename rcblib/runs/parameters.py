@@ -26,16 +26,23 @@ class AtLeast:
 
 
 Count = AtLeast[1]
+"""Integer from 1."""
 Seed = Annotated[int, Ge(0), Lt(2**32)]
+"""Integer from 0 that every generator takes."""
 Positive = Annotated[float, Gt(0)]
+"""Number above 0."""
 Weight = Annotated[float, Ge(0)]
+"""Number from 0."""
 Share = Annotated[float, Gt(0), Le(1)]
+"""Number above 0, up to 1."""
 Retained = Annotated[float, Gt(0), Le(0.99)]
-"""Share of the visual tokens that are kept, of which some are dropped."""
+"""Share of the visual tokens that are kept, where some are dropped: above 0, up to 0.99."""
 Cosine = Annotated[float, Ge(-1), Le(1)]
-Split = Literal["train", "validation", "test"]
+"""Number from -1 to 1."""
+
 # papermill lists a parameter only where its annotation is made of letters, digits, commas and square brackets, so
 # choices have names that say them.
+Split = Literal["train", "validation", "test"]
 ValidationOrTest = Literal["validation", "test"]
 AutoOrAll = Literal["auto", "all"]
 AllOrGrid = Literal["all", "grid"]
