@@ -1,4 +1,4 @@
-"""Pruners that only tests register: one that merges tokens, one that drops them inside the LLM."""
+"""Pruners that only tests register: they merge tokens, drop them inside the LLM, or make pictures smaller."""
 
 from dataclasses import dataclass
 
@@ -44,3 +44,16 @@ class LastAttention(Pruner):
             return [Reduced(budget.keep(last[span.to(last.device)])) for span in state.spans]
 
         return dropping(llm, spans, choose, (self.layer,), form=self.form, n_attention_rows=1)
+
+
+@dataclass(frozen=True)
+class Smaller(Pruner):
+    """Process pictures of half their width and height, and keep all tokens of these."""
+
+    retain_ratio: float = 1.0
+
+    def score(self, views, context=None):
+        return torch.zeros(len(tokens_of(views)))
+
+    def resize(self, pictures):
+        return [picture.resize((picture.width // 2, picture.height // 2)) for picture in pictures]

@@ -6,7 +6,9 @@ import accelerate
 import pandas as pd
 import pytest
 import tiny
+import tiny_qwen
 import torch
+from pruner_examples import LastAttention, Smaller
 from pycocotools.mask import encode
 
 from rcblib.codebook.codebook import Codebook
@@ -463,6 +465,50 @@ def test_latency_is_measured_for_every_kind(world):
     for method, pruner in (("all", None), ("random", RandomPruner(0.3))):
         expected = evaluate(*pair, asked[: len(samples)], samples, pruner, max_new_tokens=1)["n_retained"]
         assert frame.loc[frame["method"] == method, "n_retained"].tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("form", ["gathered", "masked"])
+def test_methods_inside_the_llm_are_evaluated_and_timed_as_they_generate(pair, questions, samples, form):
+    pruner = LastAttention(0.25, form=form)
+    asked = questions[:4]
+    frame = evaluate(*pair, asked, samples, pruner, batch_size=3, max_new_tokens=N_NEW)
+    expected = [plain_answer(pair, question, samples, pruner) for question in asked]
+    assert frame["prediction"].tolist() == [text for text, _ in expected]
+    assert (
+        frame["prediction"].tolist()
+        != evaluate(*pair, asked, samples, max_new_tokens=N_NEW)["prediction"].tolist()
+    )
+    assert frame["n_retained"].tolist() == [(36 + 9) / 2] * 4
+    times = latency_and_memory(
+        *pair, asked[:1], samples, {"all": None, "inside": pruner}, n_repeats=1, n_warmup=0, max_new_tokens=3
+    )
+    assert times["n_retained"].tolist() == [36, 22.5]
+    assert times["n_prompt"].diff()[1] == -13.5
+    cached = times["kv_cache_bytes"]
+    assert (cached[1] < cached[0]) == (form == "gathered")
+
+
+def test_methods_that_resize_get_pictures():
+    pair = tiny_qwen.tiny_qwen()
+    samples = [single(i, (112, 112 + 28 * i), i) for i in range(2)]
+    asked = [Question(sample.image_id, "one_word", TEXTS[0], "cat") for sample in samples]
+    frame = evaluate(*pair, asked, samples, Smaller(), max_new_tokens=N_NEW)
+    small = [
+        Sample(s.image_id, lambda s=s: Smaller().resize([s.image])[0], s.width // 2, s.height // 2)
+        for s in samples
+    ]
+    plain = evaluate(*pair, asked, small, max_new_tokens=N_NEW)
+    assert frame["prediction"].tolist() == plain["prediction"].tolist()
+    assert frame["n_retained"].tolist() == plain["n_visual_tokens"].tolist() == [4, 4]
+    assert frame["n_visual_tokens"].tolist() == [9, 6]
+    times = latency_and_memory(*pair, asked, samples, {"small": Smaller()}, n_repeats=1, max_new_tokens=2)
+    assert times["n_retained"].tolist() == [4, 4]
+    inputs = processed(pair, asked[0], samples[0])
+    with pytest.raises(
+        ParameterError, match="pixels of pictures that went through the context's resize, as Smaller"
+    ):
+        with Smaller()(pair[0]):
+            pair[0].generate(**inputs, max_new_tokens=1)
 
 
 # Grids of pruners
