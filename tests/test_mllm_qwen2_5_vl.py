@@ -186,15 +186,9 @@ def test_a_codebook_keeps_what_is_unlike_its_prototypes(adapter, batch, images):
     assert torch.equal(found[:, n_prompt:], answers_by_hand(adapter, batch, pruner.kept, "kept"))
 
 
-def test_answers_depend_on_every_image_and_on_its_grid(adapter, batch, images):
+def test_answers_depend_on_where_in_the_grid_a_token_is(adapter, batch):
     """What is compared elsewhere would not be equal by chance."""
     expected = generate(adapter, batch)
-    for i in range(len(images)):
-        others = [*images]
-        others[i] = tiny.random_images(1, SIZES[i], seed=50)[0]
-        inputs = adapter.processor(text=PROMPTS, images=others, return_tensors="pt", padding=True)
-        prompt = 0 if i == 0 else 1
-        assert not torch.equal(generate(adapter, inputs)[prompt], expected[prompt])
     renumbered = RandomPruner(retain_ratio=1.0, seed=0, position_ids="renumbered")
     assert not torch.equal(generate(adapter, batch, renumbered)[:2], expected[:2])
     assert torch.equal(generate(adapter, batch, renumbered)[2], expected[2])
@@ -267,14 +261,6 @@ def test_an_evaluation_answers_as_generate_does(adapter, images, position_ids):
     frame = evaluate(adapter.model, adapter.processor, questions, samples, pruner, max_new_tokens=6)
     assert frame["prediction"].tolist() == [text.strip() for text in expected]
     assert frame["n_visual_tokens"].tolist() == [8, 5, 9]
-
-
-def test_half_precision_retains_everything_too(images):
-    model, processor = tiny_qwen()
-    adapter = adapter_for(model.to(torch.bfloat16), processor)
-    inputs = dict(processor(text=PROMPTS, images=images, return_tensors="pt", padding=True))
-    pruner = RandomPruner(retain_ratio=1.0, seed=0, position_ids="kept")
-    assert torch.equal(generate(adapter, inputs, pruner), generate(adapter, inputs))
 
 
 # Probing
