@@ -5,8 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
 import tiny
+from nbclient import NotebookClient
 from test_probe import samples_of
 
 from rcblib.evaluate.grid import Session, evaluate_grid
@@ -145,6 +147,20 @@ def test_a_class_of_a_notebook_is_known_by_what_it_does():
     ]:
         assert _digest_in_a_session(NOTEBOOK.replace(old, new)) != before, old
     assert _digest_in_a_session(NOTEBOOK.replace("Keep.", "Keep them.")) == before
+
+
+def test_a_class_of_a_kernel_is_known_by_its_cell():
+    cells = [
+        "from rcblib.pruners.base import Pruner\nfrom rcblib.runs.digest import digest_of",
+        "class Mine(Pruner):\n    def score(self, views, context):\n        return 1",
+        "print(digest_of(Mine))",
+        "class Mine(Pruner):\n    def score(self, views, context):\n        return 2",
+        "print(digest_of(Mine))",
+    ]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in cells])
+    executed = NotebookClient(notebook, kernel_name="python3").execute()
+    before, after = (executed.cells[i].outputs[0]["text"].strip() for i in (2, 4))
+    assert len(before) == len(after) == 12 and before != after
 
 
 def test_classes_of_files_are_known_by_their_modules(package):

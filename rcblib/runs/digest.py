@@ -101,10 +101,8 @@ def modules_in(source: str, packages: Iterable[str] = (PACKAGE,)) -> frozenset[s
 def module_file(module: str) -> Path | None:
     """Find the source of a module without importing it or the packages that it lies in."""
     top, *rest = module.split(".")
-    try:
-        spec = importlib.util.find_spec(top)
-    except ValueError:  # __main__
-        return None
+    # What is called __main__ may be a notebook's, whichever program its kernel was started as.
+    spec = None if top == "__main__" else importlib.util.find_spec(top)
     if spec is None or not (spec.has_location or spec.submodule_search_locations):
         return None
     if spec.submodule_search_locations is None:
@@ -121,10 +119,8 @@ def module_file(module: str) -> Path | None:
 @functools.cache
 def _is_improvised(module: str) -> bool:
     """Tell whether code was written in a notebook or a session, or in a file that cannot be imported."""
-    try:
-        return importlib.util.find_spec(module.partition(".")[0]) is None
-    except ValueError:  # __main__
-        return True
+    top = module.partition(".")[0]
+    return top == "__main__" or importlib.util.find_spec(top) is None
 
 
 @functools.cache
@@ -189,9 +185,11 @@ class _Bare(ast.NodeTransformer):
         is_text = isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
         return None if is_text else self.generic_visit(node)
 
-    def visit_If(self, node: ast.If) -> ast.AST | None:
+    def visit_If(self, node: ast.If) -> Any:
         name = node.test.attr if isinstance(node.test, ast.Attribute) else getattr(node.test, "id", "")
-        return None if name == "TYPE_CHECKING" else self.generic_visit(node)
+        if name == "TYPE_CHECKING":
+            return [self.visit(statement) for statement in node.orelse]
+        return self.generic_visit(node)
 
     def visit_arg(self, node: ast.arg) -> ast.AST:
         node.annotation = None
