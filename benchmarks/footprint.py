@@ -20,7 +20,7 @@ import torch
 from benchmarks.weights import STORAGES, ModelShape, number_bytes, weight_bytes
 from rcblib.records import ParameterError, UnsupportedModelError
 from rcblib.runs.command import OneLineParser, run_command
-from rcblib.tensors.geometry import check_integer
+from rcblib.tensors.checks import check_integer
 
 GIB = 2**30
 

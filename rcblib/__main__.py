@@ -248,7 +248,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     from rcblib.mllm import adapter_for
     from rcblib.runs.files import write_table
     from rcblib.runs.provenance import provenance
-    from rcblib.tensors.geometry import check_integer
+    from rcblib.tensors.checks import check_integer
 
     # Everything that can be wrong is looked at before a model is loaded.
     check_integer("batch_size", options.batch_size, 1)
@@ -300,7 +300,7 @@ def _pruners(options: argparse.Namespace) -> dict[str, list[Pruner]]:
     """Return the methods at the budgets asked for, all of them checked."""
     from rcblib.codebook.codebook import load_codebook
     from rcblib.pruners.registry import PRUNERS, baseline_pruners, read_pruner
-    from rcblib.tensors.geometry import check_integer
+    from rcblib.tensors.checks import check_integer
 
     n_seeds = check_integer("random-seeds", options.random_seeds, 0)
     ratios, cut_offs = options.retain_ratio, options.max_similarity

@@ -6,10 +6,6 @@ from hypothesis import strategies as st
 
 from rcblib.records import ParameterError
 from rcblib.tensors.geometry import (
-    check_features,
-    check_grid,
-    check_integer,
-    check_positions,
     cosine_to_cls,
     evenly_spaced,
     paper_ranks,
@@ -225,20 +221,3 @@ def test_pooling_treats_every_frame_alone():
 def test_pooling_refuses(features, grid, mode, parameter):
     with pytest.raises(ParameterError, match=f"^{parameter}: got"):
         pool_frames(features, grid, mode)
-
-
-def test_checks_return_plain_values():
-    assert type(check_integer("n", np.int64(3), 0)) is int
-    assert check_grid([3, np.int64(4)], 12) == (3, 4)
-    assert check_positions("positions", torch.tensor([2, 0]), 3) == [2, 0]
-    assert check_positions("positions", np.array([2, 0]), 3) == [2, 0]
-    assert check_positions("positions", range(3), 3) == [0, 1, 2]
-    check_features("tokens", torch.zeros(2, 3, 4, dtype=torch.bfloat16), "(..., n_tokens, d)")
-
-
-@pytest.mark.parametrize(
-    "positions", [[3], [-1], [0.0], ["0"], 0, torch.tensor([True, False, True]), torch.tensor([[0, 1]])]
-)
-def test_positions_outside_or_of_another_kind_are_refused(positions):
-    with pytest.raises(ParameterError, match="^positions: got"):
-        check_positions("positions", positions, 3)

@@ -14,7 +14,7 @@ from PIL import Image
 from rcblib.data.base import Dataset, SampleT
 from rcblib.data.video import N_FRAMES
 from rcblib.records import ParameterError, Question, Sample, SequenceSample
-from rcblib.tensors.geometry import check_integer
+from rcblib.tensors.checks import check_integer
 from worlds.scenes.coco import export_coco, scene_object, scene_sample
 from worlds.scenes.generator import SPLITS, WORLDS, Scene, SceneConfig, generate_scene
 from worlds.scenes.groups import GROUP_KINDS, N_IMAGES, generate_group, group_questions

@@ -20,7 +20,7 @@ from rcblib.evaluate.grid import evaluate
 from rcblib.evaluate.metrics import caption_table
 from rcblib.reading.statistics import mean_interval, paired_ratio
 from rcblib.records import ParameterError, Question, Sample, SequenceSample
-from rcblib.tensors.geometry import check_integer
+from rcblib.tensors.checks import check_integer
 from worlds.datasets import GroupDataset, SceneDataset, VideoDataset
 from worlds.scenes.generator import WORLDS
 from worlds.scenes.vocabulary import CATEGORIES

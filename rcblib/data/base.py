@@ -11,7 +11,7 @@ from typing import Generic, TypeVar, overload
 import numpy as np
 
 from rcblib.records import ImageError, Sample, SequenceSample
-from rcblib.tensors.geometry import check_integer
+from rcblib.tensors.checks import check_integer
 
 AnySample = Sample | SequenceSample
 

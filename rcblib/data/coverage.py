@@ -10,7 +10,7 @@ import torch
 from pycocotools import mask as coco_mask
 
 from rcblib.records import ParameterError, Sample
-from rcblib.tensors.geometry import check_integer
+from rcblib.tensors.checks import check_integer
 
 
 def visible_box(width: int, height: int, size: int | None = None) -> tuple[float, float, float, float]:

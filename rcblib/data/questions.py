@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from rcblib.records import ONE_WORD_QUESTION, ParameterError, Question, Sample
-from rcblib.tensors.geometry import check_integer
+from rcblib.tensors.checks import check_integer
 
 CAPTION_QUESTION = "Provide a one-sentence caption for the image."
 

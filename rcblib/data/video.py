@@ -14,7 +14,7 @@ from PIL import Image, ImageSequence
 from rcblib.data.base import Dataset, evenly_spread
 from rcblib.data.photos import PHOTO_SUFFIXES, natural_order, photos_in, read_images, readable, upright_size
 from rcblib.records import ImageError, Sample, SequenceSample
-from rcblib.tensors.geometry import check_integer
+from rcblib.tensors.checks import check_integer
 
 VIDEO_SUFFIXES = (".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
 

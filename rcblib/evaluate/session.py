@@ -23,7 +23,7 @@ from rcblib.pruners.base import Pruner
 from rcblib.pruners.generation import Pruned
 from rcblib.records import EncodedImage, ParameterError, Question, SceneObject
 from rcblib.runs.files import config_hash
-from rcblib.tensors.geometry import check_features, check_integer
+from rcblib.tensors.checks import check_features, check_integer
 
 FEATURE_BYTES = 2 * 1024**3
 """Visual tokens kept in memory so that further pruners need not encode the images again."""

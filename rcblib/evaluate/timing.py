@@ -16,7 +16,7 @@ from rcblib.evaluate.grid import budget_columns, listed_pruners
 from rcblib.evaluate.session import Session
 from rcblib.pruners.base import Pruner
 from rcblib.records import Question
-from rcblib.tensors.geometry import check_integer
+from rcblib.tensors.checks import check_integer
 
 
 def latency_and_memory(

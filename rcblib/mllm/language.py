@@ -12,7 +12,7 @@ import torch
 from rcblib.mllm.placement import module_device
 from rcblib.mllm.prompt import AssembledPrompt, Batch, Prompt, VisualRows
 from rcblib.records import ParameterError, UnsupportedModelError
-from rcblib.tensors.geometry import check_integer
+from rcblib.tensors.checks import check_integer
 
 OneVisual = torch.Tensor | VisualRows
 """Rows that take the place of one placeholder; those of a bare tensor ``(n_i, d_model)`` are read in order."""

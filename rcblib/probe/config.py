@@ -11,7 +11,8 @@ from pydantic import BeforeValidator
 from rcblib.mllm import Adapter
 from rcblib.records import ONE_WORD_QUESTION, ParameterError, VisualView
 from rcblib.runs.parameters import Count, Weight, checked
-from rcblib.tensors.geometry import check_positions, evenly_spaced, paper_ranks
+from rcblib.tensors.checks import check_positions
+from rcblib.tensors.geometry import evenly_spaced, paper_ranks
 
 NAMED_POSITIONS = ("all", "paper_ranks", "paper_positions", "grid")
 

@@ -21,8 +21,9 @@ from rcblib.probe.perturbation import global_inputs, region_inputs, single_token
 from rcblib.probe.pictures import view_coverage
 from rcblib.records import VisualView
 from rcblib.signals import SIGNALS
+from rcblib.tensors.checks import check_features
 from rcblib.tensors.divergence import combined_influence, divergence, entropy, top1_probability
-from rcblib.tensors.geometry import check_features, window
+from rcblib.tensors.geometry import window
 
 ARTICLES = frozenset({"a", "an", "the"})
 

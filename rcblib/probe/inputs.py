@@ -22,9 +22,7 @@ from rcblib.records import (
     ParameterError,
     VisualView,
 )
-from rcblib.tensors.geometry import (
-    check_positions,
-)
+from rcblib.tensors.checks import check_positions
 
 Photo = PIL.Image.Image | str | os.PathLike
 

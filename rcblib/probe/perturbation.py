@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from rcblib.records import ParameterError
-from rcblib.tensors.geometry import check_features, check_grid, check_positions, window
+from rcblib.tensors.checks import check_features, check_grid, check_positions
+from rcblib.tensors.geometry import window
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -17,9 +17,7 @@ from rcblib.records import (
     ParameterError,
     VisualView,
 )
-from rcblib.tensors.geometry import (
-    check_integer,
-)
+from rcblib.tensors.checks import check_integer
 
 
 def view_coverage(processor: Any, sample: AnySample, view: VisualView, picture: int = 0) -> Coverage | None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from rcblib.records import ParameterError
-from rcblib.tensors.geometry import check_integer
+from rcblib.tensors.checks import check_integer
 from rcblib.tensors.scoring import keep_indices
 
 

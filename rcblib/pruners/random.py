@@ -9,7 +9,7 @@ import torch
 
 from rcblib.pruners.base import Pruner, PruningContext
 from rcblib.records import VisualView
-from rcblib.tensors.geometry import check_integer
+from rcblib.tensors.checks import check_integer
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from rcblib.codebook.codebook import Codebook
 from rcblib.mllm import Adapter
 from rcblib.reading.statistics import Estimate, mean_interval, spearman
 from rcblib.records import CodebookError, ParameterError, Question
-from rcblib.tensors.geometry import check_features
+from rcblib.tensors.checks import check_features
 from rcblib.tensors.scoring import keep_indices, redundancy_scores
 
 

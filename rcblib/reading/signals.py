@@ -16,7 +16,8 @@ from rcblib.reading.claims import interval_side
 from rcblib.reading.statistics import Estimate, kendall, mean_interval, roc_auc, spearman
 from rcblib.records import ParameterError
 from rcblib.signals import SIGNALS, check_measured
-from rcblib.tensors.geometry import check_grid, window
+from rcblib.tensors.checks import check_grid
+from rcblib.tensors.geometry import window
 
 _PLACE = ["image_id", "view"]
 

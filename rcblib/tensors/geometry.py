@@ -5,17 +5,11 @@ A position is the 0-based index of a visual token in raster order (row by row); 
 
 from __future__ import annotations
 
-from numbers import Integral
-from typing import TYPE_CHECKING
-
-import numpy as np
 import torch
 import torch.nn.functional as F
 
 from rcblib.records import ParameterError
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from rcblib.tensors.checks import check_features, check_grid, check_integer
 
 PAPER_N_TOKENS = 576
 """Number of visual tokens for which the paper lists its ranks."""
@@ -24,85 +18,6 @@ PAPER_RANK_GROUPS = ((0, 24), *((start, start + 8) for start in (36, 72, 144, 21
 """Half-open groups of 0-based ranks that the authors probed among 576 tokens, 96 in all."""
 
 POOLING_MODES = ("bilinear", "average", "max")
-
-
-def check_integer(parameter: str, value: object, minimum: int, maximum: int | None = None) -> int:
-    """Return `value` as an ``int`` if it is an integer inside the closed range, else raise.
-
-    Raises
-    ------
-    ParameterError
-        If it is no integer, below `minimum` or above `maximum`.
-    """
-    is_integer = isinstance(value, Integral) and not isinstance(value, bool)
-    if not is_integer or value < minimum or (maximum is not None and value > maximum):
-        limits = f"at least {minimum}" if maximum is None else f"from {minimum} to {maximum}"
-        raise ParameterError(parameter, value, f"an integer {limits}")
-    return int(value)
-
-
-def check_features(parameter: str, features: object, shape: str) -> None:
-    """Raise unless `features` is a finite floating-point tensor of the given shape, no dimension empty.
-
-    Parameters
-    ----------
-    parameter : str
-        Name used in the message.
-    features : object
-        What was given.
-    shape : str
-        Names of the dimensions, such as ``"(n_tokens, d)"``; a leading ``...`` stands for any number of them.
-
-    Raises
-    ------
-    ParameterError
-        If it is something else, or contains NaN or infinity.
-    """
-    accepted = f"a floating-point tensor {shape}, no dimension empty"
-    if not isinstance(features, torch.Tensor):
-        raise ParameterError(parameter, type(features).__name__, accepted)
-    names = shape.strip("(),").split(", ")
-    n_named = len(names) - (names[0] == "...")
-    fits = features.ndim >= n_named if names[0] == "..." else features.ndim == n_named
-    if not fits or not features.is_floating_point() or features.numel() == 0:
-        raise ParameterError(parameter, f"{features.dtype} {tuple(features.shape)}", accepted)
-    if not torch.isfinite(features).all():
-        raise ParameterError(parameter, "NaN or infinity among its values", "finite values")
-
-
-def check_positions(parameter: str, positions: Sequence[int] | torch.Tensor, n_tokens: int) -> list[int]:
-    """Return `positions` as a list if they all lie in the grid, else raise.
-
-    Raises
-    ------
-    ParameterError
-        If one is no integer, negative or not below `n_tokens`.
-    """
-    listed = positions.tolist() if isinstance(positions, torch.Tensor | np.ndarray) else positions
-    try:
-        listed = list(listed)
-    except TypeError:
-        raise ParameterError(parameter, positions, "a sequence of positions") from None
-    return [check_integer(parameter, position, 0, n_tokens - 1) for position in listed]
-
-
-def check_grid(grid: tuple[int, int], n_tokens: int, smallest: int = 1) -> tuple[int, int]:
-    """Return ``(height, width)`` if the grid holds `n_tokens` and no side is below `smallest`, else raise.
-
-    Raises
-    ------
-    ParameterError
-        If the grid is no pair of such integers or its product is another.
-    """
-    try:
-        height, width = grid
-    except (TypeError, ValueError):
-        raise ParameterError("grid", grid, "(height, width) in tokens") from None
-    check_integer("grid height", height, smallest)
-    check_integer("grid width", width, smallest)
-    if height * width != n_tokens:
-        raise ParameterError("grid", tuple(grid), f"a height and width whose product is {n_tokens} tokens")
-    return height, width
 
 
 def window(index: int, height: int, width: int, size: int = 3) -> list[int]:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from rcblib.records import CodebookError, ParameterError
-from rcblib.tensors.geometry import check_features
+from rcblib.tensors.checks import check_features
 
 RULES = ("max_cosine", "double_softmax", "single_softmax")
 
