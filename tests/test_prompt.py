@@ -52,15 +52,13 @@ def test_rows_stand_where_placeholders_stood(n_placeholders):
     prompt = Prompt.of([8, 9, IMAGE, 7], [IMAGE]).expanded([n_placeholders])
     numbers = torch.tensor([1, 3])
     rows = VisualRows(torch.ones(2, 2), numbers[None], 4, numbers, 4)
-    kept, renumbered = prompt.filled([rows]), prompt.filled([rows], renumbered=True)
-    for assembled in (kept, renumbered):
-        assert assembled.spans == ((2, 4),)
-        assert assembled.is_visual.tolist() == [False, False, True, True, False]
-        assert assembled.ids(IMAGE).tolist() == [8, 9, IMAGE, IMAGE, 7]
-        own = [3, 5] if n_placeholders == 4 else [2, 2]
-        assert assembled.columns.tolist() == [0, 1, *own, len(prompt.ids) - 1]
-    assert kept.positions.tolist() == [[0, 1, 3, 5, 6]]
-    assert renumbered.positions.tolist() == [[0, 1, 2, 3, 4]]
+    assembled = prompt.filled([rows])
+    assert assembled.spans == ((2, 4),)
+    assert assembled.is_visual.tolist() == [False, False, True, True, False]
+    assert assembled.ids(IMAGE).tolist() == [8, 9, IMAGE, IMAGE, 7]
+    own = [3, 5] if n_placeholders == 4 else [2, 2]
+    assert assembled.columns.tolist() == [0, 1, *own, len(prompt.ids) - 1]
+    assert assembled.positions.tolist() == [[0, 1, 3, 5, 6]]
 
 
 def test_positions_on_three_axes_are_those_of_the_table():
@@ -74,8 +72,6 @@ def test_positions_on_three_axes_are_those_of_the_table():
     ]
     some = prompt.filled([grid_rows(2, 4, [1, 6])])
     assert torch.equal(some.positions, full[:, [0, 1, 2, 3, 5, 10, 12, 13]])
-    renumbered = prompt.filled([grid_rows(2, 4, [1, 6])], renumbered=True)
-    assert renumbered.positions.tolist() == [list(range(8))] * 3
 
 
 def test_several_images_and_none():
@@ -158,7 +154,6 @@ def test_arguments_are_cut_and_restored():
     assert cut["attention_mask"].tolist() == [[1] * 4] * 2
     assert cut["types"].tolist() == [[1, 2, 4, 5], [7, 8, 9, 10]]
     assert batch.position_ids.tolist() == [[0, 1, 3, 4], [1, 2, 3, 4]]
-    assert given.filled(visual, renumbered=True).position_ids.tolist() == [[0, 1, 2, 3]] * 2
     new = torch.tensor([[50], [51], [52], [53]])
     output = torch.cat([cut["input_ids"].repeat_interleave(2, 0), new], dim=1)  # two beams each
     restored = given.restore(output, batch.n_columns)

@@ -87,17 +87,19 @@ class Prompt:
             n_more += count - (stop - start)
         return Prompt(self.ids.repeat_interleave(n_each), tuple(spans))
 
-    def filled(self, visual: Sequence[VisualRows], *, renumbered: bool = False) -> AssembledPrompt:
+    def filled(self, visual: Sequence[VisualRows]) -> AssembledPrompt:
         """Put rows where the placeholders of each image and video are.
 
         Parameters
         ----------
         visual : sequence of VisualRows
             One for each of `spans`: any number of rows, whatever the number of placeholders.
-        renumbered : bool
-            Whether positions count what is there one after the other, the same on every axis; else a row stands
-            where its `offsets` put it, so that there are gaps where rows were dropped, and text stands where it stood
-            when they were there.
+
+        Returns
+        -------
+        AssembledPrompt
+            Each row at the position where its `offsets` put it, so that there are gaps where rows were dropped, and
+            text stands where it stood when they were there. Without position ids an LLM numbers what is left anew.
 
         Raises
         ------
@@ -126,8 +128,8 @@ class Prompt:
             spans.append((n_rows, n_rows + len(each)))
             n_rows, n_seen, end = n_rows + len(each), n_seen + each.n_positions, stop
         read_text(len(self.ids))
-        placed = torch.arange(n_rows).expand(n_axes, -1) if renumbered else torch.cat(positions, dim=1)
-        return AssembledPrompt(self, tuple(visual), tuple(spans), torch.cat(columns), placed)
+        joined = torch.cat(positions, dim=1)
+        return AssembledPrompt(self, tuple(visual), tuple(spans), torch.cat(columns), joined)
 
 
 @dataclass(frozen=True)
@@ -367,11 +369,10 @@ class GeneratePrompts:
             self.prompts[number] = replace(prompt, spans=spans)
         return [PlacedImage(image, number, self.prompts[number].ids) for number, _, _, image in found]
 
-    def filled(self, visual: Sequence[VisualRows], *, renumbered: bool = False) -> Batch:
+    def filled(self, visual: Sequence[VisualRows]) -> Batch:
         """Put rows where the placeholders of all images and videos are, in the order of `place`."""
         left = iter(visual)
-        own = [(prompt, [next(left) for _ in prompt.spans]) for prompt in self.prompts]
-        return Batch([prompt.filled(rows, renumbered=renumbered) for prompt, rows in own])
+        return Batch([prompt.filled([next(left) for _ in prompt.spans]) for prompt in self.prompts])
 
     def cut(self, batch: Batch, placeholder_id: int) -> dict[str, torch.Tensor]:
         """Return ids, mask and the others with one value a token, ``(n_prompts, n_columns)``, for a batch of `filled`.
