@@ -237,17 +237,6 @@ def test_the_llm_gets_the_positions_that_the_policy_says(adapter, images, positi
     assert seen[1:] == [[[last + 1]] * 3, [[last + 2]] * 3]
 
 
-def test_pruning_leaves_nothing_behind(adapter, batch, images):
-    single = dict(adapter.processor(text=PROMPTS[:1], images=images[:1], return_tensors="pt"))
-    expected = generate(adapter, single)
-    for position_ids in ("kept", "renumbered"):
-        generate(adapter, batch, RandomPruner(retain_ratio=0.4, seed=1, position_ids=position_ids))
-        assert torch.equal(generate(adapter, single), expected)
-        with torch.no_grad():
-            logits = adapter.model(**single).logits[0, -1]
-        assert int(logits.argmax()) == int(expected[0, single["input_ids"].shape[1]])
-
-
 @pytest.mark.parametrize("position_ids", [None, "kept", "renumbered"])
 def test_an_evaluation_answers_as_generate_does(adapter, images, position_ids):
     texts = ["What does this image show ?", "Is there a red bird ?", "Describe the image"]

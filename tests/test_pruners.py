@@ -204,20 +204,6 @@ def test_cut_counts_may_differ_between_images(model, batch, codebook, cut_off):
         assert output[i, batch["input_ids"].shape[1] :].tolist() == answer
 
 
-def test_a_batch_answers_as_its_prompts_alone(model, batch, codebook, model_and_processor):
-    pruner = CodebookPruner(codebook, retain_ratio=0.4)
-    together = generate(model, batch, pruner)[:, batch["input_ids"].shape[1] :]
-    kept = [k.tolist() for k in pruner.kept]
-    images, n_seen = tiny.random_images(4), 0
-    for i, prompt in enumerate(PROMPTS):
-        n_images = prompt.count("<image>")
-        alone = inputs_of(model_and_processor[1], [prompt], images[n_seen : n_seen + n_images])
-        answer = generate(model, alone, pruner)[0, alone["input_ids"].shape[1] :]
-        assert answer.tolist() == together[i].tolist()
-        assert [k.tolist() for k in pruner.kept] == kept[n_seen : n_seen + n_images]
-        n_seen += n_images
-
-
 @pytest.mark.parametrize("settings", [{"num_beams": 3}, {"num_beams": 3, "num_return_sequences": 3}], ids=str)
 def test_beams_of_a_batch_are_those_of_its_prompts(
     model, batch, codebook, cut_off, model_and_processor, settings
@@ -389,15 +375,6 @@ def state(model):
     )
     hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()]
     return sorted(vars(model)), implementation, hooks, model.generation_config.to_dict()
-
-
-def test_the_model_is_left_as_it_was(model, batch):
-    expected = generate(model, batch)
-    before = state(model)
-    generate(model, batch, ClsSimilarityPruner(0.3))
-    assert state(model) == before
-    assert "generate" not in vars(model)
-    assert torch.equal(generate(model, batch), expected)
 
 
 def test_the_model_is_left_as_it_was_after_errors(model, batch):
@@ -651,14 +628,6 @@ def test_a_method_of_ones_own_is_one_function(model, batch):
     for (_, context), row in zip(seen, [0, 1, 1, 3], strict=True):
         own = batch["input_ids"][row][batch["attention_mask"][row].bool()]
         assert torch.equal(context.prompt_ids, own)
-
-
-def test_half_precision_retains_everything_too(batch):
-    model = tiny.tiny_llava()[0].to(torch.bfloat16)
-    assert torch.equal(generate(model, batch, ALL_KEPT), generate(model, batch))
-    pruner = ClsSimilarityPruner(0.5)
-    assert generate(model, batch, pruner).shape[1] == batch["input_ids"].shape[1] + 6
-    assert [len(kept) for kept in pruner.kept] == [18] * 4
 
 
 # LLaVA-1.5's real settings

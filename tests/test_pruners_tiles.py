@@ -366,15 +366,6 @@ def test_an_evaluation_answers_as_generate_does(tiled, layout, position_ids):
         )
 
 
-@pytest.mark.parametrize("name", ["next", "onevision"])
-def test_half_precision_retains_everything_too(batches, name):
-    adapter, inputs, _ = batches[name]
-    halved = adapter_for((tiny.tiny_next if name == "next" else tiny.tiny_onevision)()[0].to(torch.bfloat16))
-    pruner = RandomPruner(1.0)
-    assert torch.equal(generate(halved, inputs, pruner), generate(halved, inputs))
-    generate(halved, inputs, RandomPruner(0.3, layout="flatten"))
-
-
 # Codebooks and their families
 
 
