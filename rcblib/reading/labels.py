@@ -14,9 +14,6 @@ NAMES = {
     "yes_no": "yes/no",
     "color": "colour",
     "multi_image": "several images",
-    "color_change": "change of colour",
-    "n_on_object": "tokens on objects",
-    "cls_recall": "objects found from [CLS]",
     "tau_p": r"$\tau_p$",
     "tau_jsd": r"$\tau_{\mathrm{jsd}}$",
 }
