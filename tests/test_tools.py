@@ -470,7 +470,7 @@ def project(tmp_path):
     (tmp_path / "_config.yml").write_text("title: Book\n", encoding="utf-8")
     (tmp_path / "book/_toc.yml").write_text("root: intro\n", encoding="utf-8")
     entries = [{"name": "a"}, {"name": "b", "needs": ["a"]}, {"name": "c"}]
-    stages = [{"name": "probing", "command": "probe"}]
+    stages = [{"name": "probing", "command": "probe"}, {"name": "pruning", "command": "evaluate"}]
     listed = {"inputs": ["data/used/*"], "stages": stages, "notebooks": entries}
     (tmp_path / "workflow/notebooks.yml").write_text(yaml.safe_dump(listed), encoding="utf-8")
     for entry in entries:
@@ -534,7 +534,7 @@ def test_a_changed_notebook_runs_again_with_what_depends_on_it(project):
 
 def test_a_change_of_code_runs_again_what_imports_it(project):
     write_notebook(project, "c", imports="from rcblib.reading.figures import style")
-    targets = ["results/c.json", "results/probing.parquet"]
+    targets = ["results/c.json", "results/probing.parquet", "results/pruning.parquet"]
     answer = snakemake(project, *targets)
     assert answer.returncode == 0, answer.stdout + answer.stderr
     assert "[probing] --folder results/probing --model" in answer.stdout + answer.stderr
@@ -548,8 +548,10 @@ def test_a_change_of_code_runs_again_what_imports_it(project):
     assert planned(project, *targets) == []
     edit("reading/figures/style.py", "\n\n\ndef ", "\n\nEDITED = True\n\n\ndef ")
     assert planned(project, *targets) == ["c"]
+    edit("pruners/random.py", "\n\n\n@dataclass", "\n\nEDITED = True\n\n\n@dataclass")
+    assert planned(project, *targets) == ["c", "pruning"]
     edit("tensors/divergence.py", "\n\n\ndef ", "\n\nEDITED = True\n\n\ndef ")
-    assert planned(project, *targets) == ["c", "probing"]
+    assert planned(project, *targets) == ["c", "probing", "pruning"]
 
 
 def test_an_unexpected_result_stops_the_build(project):
