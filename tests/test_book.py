@@ -55,7 +55,7 @@ def site(tmp_path_factory):
     )
     (root / "book/notebooks").mkdir()
     nbformat.write(chart_notebook(), root / "book/notebooks/chart.ipynb")
-    subprocess.run([sys.executable, "tools/make_config.py", "--repository="], cwd=root, check=True)
+    subprocess.run([sys.executable, "-m", "tools.make_config", "--repository="], cwd=root, check=True)
     command = [Path(sys.executable).parent / "jupyter-book", "build", "book", "--path-output", "book"]
     command += ["-W", "--keep-going", "--config", "book/_build/config.yml"]
     command += ["--toc", root / "book/_build/toc.yml"]

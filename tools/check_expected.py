@@ -9,9 +9,9 @@ result b of that file, for what is read from which of two is larger. A number ag
 Numbers are the same in every run on one machine; between machines rounding may turn single answers. So a share of n
 answers is given about three of them, 3 / n, what is continuous a few thousandths, and a difference less than its size.
 
-    python tools/check_expected.py [--table FILE]     fails with a table where a result left its tolerance
-    python tools/check_expected.py --update           writes the measured values, keeping the tolerances
-    python tools/check_expected.py --against FOLDER   shows what was measured beside the results in another folder
+    python -m tools.check_expected [--table FILE]     fails with a table where a result left its tolerance
+    python -m tools.check_expected --update           writes the measured values, keeping the tolerances
+    python -m tools.check_expected --against FOLDER   shows what was measured beside the results in another folder
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Links to other sites are fine; scripts, styles, images, fonts and frames must lie inside the folder. Code
 inside a page counts too where it names a script or module on another host.
 
-    python tools/check_site.py book/_build/html
+    python -m tools.check_site book/_build/html
 """
 
 from __future__ import annotations

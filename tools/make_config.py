@@ -6,7 +6,7 @@ with the buttons that need it; and the notebooks of workflow/notebooks.yml in pl
 ``glob: notebooks/*``. With an address, the copies of the notebooks that the buttons open are written too (see
 tools/stamp_notebooks.py).
 
-    python tools/make_config.py [--repository URL] [--branch NAME]
+    python -m tools.make_config [--repository URL] [--branch NAME]
 """
 
 from __future__ import annotations
@@ -23,12 +23,10 @@ from typing import Any
 
 import yaml
 
-ROOT = Path(__file__).resolve().parents[1]
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))
+from tools.notebook_list import Notebook, read_notebook_list
+from tools.stamp_notebooks import LAUNCH_BRANCH, launch_folder, normalize_repository, stamp_project
 
-from tools.notebook_list import Notebook, read_notebook_list  # noqa: E402
-from tools.stamp_notebooks import LAUNCH_BRANCH, launch_folder, normalize_repository, stamp_project  # noqa: E402
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def repository_url(root: Path, environment: Mapping[str, str]) -> str | None:

@@ -4,7 +4,7 @@ The first heading gains the model's title, so that two pages of one notebook can
 lead to the pages of the same model where the book has them, and commands that run a notebook name the model: the first
 with all parameters of this run, the others with the model and where its results go.
 
-    python tools/name_run.py COPY RUN      COPY is written anew; RUN as in workflow/notebooks.yml, name-model
+    python -m tools.name_run COPY RUN      COPY is written anew; RUN as in workflow/notebooks.yml, name-model
 """
 
 from __future__ import annotations
@@ -18,11 +18,9 @@ from typing import Any
 
 import nbformat
 
-ROOT = Path(__file__).resolve().parents[1]
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))
+from tools.notebook_list import NotebookList, read_notebook_list
 
-from tools.notebook_list import NotebookList, read_notebook_list  # noqa: E402
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def name_run(notebook: nbformat.NotebookNode, run: str, listed: NotebookList) -> None:

@@ -7,7 +7,7 @@ page; and its first cell has a badge that opens the copy on Colab. Colab opens n
 other hosts have no badge. The copies belong on a branch of their own, ``colab``, in its folder ``notebooks/``;
 .github/workflows/pages.yml puts them there.
 
-    python tools/stamp_notebooks.py --repository URL --branch NAME --to FOLDER
+    python -m tools.stamp_notebooks --repository URL --branch NAME --to FOLDER
 """
 
 from __future__ import annotations
@@ -23,12 +23,10 @@ from typing import Any
 
 import nbformat
 
-ROOT = Path(__file__).resolve().parents[1]
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))
+from tools.name_run import name_run
+from tools.notebook_list import read_notebook_list
 
-from tools.name_run import name_run  # noqa: E402
-from tools.notebook_list import read_notebook_list  # noqa: E402
+ROOT = Path(__file__).resolve().parents[1]
 
 LAUNCH_BRANCH = "colab"
 """Branch that holds the stamped copies and nothing else."""
