@@ -1,7 +1,7 @@
 """Assemble prompts: ids, spans, rows, positions and padding, once, for probing, generating, timing and benchmarks.
 
-A `Prompt` is text with placeholders. `Prompt.filled` puts an image's `VisualRows` where its placeholders are; a `Batch`
-pads what comes out on the left. `GeneratePrompts` does this to the arguments of a `generate` call.
+A `Prompt` is text with placeholders; `Prompt.filled` puts an image's `VisualRows` where they are, and a `Batch` pads
+the result on the left. `GeneratePrompts` does this to the arguments of a `generate` call.
 """
 
 from __future__ import annotations
@@ -128,8 +128,8 @@ class Prompt:
             spans.append((n_rows, n_rows + len(each)))
             n_rows, n_seen, end = n_rows + len(each), n_seen + each.n_positions, stop
         read_text(len(self.ids))
-        joined = torch.cat(positions, dim=1)
-        return AssembledPrompt(self, tuple(visual), tuple(spans), torch.cat(columns), joined)
+        places = torch.cat(columns), torch.cat(positions, dim=1)
+        return AssembledPrompt(self, tuple(visual), tuple(spans), *places)
 
 
 @dataclass(frozen=True)
@@ -199,8 +199,7 @@ class Batch:
     def __init__(self, prompts: Sequence[AssembledPrompt]):
         self.prompts = tuple(prompts)
         lengths = torch.tensor([len(prompt) for prompt in self.prompts])
-        longest = int(lengths.max())
-        self.is_there = torch.arange(longest) >= longest - lengths[:, None]
+        self.is_there = torch.arange(int(lengths.max())).flip(0) < lengths[:, None]
 
     @property
     def n_columns(self) -> int:

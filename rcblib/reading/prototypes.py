@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from rcblib.codebook.codebook import Codebook
 from rcblib.mllm import Adapter
+from rcblib.mllm.language import OneVisual
 from rcblib.reading.statistics import Estimate, mean_interval, spearman
 from rcblib.records import CodebookError, ParameterError, Question
 from rcblib.tensors.checks import check_features
@@ -147,7 +148,7 @@ def central_prototype(codebook: Codebook) -> torch.Tensor:
 def first_token_agreement(
     adapter: Adapter,
     questions: Sequence[Question],
-    variants: Mapping[str, Mapping[int, torch.Tensor]],
+    variants: Mapping[str, Mapping[int, OneVisual]],
     reference: str,
     batch_size: int = 64,
 ) -> pd.DataFrame:
@@ -160,7 +161,7 @@ def first_token_agreement(
     questions : sequence of Question
         At least one.
     variants : Mapping
-        Name to image id to the rows ``(n_tokens, d_model)`` that the LLM is fed for that image, any number of them.
+        Name to image id to the rows that the LLM is fed for that image, as `Adapter.first_token_logits` takes them.
     reference : str
         The variant that others are compared with, such as the whole image.
     batch_size : int
