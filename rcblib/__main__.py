@@ -234,7 +234,7 @@ def _codebook(options: argparse.Namespace) -> None:
         criterion,
         generator,
         positions=table["position"].tolist(),
-        views=table["view"].tolist() if "view" in table else None,
+        views=table["view"].tolist(),
         family=results.description["family"],
         metadata={"model": results.description["model"], "config": results.description["config"]},
     )
