@@ -101,9 +101,14 @@ def run_script(script, printed):
             raise
 
 
+def kernels():
+    """Start the kernels of the code below from the process that has imported much."""
+    return mock.patch("jupyter_client.provisioning.local_provisioner.launch_kernel", Kernel)
+
+
 def execute(notebook, output, parameters, folder):
-    """Execute a notebook by papermill in a folder, its kernel started from the process that has imported much."""
+    """Execute a notebook by papermill in a folder, its kernel from `kernels`."""
     import papermill
 
-    with mock.patch("jupyter_client.provisioning.local_provisioner.launch_kernel", Kernel):
+    with kernels():
         papermill.execute_notebook(notebook, output, parameters, cwd=folder, progress_bar=False)
