@@ -341,6 +341,7 @@ def test_what_was_kept_is_told_for_each_image_since_entering(model, batch, singl
         assert len(pruned.kept) == len(pruner.kept) == 4
         model.generate(**single, max_new_tokens=1)
     assert pruner.log is pruned
+    assert pruned.adapter is None  # a log does not keep a model alive
     assert pruner.n_tokens == [36] * 5
     assert pruner.n_retained == [18] * 5
     assert [[part.tolist() for part in parts] for parts in pruner.kept_by_view] == [

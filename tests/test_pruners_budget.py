@@ -46,6 +46,12 @@ def test_budgets_are_checked(given, message):
         Budget(**given)
 
 
+@pytest.mark.parametrize("budget", [Budget(retain_ratio=0.5), Budget(count=1), Budget(cut_off=0.0)], ids=str)
+def test_scores_must_be_finite(budget):
+    with pytest.raises(ParameterError, match="scores: got 'NaN or infinity"):
+        budget.keep(torch.tensor([0.1, float("nan")]))
+
+
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_a_codebook_keeps_exactly_what_the_released_arithmetic_keeps(rule, dtype):

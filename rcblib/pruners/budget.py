@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from rcblib.records import ParameterError
-from rcblib.tensors.checks import check_integer
+from rcblib.tensors.checks import check_features, check_integer
 from rcblib.tensors.scoring import keep_indices
 
 
@@ -62,10 +61,16 @@ class Budget:
         -------
         torch.Tensor
             ``(n_kept,)`` int64 positions, ascending.
+
+        Raises
+        ------
+        ParameterError
+            If the scores are not one-dimensional, or one of them is not finite.
         """
+        check_features("scores", scores, "(n_tokens,)")
         if self.retain_ratio is not None:
-            rule: dict[str, Any] = {"rule": "double_softmax" if self.drops_ties else "max_cosine"}
-            return keep_indices(-scores, retain_ratio=self.retain_ratio, **rule)
+            rule = "double_softmax" if self.drops_ties else "max_cosine"
+            return keep_indices(-scores, retain_ratio=self.retain_ratio, rule=rule)
         if self.cut_off is not None:
             cut = torch.tensor(self.cut_off, dtype=scores.dtype, device=scores.device)
             return torch.nonzero(scores > cut).flatten()

@@ -54,7 +54,7 @@ def pruning(
     try:
         yield pruned
     finally:
-        pruned.is_open = False
+        pruned.close()
         if own is None:
             del model.generate
         else:
@@ -93,8 +93,8 @@ class Pruned:
     ----------
     pruner : Pruner
         The method.
-    adapter : Adapter
-        The model's.
+    adapter : Adapter or None
+        The model's, as long as the context is entered.
     kept : list of torch.Tensor
         For each image and video since the context was entered, in prompt order: ``(n_kept,)`` ascending positions
         among its visual tokens, view after view, int64, on the CPU.
@@ -118,6 +118,11 @@ class Pruned:
         self._image_indices = image_indices
         self._handed_in: list[tuple[EncodedImage, int | None]] = []
         self._chosen: dict[int, Reduced] = {}
+
+    def close(self) -> None:
+        """Let go of the model and of everything on its device; what was kept stays."""
+        self.is_open, self.adapter = False, None
+        self._handed_in, self._chosen = [], {}
 
     def resize(self, pictures: Sequence[PIL.Image.Image]) -> list[PIL.Image.Image]:
         """Return the pictures to process instead of those given; the method's `resize`."""

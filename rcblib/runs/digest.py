@@ -120,7 +120,7 @@ def module_file(module: str) -> Path | None:
 def _is_improvised(module: str) -> bool:
     """Tell whether code was written in a notebook or a session, or in a file that cannot be imported."""
     top = module.partition(".")[0]
-    return top == "__main__" or importlib.util.find_spec(top) is None
+    return top in ("", "__main__") or importlib.util.find_spec(top) is None
 
 
 @functools.cache
