@@ -12,8 +12,9 @@ from rcblib.evaluate.metrics import (
     parse_choice,
     parse_position,
     parse_yes_no,
-    position_table,
+    position_matches,
     score_predictions,
+    yes_no_matches,
 )
 from rcblib.records import ParameterError
 
@@ -112,18 +113,16 @@ def test_parse_position(text, expected):
     assert parse_position(text) == expected
 
 
-def test_position_table_credits_each_axis():
-    table = position_table(
-        ["top left", "top", "bottom right", "star"], ["left top", "top left", "top left", "top"]
-    )
-    assert table["correct"].tolist() == [True, False, False, False]
-    assert table["row_correct"].tolist() == [True, True, False, False]
-    assert table["column_correct"].tolist() == [True, False, False, False]
+def test_a_position_is_right_on_both_axes():
+    predictions = ["top left", "top", "bottom right", "star"]
+    assert position_matches(predictions, ["left top", "top left", "top left", "top"]).tolist() == [
+        True, False, False, False,
+    ]  # fmt: skip
 
 
 def test_a_position_answer_without_a_place_is_refused():
     with pytest.raises(ParameterError, match="answer: got 'star'"):
-        position_table(["top"], ["star"])
+        position_matches(["top"], ["star"])
 
 
 OPTIONS = {"a": "star", "b": "ring", "c": "a red ring", "d": "none of the images"}
@@ -234,7 +233,7 @@ def test_score_predictions_says_what_captions_need():
         score_predictions(frame.drop(columns="answer"))
 
 
-@pytest.mark.parametrize("score", [exact_match, position_table, choice_matches])
+@pytest.mark.parametrize("score", [exact_match, position_matches, yes_no_matches, choice_matches])
 def test_unequal_or_empty_inputs_are_refused(score):
     with pytest.raises(ParameterError, match="predictions: got '1 of them'; accepted: one an answer: 2"):
         score(["yes"], ["yes", "no"])
@@ -246,3 +245,4 @@ def test_yes_no_answers_hand_counted():
     predictions, answers = ["yes", "no", "a", "not"], ["no", "no", "yes", "yes"]
     frame = pd.DataFrame({"task": "yes_no", "prediction": predictions, "answer": answers})
     assert score_predictions(frame).tolist() == [0, 1, 1, 0]
+    assert yes_no_matches(predictions, answers).tolist() == [False, True, True, False]

@@ -134,13 +134,13 @@ def parse_position(text: str) -> tuple[str, str] | None:
     return (next(iter(rows), "middle"), next(iter(columns), "center"))
 
 
-def position_table(predictions: Sequence[str], answers: Sequence[str]) -> pd.DataFrame:
-    """Compare predicted places with the true ones, one row a question.
+def position_matches(predictions: Sequence[str], answers: Sequence[str]) -> np.ndarray:
+    """Tell which predictions name the same of nine places as their answer.
 
     Returns
     -------
-    pandas.DataFrame
-        Booleans ``correct`` (the same of nine places), ``row_correct`` and ``column_correct``.
+    numpy.ndarray
+        ``(n,)`` booleans.
 
     Raises
     ------
@@ -148,14 +148,34 @@ def position_table(predictions: Sequence[str], answers: Sequence[str]) -> pd.Dat
         If the lengths differ, there is nothing to score, or an answer holds no place.
     """
     _check_lengths(predictions, answers)
-    rows = []
-    for prediction, answer in zip(predictions, answers, strict=True):
-        truth, said = parse_position(answer), parse_position(prediction)
-        if truth is None:
-            raise ParameterError("answer", answer, "position words, such as 'top left' or 'center'")
-        same = [False, False] if said is None else [a == b for a, b in zip(said, truth, strict=True)]
-        rows.append((all(same), *same))
-    return pd.DataFrame(rows, columns=["correct", "row_correct", "column_correct"])
+    places = [parse_position(answer) for answer in answers]
+    if None in places:
+        answer = answers[places.index(None)]
+        raise ParameterError("answer", answer, "position words, such as 'top left' or 'center'")
+    pairs = zip(predictions, places, strict=True)
+    return np.array([parse_position(prediction) == place for prediction, place in pairs], dtype=bool)
+
+
+def yes_no_matches(predictions: Sequence[str], answers: Sequence[str]) -> np.ndarray:
+    """Tell which predictions, read by `parse_yes_no`, say what their answer says.
+
+    Returns
+    -------
+    numpy.ndarray
+        ``(n,)`` booleans.
+
+    Raises
+    ------
+    ParameterError
+        If the lengths differ, there is nothing to score, or an answer is neither yes nor no.
+    """
+    _check_lengths(predictions, answers)
+    references = [normalize_answer(answer) for answer in answers]
+    for answer, reference in zip(answers, references, strict=True):
+        if reference not in ("yes", "no"):
+            raise ParameterError("answer", answer, "'yes' or 'no'")
+    pairs = zip(predictions, references, strict=True)
+    return np.array([parse_yes_no(prediction) == reference for prediction, reference in pairs], dtype=bool)
 
 
 def parse_choice(text: str, options: Mapping[str, str] | None = None) -> str | None:
@@ -294,27 +314,12 @@ def score_predictions(
             there = [present[image_id] for image_id in frame.loc[rows, "image_id"]]
             scores[rows] = caption_table(predictions, there, categories)["f1"].to_numpy()
         elif rule == "yes_no":
-            said, truth = _read_yes_no(predictions, answers)
-            scores[rows] = (said == truth).astype(float)
+            scores[rows] = yes_no_matches(predictions, answers).astype(float)
         elif rule == "position":
-            scores[rows] = position_table(predictions, answers)["correct"].to_numpy(float)
+            scores[rows] = position_matches(predictions, answers).astype(float)
         else:
             scores[rows] = exact_match(predictions, answers).astype(float)
     return scores
-
-
-def _read_yes_no(predictions: Sequence[str], answers: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Return which predictions and which references say yes, ``(n,)`` booleans each."""
-    truth = np.array([_reference_yes_no(answer) for answer in answers])
-    said = np.array([parse_yes_no(prediction) == "yes" for prediction in predictions])
-    return said, truth
-
-
-def _reference_yes_no(answer: str) -> bool:
-    reference = normalize_answer(answer)
-    if reference not in ("yes", "no"):
-        raise ParameterError("answer", answer, "'yes' or 'no'")
-    return reference == "yes"
 
 
 def _precision_recall_f1(n_correct: int, n_said: int, n_true: int) -> tuple[float, float, float]:
