@@ -72,8 +72,9 @@ def digest_of(code: type | types.FunctionType) -> str:
     str
         12 hexadecimal digits.
     """
-    if _has_source(code.__module__):
-        return code_digest(code.__module__)
+    module = code.__module__ or ""
+    if _has_source(module):
+        return code_digest(module)
     parts: dict[int, str] = {}
     _collect(code, parts)
     return _short(parts.values())
@@ -102,7 +103,7 @@ def module_file(module: str) -> Path | None:
     """Find the source of a module without importing it or the packages that it lies in."""
     top, *rest = module.split(".")
     # What is called __main__ may be a notebook's, whichever program its kernel was started as.
-    spec = None if top == "__main__" else importlib.util.find_spec(top)
+    spec = None if top in ("", "__main__") else importlib.util.find_spec(top)
     if spec is None or not (spec.has_location or spec.submodule_search_locations):
         return None
     if spec.submodule_search_locations is None:
