@@ -259,12 +259,14 @@ class TestWords:
         assert numbers["word"] == float(said.argmax() == word)
 
 
-class TestTransfer:
-    @pytest.fixture(scope="class")
-    def llava_state(self, tmp_path_factory):
-        torch.manual_seed(1)
-        return trainer_of(TINY, TINY.stages[-1], tokenizer_of(TINY)).llava.model
+@pytest.fixture(scope="module")
+def llava_state():
+    """Build the first model's parts, untrained."""
+    torch.manual_seed(1)
+    return trainer_of(TINY, TINY.stages[-1], tokenizer_of(TINY)).llava.model
 
+
+class TestTransfer:
     def test_fewer_heads_are_means_of_groups_and_the_rest_is_copied(self, llava_state):
         stage = TINY_NEXT.stages[-1]
         model = trainer_of(TINY_NEXT, stage, tokenizer_of(TINY_NEXT)).llava.model.language_model
