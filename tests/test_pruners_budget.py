@@ -28,7 +28,6 @@ SCORES = torch.tensor([0.5, 0.1, 0.9, 0.5, 0.3])
         (Budget(cut_off=-1.0), [0, 1, 2, 3, 4]),
         (Budget(adaptive=lambda scores: int((scores > scores.mean()).sum())), [0, 2, 3]),
     ],
-    ids=str,
 )
 def test_budgets_by_hand(budget, kept):
     assert budget.keep(SCORES).tolist() == kept
