@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from picture_files import cut, save_picture
-from PIL import Image
+from PIL import Image, ImageFile
 
 from rcblib.data.photos import PhotoFolder, PhotoGroup, as_rgb, read_image
 from rcblib.records import ImageError, ParameterError
@@ -44,12 +44,15 @@ def test_folders_without_photos_are_errors(tmp_path):
 @pytest.mark.parametrize(
     "damage", [cut, lambda path: path.write_text("no image"), lambda path: path.write_bytes(b"")]
 )
-def test_a_damaged_photo_is_named_before_any_is_used(tmp_path, suffix, damage):
+@pytest.mark.parametrize("filled_up", [False, True], ids=["as it is", "after lmms-eval"])
+def test_a_damaged_photo_is_named_before_any_is_used(tmp_path, suffix, damage, filled_up, monkeypatch):
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", filled_up)
     save_picture(tmp_path / f"a.{suffix}", (200, 200))
     damage(save_picture(tmp_path / f"b.{suffix}", (200, 200)))
     with pytest.raises(ImageError, match=rf"^image: 'b.{suffix}' cannot be read \(.*\)$"):
         PhotoFolder(tmp_path)
     assert len(PhotoFolder(tmp_path, 1)) == 1
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is filled_up
 
 
 def test_a_photo_that_vanishes_later_is_an_image_error(tmp_path):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 from rcblib.data.base import Dataset, check_limit, existing_folder
 from rcblib.records import ImageError, Sample, SequenceSample
@@ -122,12 +122,18 @@ def as_rgb(image: Image.Image) -> Image.Image:
 
 @contextlib.contextmanager
 def readable(path: str | os.PathLike, what: str = "image") -> Iterator[None]:
-    """Turn whatever goes wrong while an image or a video is read into an `ImageError` of one line."""
+    """Turn whatever goes wrong while an image or a video is read into an `ImageError` of one line.
+
+    A file that ends too early is wrong, also where another package has told Pillow to fill it up, as lmms-eval does.
+    """
+    filled_up, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
     try:
         yield
     except Exception as error:  # readers raise many kinds on damaged files
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ImageError(f"{what}: {Path(path).name!r} cannot be read ({reason})") from None
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = filled_up
 
 
 def photos_in(folder: Path) -> list[Path]:
