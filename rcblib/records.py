@@ -260,6 +260,32 @@ class Reduced:
     positions: torch.Tensor
     rows: torch.Tensor | None = None
 
+    def check(self, n_tokens: int, width: int, method: str) -> None:
+        """Raise a `ParameterError` where this is no choice among some tokens, or its rows are unlike them.
+
+        Parameters
+        ----------
+        n_tokens, width : int
+            Tokens to choose among, and values in each.
+        method : str
+            What chose, for the message.
+        """
+        positions, rows = self.positions, self.rows
+        is_good = str(getattr(positions, "dtype", "")) == "torch.int64" and positions.ndim == 1
+        if is_good and len(positions):
+            is_good = 0 <= positions[0] and positions[-1] < n_tokens and bool((positions.diff() > 0).all())
+        if not is_good:
+            is_array = hasattr(positions, "flatten")
+            given = positions.flatten().tolist()[:8] if is_array else type(positions).__name__
+            accepted = f"ascending int64 numbers of {n_tokens} tokens, from {method}"
+            raise ParameterError("positions", given, accepted)
+        shape = (len(positions), width)
+        if rows is not None and tuple(getattr(rows, "shape", ())) != shape:
+            given = tuple(getattr(rows, "shape", ())) or type(rows).__name__
+            raise ParameterError("rows", given, f"{shape}, from {method}")
+        if rows is not None and not rows.isfinite().all():
+            raise ParameterError("rows", "NaN or infinity among them", f"finite values, from {method}")
+
 
 @dataclass(frozen=True)
 class Packing:

@@ -14,7 +14,14 @@ from rcblib.codebook.codebook import Codebook
 from rcblib.mllm import adapter_for
 from rcblib.pruners import ClsSimilarityPruner, CodebookPruner, Pruner, RandomPruner
 from rcblib.pruners.base import tokens_of
-from rcblib.records import ONE_WORD_QUESTION, CodebookError, ParameterError, UnsupportedModelError, VisualView
+from rcblib.records import (
+    ONE_WORD_QUESTION,
+    CodebookError,
+    ParameterError,
+    Reduced,
+    UnsupportedModelError,
+    VisualView,
+)
 from rcblib.tensors.scoring import redundancy_scores
 
 PROMPTS = [
@@ -660,3 +667,19 @@ def test_the_released_codebook_fits_the_full_size_model(shared_folder):
     other = Codebook.from_released(shared_folder / "codebooks" / "llava-onevision-qwen2-7b-ov.pt")
     with pytest.raises(CodebookError, match="width 3584"), CodebookPruner(other, max_similarity=0.45)(model):
         pass
+
+
+@dataclass(frozen=True)
+class FirstBecomes(Pruner):
+    """Put rows in the place of the first token."""
+
+    rows: torch.Tensor
+
+    def reduce(self, views, context=None):
+        return Reduced(torch.tensor([0]), self.rows)
+
+
+@pytest.mark.parametrize("rows", [torch.zeros(1, 5), torch.full((1, 32), torch.nan)], ids=["width", "NaN"])
+def test_rows_that_a_model_cannot_read_end_in_one_line(model, single, rows):
+    with pytest.raises(ParameterError, match="^rows: got .*, from FirstBecomes$"):
+        generate(model, single, FirstBecomes(rows, retain_ratio=0.5))

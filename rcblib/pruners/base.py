@@ -277,7 +277,7 @@ class Pruner:
         for first, own in enumerate(sets):  # as many views as sets, or one set
             reduced = self.reduce(own, PruningContext(image_index, first, adapter, prompt_ids))
             n_tokens = sum(view.n_tokens for view in own)
-            self._check_reduced(reduced, n_tokens)
+            reduced.check(n_tokens, own[0].tokens.shape[-1], type(self).__name__)
             chosen.append(Reduced(reduced.positions.cpu() + n_before, reduced.rows))
             n_before += n_tokens
         positions = torch.cat([own.positions for own in chosen])
@@ -296,18 +296,6 @@ class Pruner:
             for own in chosen
         ]
         return Reduced(positions, torch.cat(rows))
-
-    def _check_reduced(self, reduced: Reduced, n_tokens: int) -> None:
-        """Raise where positions are not ascending numbers of tokens, or there are other rows than positions."""
-        positions, rows = reduced.positions, reduced.rows
-        is_good = positions.ndim == 1 and positions.dtype == torch.int64
-        if is_good and len(positions):
-            is_good = bool(positions[0] >= 0 and positions[-1] < n_tokens and (positions.diff() > 0).all())
-        if not is_good:
-            accepted = f"ascending int64 numbers of {n_tokens} tokens, from {type(self).__name__}"
-            raise ParameterError("positions", positions.tolist()[:8], accepted)
-        if rows is not None and (rows.ndim != 2 or len(rows) != len(positions)):
-            raise ParameterError("rows", tuple(rows.shape), f"({len(positions)}, d_model)")
 
     @contextmanager
     def __call__(
