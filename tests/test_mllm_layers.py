@@ -203,6 +203,58 @@ def test_generation_settings_work(form, settings):
     assert torch.equal(output[::n_each], expected)
 
 
+@pytest.mark.parametrize("settings", [{"num_beams": 3}, {"num_beams": 3, "num_return_sequences": 2}], ids=str)
+def test_rows_are_chosen_once_for_a_prompt_s_beams(settings):
+    """A method that draws gives every beam the same rows, so that beams may change places."""
+    model, decoder = build("llama", torch.float64)
+    found = []
+    for form in ("masked", "gathered"):
+        calls, generator = [], torch.Generator().manual_seed(0)
+
+        def draw(state, calls=calls, generator=generator):
+            calls.append(state.layer)
+            drawn = [torch.randperm(len(span), generator=generator)[:2].sort().values for span in state.spans]
+            rows = [
+                state.hidden_states[span[kept]] * 2 for span, kept in zip(state.spans, drawn, strict=True)
+            ]
+            return [Reduced(kept, own) for kept, own in zip(drawn, rows, strict=True)]
+
+        with dropping(decoder, SPANS, draw, (1, 3), form=form):
+            found.append(
+                model.generate(**inputs(), max_new_tokens=N_NEW, do_sample=False, pad_token_id=0, **settings)
+            )
+        assert calls == [1, 1, 3, 3]
+    assert torch.equal(*found)
+
+
+def wrong(change):
+    """Return a method that keeps the first two rows of every image, but for a change."""
+    return lambda state: change([Reduced(torch.arange(2)) for _ in state.spans])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda good: good[:-1], "choose: got '0 of them'; accepted: a sequence of 1 Reduced, from wrong"),
+        (lambda good: [*good, good[0]], "choose: got '2 of them'"),
+        (lambda good: None, "choose: got 'NoneType'"),
+        (lambda good: [own.positions for own in good], "choose: got 'list'"),
+        (
+            lambda good: [Reduced(torch.tensor([0, 9]))],
+            r"positions: got \[0, 9\]; accepted: ascending .* 9 tokens",
+        ),
+        (lambda good: [Reduced(torch.tensor([3, 1]))], r"positions: got \[3, 1\]"),
+        (lambda good: [Reduced(torch.tensor([1, 1]))], r"positions: got \[1, 1\]"),
+        (lambda good: [Reduced(torch.arange(2), torch.zeros(2, 3))], r"rows: got \(2, 3\)"),
+    ],
+)
+def test_what_is_chosen_is_checked(change, message):
+    model, decoder = build("llama")
+    spans = Spans(1, N_COLUMNS, ((0, SPANS.images[2][1]),))
+    with pytest.raises(ParameterError, match=message), dropping(decoder, spans, wrong(change), (1,)):
+        model(**inputs(rows=[1]))
+
+
 def test_a_cache_of_fixed_size_works_masked_and_is_refused_gathered():
     model, decoder = build("llama", torch.float64)
     fixed = {"cache_implementation": "static", "disable_compile": True}

@@ -92,7 +92,7 @@ def dropping(
     """Let an LLM read fewer visual rows from some layers on, while it runs inside the ``with`` block.
 
     Rows are chosen while the prompt is read; tokens generated afterwards see the same rows. What stays keeps its
-    position ids. Beams share what is chosen for their prompt.
+    position ids. Rows are chosen once for a prompt; its beams and returned sequences share them.
 
     Parameters
     ----------
@@ -119,8 +119,9 @@ def dropping(
     UnsupportedModelError
         On another attention implementation.
     ParameterError
-        On an unknown form, a layer out of range, or, inside the block, a prompt that is read in parts or, gathered, a
-        cache that does not grow.
+        On an unknown form, a layer out of range, or, inside the block, a prompt that is read in parts, something else
+        from `choose` than a `Reduced` for every span that passes `Reduced.check`, or, gathered, a cache that does not
+        grow.
     """
     n_layers = len(llm.layers)
     if form not in FORMS:
@@ -226,14 +227,15 @@ class _Dropping:
 
     def _drop(self, number: int, hidden: torch.Tensor) -> torch.Tensor:
         """Let the method choose in front of a layer; return the hidden states that go on."""
-        hidden = hidden.clone()
+        hidden, n_each = hidden.clone(), len(self.images) // self.spans.n_prompts
         for row, images in enumerate(self.images):
             left, places = self.left[row], self.places[row].to(hidden.device)
             stays = torch.ones(len(left), dtype=torch.bool)
             spans = tuple(torch.searchsorted(left, columns) for columns in images.values())
-            attention = self._attention(row) if self.n_attention_rows and images else None
-            state = LayerState(number, hidden[row, places], spans, attention)
-            reduced = self.choose(state) if images else ()
+            if row % n_each == 0:  # the first of a prompt's beams, which change places later
+                attention = self._attention(row) if self.n_attention_rows and images else None
+                state = LayerState(number, hidden[row, places], spans, attention)
+                reduced = self._chosen(state) if images else ()
             for i, span, own in zip(tuple(images), spans, reduced, strict=True):
                 positions = own.positions.cpu()
                 stays[span] = False
@@ -251,6 +253,18 @@ class _Dropping:
         index = torch.stack([F.pad(own, (longest - len(own), 0)) for own in self.places])
         self.places = [torch.arange(longest - len(own), longest, device=hidden.device) for own in self.left]
         return hidden.gather(1, index[..., None].expand(-1, -1, hidden.shape[-1]))
+
+    def _chosen(self, state: LayerState) -> Sequence[Reduced]:
+        """Return what the method chooses, checked."""
+        reduced = self.choose(state)
+        name = getattr(self.choose, "__qualname__", type(self.choose).__name__)
+        is_list = isinstance(reduced, Sequence) and all(isinstance(own, Reduced) for own in reduced)
+        if not is_list or len(reduced) != len(state.spans):
+            given = f"{len(reduced)} of them" if is_list else type(reduced).__name__
+            raise ParameterError("choose", given, f"a sequence of {len(state.spans)} Reduced, from {name}")
+        for span, own in zip(state.spans, reduced, strict=True):
+            own.check(len(span), state.hidden_states.shape[-1], name)
+        return reduced
 
     def _attention(self, row: int) -> torch.Tensor:
         """Return what the last rows of an input's prompt attend to in the layer before, as that layer computes it."""
