@@ -238,9 +238,10 @@ class _Features:
             if not together:
                 continue
             kind = self.samples[together[0][0]].kind
-            pictures = [picture for i, _ in together for picture in load_pictures(self.samples[i])]
-            if pruned is not None:
-                pictures = pruned.resize(pictures)
+            loaded = [load_pictures(self.samples[i]) for i, _ in together]
+            if pruned is not None:  # sample by sample: a method sees the pictures of one question
+                loaded = [pruned.resize(own) for own in loaded]
+            pictures = [picture for own in loaded for picture in own]
             images = self.adapter.encode_input(pictures, kind, needs=self.needs)
             n_each = len(images) // len(together)
             for k, key in enumerate(together):

@@ -182,7 +182,10 @@ class Pruner:
         return Reduced(self.select(views, context))
 
     def resize(self, pictures: Sequence[PIL.Image.Image]) -> list[PIL.Image.Image]:
-        """Return the pictures that are processed instead of those given, such as smaller ones; by default the same."""
+        """Return the pictures that are processed instead of those given, such as smaller ones; by default the same.
+
+        It is called for each question by itself: with its images, or the frames of a video.
+        """
         return list(pictures)
 
     def inside(self, llm: Any, spans: Spans) -> AbstractContextManager[RowCounts | None]:

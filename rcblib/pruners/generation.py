@@ -125,7 +125,7 @@ class Pruned:
         self._handed_in, self._chosen = [], {}
 
     def resize(self, pictures: Sequence[PIL.Image.Image]) -> list[PIL.Image.Image]:
-        """Return the pictures to process instead of those given; the method's `resize`."""
+        """Return the pictures of one question to process instead of those given; the method's `resize`."""
         self.has_resized = True
         return self.pruner.resize(pictures)
 
