@@ -15,6 +15,7 @@ from rcblib.runs.command import OneLineParser, run_command
 if TYPE_CHECKING:
     from rcblib.data.base import Dataset
     from rcblib.pruners import Pruner
+    from rcblib.pruners.registry import Method
 
 IMAGES_HELP = (
     "scenes, large-scenes, groups or videos of the embedded world; coco:<folder>; group:<folder>, its photos as one "
@@ -288,7 +289,9 @@ def _evaluate(options: argparse.Namespace) -> None:
         write_table(options.table, frame, {"model": options.model, "provenance": provenance()})
     budget = frame["retain_ratio"].fillna(frame["max_similarity"]).rename("budget")
     kept = frame.assign(retained=frame["n_retained"] / frame["n_visual_tokens"])
-    groups = kept.groupby(["method", budget, "task"], sort=False)
+    differ = (frame.groupby("method")["settings"].nunique() > 1).any()
+    keys = ["method", *(["settings"] if differ else []), budget, "task"]
+    groups = kept.groupby(keys, sort=False, dropna=False)
     print(
         groups.agg(n=("score", "size"), retained=("retained", "mean"), score=("score", "mean"))
         .round(3)
@@ -319,16 +322,30 @@ def _pruners(options: argparse.Namespace) -> dict[str, list[Pruner]]:
     if not options.pruner:
         pruners |= {name: made for name, made in baseline_pruners(ratios, n_seeds).items() if made}
     for method, settings in asked:
-        has_budget = "retain_ratio" not in method.parameters or settings.keys() & {
-            "retain_ratio",
-            "max_similarity",
-        }
-        budgets = [{"retain_ratio": ratio} for ratio in ratios] if ratios and not has_budget else [{}]
+        takes_ratios = bool(ratios) and _takes_ratio(method, settings)
+        budgets = [{"retain_ratio": ratio} for ratio in ratios] if takes_ratios else [{}]
         draws = "seed" in method.parameters and "seed" not in settings
         seeds = [{"seed": seed} for seed in range(n_seeds)] if draws else [{}]
         made = [method.make(settings | budget | seed) for budget in budgets for seed in seeds]
         pruners.setdefault(method.label, []).extend(made)
     return pruners
+
+
+def _takes_ratio(method: Method, settings: dict[str, Any]) -> bool:
+    """Tell whether a method with some settings waits for a share of tokens: it declares one, or lacks a budget."""
+    from rcblib.pruners import Pruner
+
+    name = "retain_ratio"
+    if name not in method.parameters or settings.keys() & {name, "max_similarity"}:
+        return False
+    # A field that a class declares anew is another one than its base's.
+    if method.kind.__dataclass_fields__[name] is not Pruner.__dataclass_fields__[name]:
+        return True
+    try:
+        method.make(settings)
+    except ParameterError:
+        return True
+    return False
 
 
 def _models(options: argparse.Namespace) -> None:

@@ -47,6 +47,20 @@ class LastAttention(Pruner):
 
 
 @dataclass(frozen=True)
+class First(Pruner):
+    """Keep the first tokens: a share of its own, or a count."""
+
+    share: float | None = None
+    count: int | None = None
+
+    def budget(self):
+        return Budget(retain_ratio=self.share, count=self.count)
+
+    def score(self, views, context=None):
+        return -torch.arange(float(len(tokens_of(views))))
+
+
+@dataclass(frozen=True)
 class Smaller(Pruner):
     """Process pictures of half their width and height, and keep all tokens of these."""
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import tiny
+from pruner_examples import First, Smaller
 
 from rcblib import __version__
 from rcblib.__main__ import main
@@ -17,7 +18,7 @@ from rcblib.data.questions import questions_for
 from rcblib.evaluate.grid import evaluate_grid
 from rcblib.mllm import load_model
 from rcblib.probe.store import read_probe
-from rcblib.pruners import ClsSimilarityPruner, RandomPruner
+from rcblib.pruners import PRUNERS, ClsSimilarityPruner, RandomPruner, register
 from rcblib.runs.files import read_table
 from rcblib.tensors.geometry import paper_ranks
 
@@ -205,6 +206,29 @@ def test_evaluate_takes_registered_pruners_by_name(onevision, tmp_path, capsys):
     # Two shares where the name gives none; one where it does.
     assert [line[:13].strip() for line in table[1:]] == ["all tokens", "random tokens", "", ""]
     assert len(list(tmp_path.glob("*.parquet"))) == 1 + 2 + 1
+
+
+def test_shares_go_to_methods_that_wait_for_one(model, tmp_path, capsys, monkeypatch):
+    for name, kind in (("first", First), ("smaller", Smaller)):
+        monkeypatch.setitem(PRUNERS, name, None)
+        del PRUNERS[name]
+        register(name, kind)
+    options = ["--images", "scenes", "--n-images", "2", "--tasks", "count", "--n-per-task", "1"]
+    options += ["--pruner", "first:share=0.5", "--pruner", "first:count=3", "--pruner", "smaller"]
+    options += ["--retain-ratio", "0.1", "0.2", "--max-new-tokens", "1", "--folder", str(tmp_path / "kept")]
+    assert main(["evaluate", "--model", model, *options, "--table", str(tmp_path / "all.parquet")]) == 0
+    table = read_table(tmp_path / "all.parquet")[0].fillna({"retain_ratio": -1})
+    assert table[["method", "retain_ratio", "settings"]].values.tolist() == [
+        ["all tokens", 1.0, ""],
+        ["first", 0.5, "share=0.5"],
+        ["first", -1, "count=3"],
+        ["smaller", 0.1, ""],
+        ["smaller", 0.2, ""],
+    ]
+    out = capsys.readouterr().out
+    printed = out[out.rindex("method") :].splitlines()[1:]
+    assert len(printed) == 5
+    assert "count=3" in printed[2]
 
 
 def test_models_and_info_list_what_is_here(capsys):

@@ -21,13 +21,14 @@ def generator():
     return np.random.default_rng(5)
 
 
-def answers(method, scores, ratio=np.nan, cut=np.nan, seed=pd.NA, n_retained=10):
+def answers(method, scores, ratio=np.nan, cut=np.nan, seed=pd.NA, n_retained=10, settings=""):
     """Write rows as `evaluate_grid` does: four questions on images 1 and 2, tasks a, a, b, b."""
     frame = pd.DataFrame(
         {
             "method": method,
             "retain_ratio": ratio,
             "max_similarity": cut,
+            "settings": settings,
             "seed": pd.array([seed] * 4, dtype="Int64"),
             "image_id": [1, 2, 1, 2],
             "task": ["a", "a", "b", "b"],
@@ -64,6 +65,22 @@ def test_seeds_are_averaged_question_by_question(frame):
     assert random["score"].tolist() == [0.5, 0.0, 0.5, 0.0]
     assert random["task"].tolist() == ["a", "a", "b", "b"]
     assert averaged[averaged["method"] == "cut-off"]["retained"].tolist() == [0.05, 0.15, 0.05, 0.15]
+
+
+def test_settings_tell_methods_of_one_name_and_share_apart(frame, generator):
+    inside = [
+        answers("inside", scores, 1.0, settings=s) for s, scores in (("l=1", [1, 1, 1, 1]), ("l=2", [0] * 4))
+    ]
+    averaged = average_seeds(pd.concat([frame, *inside], ignore_index=True))
+    table = score_table(averaged, generator=generator)
+    table = table[table["method"] == "inside"]
+    assert table[["settings", "mean"]].values.tolist() == [["l=1", 1.0]] * 2 + [["l=2", 0.0]] * 2
+    better = advantage_table(averaged, "inside", ["all tokens"], generator=generator)
+    assert better[["settings", "mean"]].values.tolist() == [["l=1", 0.25], ["l=2", -0.75]]
+    with pytest.raises(
+        ParameterError, match="setting: got .'inside', 1.0, 'l=1', 'l=2'.; accepted: .*one setting"
+    ):
+        relative_score(averaged, "inside", 1.0, generator=generator)
 
 
 def test_a_missing_column_is_named(frame):

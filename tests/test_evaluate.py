@@ -8,7 +8,7 @@ import pytest
 import tiny
 import tiny_qwen
 import torch
-from pruner_examples import LastAttention, Smaller
+from pruner_examples import First, LastAttention, Smaller
 from pycocotools.mask import encode
 
 from rcblib.codebook.codebook import Codebook
@@ -511,6 +511,20 @@ def test_methods_that_resize_get_pictures():
             pair[0].generate(**inputs, max_new_tokens=1)
 
 
+def test_methods_that_resize_see_the_pictures_of_one_question(pair, questions, samples, tmp_path):
+    seen = []
+
+    class Counting(Smaller):
+        def resize(self, pictures):
+            seen.append(len(pictures))
+            return super().resize(pictures)
+
+    evaluate(*pair, questions, samples, Counting(), batch_size=N_IMAGES, max_new_tokens=1)
+    assert seen == [1] * N_IMAGES
+    latency_and_memory(*pair, questions[:1], samples, {"small": Counting()}, n_repeats=1, max_new_tokens=2)
+    assert set(seen) == {1}
+
+
 # Grids of pruners
 
 
@@ -550,10 +564,35 @@ def test_a_grid_holds_the_frames_of_its_pruners(pair, questions, samples, pruner
     heads = grid.iloc[::n]
     assert heads["retain_ratio"].fillna(-1).tolist() == [1.0, 0.2, 0.2, 0.2, -1]
     assert heads["max_similarity"].fillna(9).tolist() == [9, 9, 9, 9, cut_off]
+    assert heads["settings"].tolist() == ["", "", "", "keep=least", ""]
     assert heads["seed"].fillna(-1).tolist() == [-1, 0, 1, -1, -1]
     alone = evaluate(*pair, questions, samples, pruners["random"][1], batch_size=4, max_new_tokens=N_NEW)
-    part = grid[grid["seed"] == 1].drop(columns=["method", "retain_ratio", "max_similarity", "seed"])
+    part = grid[grid["seed"] == 1].drop(
+        columns=["method", "retain_ratio", "max_similarity", "settings", "seed"]
+    )
     pd.testing.assert_frame_equal(part.reset_index(drop=True), alone)
+
+
+def test_methods_with_a_budget_of_their_own_are_told_apart(pair, questions, samples, codebook):
+    own = {"first": [First(0.1), First(0.8), First(count=3), First(count=5, scope="image")]}
+    own |= {"inside": [LastAttention(0.25, 1), LastAttention(0.25, 1, "masked")]}
+    own |= {"codebook": [CodebookPruner(codebook, retain_ratio=0.5)], "random": RandomPruner(0.5, 3)}
+    expected = [
+        (0.1, "share=0.1"),
+        (0.8, "share=0.8"),
+        (None, "count=3"),
+        (None, "count=5, scope=image"),
+        (0.25, ""),
+        (0.25, "form=masked"),
+        (0.5, ""),
+        (0.5, ""),
+    ]
+    grid = evaluate_grid(*pair, questions[:1], samples, own, max_new_tokens=1, progress=False)
+    times = latency_and_memory(*pair, questions[:1], samples, own, n_repeats=1, n_warmup=0, max_new_tokens=2)
+    for frame in (grid, times):
+        told = frame[["retain_ratio", "settings"]].astype(object)
+        assert list(told.where(told.notna(), None).itertuples(index=False, name=None)) == expected
+    assert grid["n_retained"].tolist()[:4] == [4, 29, 3, 5]
 
 
 def test_images_are_encoded_again_where_memory_is_short(

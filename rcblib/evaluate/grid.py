@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, fields
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -112,8 +113,7 @@ def evaluate_grid(
     Returns
     -------
     pandas.DataFrame
-        The rows of `evaluate` for every pruner, with ``method``, ``retain_ratio`` and ``max_similarity`` (NaN where the
-        budget is the other one; a ratio of 1 without pruner) and ``seed`` (missing where nothing is drawn) in front.
+        The rows of `evaluate` for every pruner, with ``method`` and the columns of `budget_columns` in front.
 
     Raises
     ------
@@ -126,7 +126,9 @@ def evaluate_grid(
     frames = []
     for k, (method, pruner) in enumerate(listed, 1):
         budget = budget_columns(pruner)
-        words = ", ".join(f"{name} {value}" for name, value in budget.items() if not pd.isna(value))
+        words = ", ".join(
+            f"{name} {value}" for name, value in budget.items() if not pd.isna(value) and value != ""
+        )
         title = f"evaluating {k} of {len(listed)}: {method} ({words})" if progress else None
 
         def compute(pruner: Pruner = pruner, title: str | None = title) -> pd.DataFrame:
@@ -161,7 +163,24 @@ def listed_pruners(
 
 
 def budget_columns(pruner: Pruner) -> dict[str, Any]:
-    """Return the budget and seed of a pruner as columns of a table."""
-    numbers = {name: getattr(pruner, name, None) for name in ("retain_ratio", "max_similarity")}
+    """Return what tells a pruner from others of its method, as columns of a table.
+
+    Returns
+    -------
+    dict
+        ``retain_ratio`` (the share of its `Pruner.budget`, 1 without pruner; NaN where the budget is another),
+        ``max_similarity`` (NaN without), ``settings`` (text: its other parameters that are not at their default, such
+        as ``"layer=2, share=0.5"``, a codebook left out) and ``seed`` (missing where nothing is drawn).
+    """
+    numbers = {"retain_ratio": pruner.budget().retain_ratio}
+    numbers["max_similarity"] = getattr(pruner, "max_similarity", None)
     columns = {name: float("nan") if value is None else float(value) for name, value in numbers.items()}
-    return columns | {"seed": getattr(pruner, "seed", pd.NA)}
+    seed = {"seed": getattr(pruner, "seed", pd.NA)}
+    told = []
+    for entry in sorted(fields(pruner), key=lambda entry: entry.name):
+        value = getattr(pruner, entry.name)
+        default = entry.default if entry.default_factory is MISSING else entry.default_factory()
+        is_plain = value is None or isinstance(value, (str, int, float, tuple, frozenset))
+        if is_plain and value != default and value != (columns | seed).get(entry.name):
+            told.append(f"{entry.name}={value}")
+    return columns | {"settings": ", ".join(told)} | seed

@@ -49,13 +49,12 @@ def latency_and_memory(
     Returns
     -------
     pandas.DataFrame
-        One row a pruner and question: ``method``, ``retain_ratio``, ``max_similarity``, ``seed``, ``image_id``,
-        ``n_retained``, ``n_prompt`` (tokens after pruning, text included; both as the mean over the LLM's layers);
-        medians over the repeats of ``encode_seconds`` (vision encoder and connector), ``select_seconds``,
-        ``prefill_seconds`` (one pass of the LLM
-        over the prompt) and ``tokens_per_second`` (of the answer after its first token); ``kv_cache_bytes`` after the
-        prefill, as the cache holds them; ``peak_memory_bytes`` with ``peak_memory_kind``: ``"allocated"``, measured
-        on a CUDA device, or ``"weights + cache"``, added up elsewhere.
+        One row a pruner and question: ``method``, the columns of `budget_columns`, ``image_id``, ``n_retained``,
+        ``n_prompt`` (tokens after pruning, text included; both as the mean over the LLM's layers); medians over
+        the repeats of ``encode_seconds`` (vision encoder and connector), ``select_seconds``, ``prefill_seconds`` (one
+        pass of the LLM over the prompt) and ``tokens_per_second`` (of the answer after its first token);
+        ``kv_cache_bytes`` after the prefill, as the cache holds them; ``peak_memory_bytes`` with
+        ``peak_memory_kind``: ``"allocated"``, measured on a CUDA device, or ``"weights + cache"``, added up elsewhere.
 
     Raises
     ------

@@ -15,7 +15,7 @@ from rcblib.evaluate.metrics import normalize_answer
 from rcblib.reading.statistics import Estimate, mean_interval, mean_of_ratios
 from rcblib.records import ParameterError
 
-SETTING = ["method", "retain_ratio", "max_similarity"]
+SETTING = ["method", "retain_ratio", "max_similarity", "settings"]
 
 ALL_TOKENS = "all tokens"
 
@@ -134,8 +134,8 @@ def advantage_table(
     Returns
     -------
     pandas.DataFrame
-        ``other``, ``retain_ratio``, ``mean`` over tasks of the difference in score (positive: `method` is better),
-        ``low``, ``high``, ``n`` questions and ``n_images``.
+        ``other``, ``retain_ratio``, ``settings`` of `method`, ``mean`` over tasks of the difference in
+        score (positive: `method` is better), ``low``, ``high``, ``n`` questions and ``n_images``.
     """
     rows = []
     for setting, group in _settings(frame[(frame["method"] == method) & frame["retain_ratio"].notna()]):
@@ -151,7 +151,8 @@ def advantage_table(
                 group["image_id"],
                 generator=generator,
             )
-            row = {"other": other, "retain_ratio": ratio, **_numbers(group, estimate)}
+            row = {"other": other, "retain_ratio": ratio, "settings": setting["settings"]}
+            row |= _numbers(group, estimate)
             rows.append({name: value for name, value in row.items() if name != "retained"})
     return pd.DataFrame(rows)
 
@@ -169,11 +170,12 @@ def relative_score(
     Raises
     ------
     ParameterError
-        If there is no such setting.
+        If there is no such setting, or more than one.
     """
     group = frame[(frame["method"] == method) & np.isclose(frame["retain_ratio"], retain_ratio)]
-    if group.empty:
-        raise ParameterError("setting", (method, retain_ratio), "a method and a budget that were evaluated")
+    if len(group[SETTING].drop_duplicates()) != 1:
+        given = (method, retain_ratio, *group["settings"].unique())
+        raise ParameterError("setting", given, "a method and a budget that were evaluated, with one setting")
     baseline = _matched(frame, reference, None, group)
     return mean_of_ratios(group["score"], baseline, group["task"], group["image_id"], generator=generator)
 
