@@ -4,6 +4,7 @@ import json
 import socket
 import tomllib
 import weakref
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,6 +28,7 @@ from rcblib.evaluate.lmms.runs import MAIN_METRICS, TASKS_FOLDER, missing_packag
 from rcblib.evaluate.lmms.tasks import utils
 from rcblib.mllm import adapter_for, load_model
 from rcblib.pruners import CodebookPruner, RandomPruner
+from rcblib.pruners.registry import Method
 from rcblib.reading.benchmarks import score_results
 from rcblib.records import ParameterError, Question, SequenceSample, UnsupportedModelError
 from rcblib.runs.files import write_json
@@ -105,6 +107,19 @@ def test_a_codebook_takes_one_budget():
     both = {"pruner": "codebook", "codebook": MODEL, "max_similarity": 0.3, "retain_ratio": 0.2}
     with pytest.raises(ParameterError):
         ModelArguments.read({"pretrained": MODEL, **both}).make_pruner()
+
+
+def test_a_method_whose_parameter_is_a_model_argument_is_refused(monkeypatch):
+    @dataclass(frozen=True)
+    class Frames(RandomPruner):
+        n_frames: int = 2
+
+    monkeypatch.setitem(lmms_plugin.PRUNERS, "frames", Method("frames", Frames, "frames"))
+    given = {"pretrained": MODEL, "pruner": "frames", "retain_ratio": 0.5, "n_frames": 4}
+    with pytest.raises(
+        ParameterError, match="pruner: got 'frames'; accepted: a method without .* 'n_frames'"
+    ):
+        ModelArguments.read(given)
 
 
 def test_without_lmms_eval_a_model_says_what_to_install(monkeypatch):

@@ -1,6 +1,9 @@
 """Check pruned generation against the unpruned model and against prompts assembled by hand."""
 
+import contextlib
 import copy
+import functools
+import pickle
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,8 +15,8 @@ from transformers import GenerationConfig
 from benchmarks.checkpoints import CHECKPOINTS, empty_model
 from rcblib.codebook.codebook import Codebook
 from rcblib.mllm import adapter_for
-from rcblib.pruners import ClsSimilarityPruner, CodebookPruner, Pruner, RandomPruner
-from rcblib.pruners.base import tokens_of
+from rcblib.pruners import ClsSimilarityPruner, CodebookPruner, Pruner, RandomPruner, register
+from rcblib.pruners.context import tokens_of
 from rcblib.records import (
     ONE_WORD_QUESTION,
     CodebookError,
@@ -683,3 +686,146 @@ class FirstBecomes(Pruner):
 def test_rows_that_a_model_cannot_read_end_in_one_line(model, single, rows):
     with pytest.raises(ParameterError, match="^rows: got .*, from FirstBecomes$"):
         generate(model, single, FirstBecomes(rows, retain_ratio=0.5))
+
+
+# Methods that override little
+
+
+@dataclass(frozen=True)
+class Inside(Pruner):
+    """Do something inside the LLM only."""
+
+    def inside(self, llm, spans):
+        return contextlib.nullcontext()
+
+
+def test_a_method_that_acts_inside_the_llm_keeps_all_before_it_without_a_budget(model, batch):
+    pruner = Inside()
+    assert torch.equal(generate(model, batch, pruner), generate(model, batch))
+    assert [len(kept) for kept in pruner.kept] == [36] * 4
+    with pytest.raises(
+        ParameterError, match="accepted: none; Inside overrides neither score, select nor reduce"
+    ):
+        Inside(retain_ratio=0.2)
+
+
+def test_a_budget_is_asked_for_and_checked_where_it_is_used():
+    @dataclass(frozen=True)
+    class Scores(Pruner):
+        def score(self, views, context=None):
+            return tokens_of(views).norm(dim=-1)
+
+    @dataclass(frozen=True)
+    class Selects(Pruner):
+        def select(self, views, context=None):
+            return torch.tensor([1])
+
+    assert Selects().select(one_view(torch.ones(3, 2))).tolist() == [1]
+    with pytest.raises(ParameterError, match="exactly one"):
+        Scores()
+    for kind in (Scores, Selects):
+        with pytest.raises(ParameterError, match="retain_ratio: got 1.5"):
+            kind(retain_ratio=1.5)
+
+
+def test_the_first_token_survives_where_there_are_no_scores(model, single):
+    @dataclass(frozen=True)
+    class Nothing(Pruner):
+        def select(self, views, context=None):
+            return torch.tensor([], dtype=torch.int64)
+
+    pruner = Nothing()
+    with pytest.warns(UserWarning, match="Nothing keeps none of 36 visual tokens; the first stays"):
+        generate(model, single, pruner)
+    assert [kept.tolist() for kept in pruner.kept] == [[0]]
+
+
+# What a method is known by
+
+
+class Plain(Pruner):
+    """Set what it differs by past the fields."""
+
+    def __init__(self, sign):
+        super().__init__(retain_ratio=0.5)
+        self.sign = sign
+
+    def score(self, views, context=None):
+        return self.sign * tokens_of(views).norm(dim=-1)
+
+
+def test_values_that_are_no_fields_have_no_description():
+    with pytest.raises(ParameterError, match="^pruner: got 'Plain.sign'; accepted: settings that are fields"):
+        Plain(1).description()
+    for kind in (Plain, type("Other", (RandomPruner,), {}), int, RandomPruner(0.5)):
+        with pytest.raises(
+            ParameterError, match="kind: got .*; accepted: a frozen dataclass derived from Pruner"
+        ):
+            register("plain", kind)
+
+
+def test_what_is_derived_from_fields_is_no_part_of_a_description(model, single):
+    @dataclass(frozen=True)
+    class Derived(RandomPruner):
+        @functools.cached_property
+        def table(self):
+            return torch.arange(self.seed)
+
+    pruner, expected = Derived(0.5, 3), Derived(0.5, 3).description()
+    assert len(pruner.table) == 3
+    generate(model, single, pruner)
+    assert pruner.description() == expected
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [copy.copy, copy.deepcopy, lambda own: pickle.loads(pickle.dumps(own))],
+    ids=["copy", "deepcopy", "pickle"],
+)
+def test_a_copy_of_a_pruner_leaves_the_model_behind(model, single, copied):
+    pruner = RandomPruner(0.5, 3)
+    with pruner(model):
+        model.generate(**single, max_new_tokens=1, do_sample=False)
+        inside = copied(pruner)
+    for own in (inside, copied(pruner)):
+        assert own == pruner and own.log is None and own.kept == []
+    assert len(pruner.kept) == 1
+
+
+def test_codebooks_and_their_pruners_compare_by_content(codebook):
+    same = Codebook(codebook.prototypes.clone(), codebook.image_ids, codebook.family)
+    assert same == codebook and hash(same) == hash(codebook)
+    pruners = [CodebookPruner(own, retain_ratio=0.5) for own in (codebook, same)]
+    assert pruners[0] == pruners[1] and hash(pruners[0]) == hash(pruners[1])
+    others = [
+        Codebook(codebook.prototypes.double(), codebook.image_ids, codebook.family),
+        Codebook(codebook.prototypes + 1, codebook.image_ids, codebook.family),
+        Codebook(codebook.prototypes, codebook.image_ids, "llava_next"),
+    ]
+    assert all(other != codebook for other in others) and codebook != 1
+
+
+def test_a_codebook_is_described_with_shape_and_dtype():
+    zeros = [torch.zeros(2, 4), torch.zeros(4, 2), torch.zeros(4, 4).half(), torch.zeros(4, 4).bfloat16()]
+    told = {CodebookPruner(Codebook(own), retain_ratio=0.5).description()["codebook"] for own in zeros}
+    assert len(told) == len(zeros)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"inputs_embeds": torch.zeros(1, 1, 32)}, {"max_length": 2, "max_new_tokens": None}],
+    ids=["refused", "too short"],
+)
+def test_images_that_were_handed_in_do_not_outlive_an_error(model, single, model_and_processor, wrong):
+    images = adapter_for(*model_and_processor).encode(tiny.random_images(1))
+    ids = {name: single[name] for name in ("input_ids", "attention_mask")}
+    settings = {"max_new_tokens": 2, "do_sample": False}
+    with RandomPruner(0.5)(model) as pruned:
+        pruned.hand_in(images)
+        with pytest.raises(ParameterError):
+            model.generate(**ids, **settings | wrong)
+        with pytest.raises(ValueError, match="zip"):
+            pruned.hand_in([*images, *images], [0])
+        output = model.generate(**single, **settings)
+        pruned.hand_in(images)
+        assert output.shape == model.generate(**ids, **settings).shape

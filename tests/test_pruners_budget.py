@@ -1,12 +1,24 @@
 """Check budgets by hand and against the released arithmetic, and what the registry says of its methods."""
 
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 import torch
 
 from rcblib.codebook.codebook import Codebook
-from rcblib.pruners import PRUNERS, Budget, CodebookPruner, RandomPruner, find_method, read_pruner, register
+from rcblib.pruners import (
+    PRUNERS,
+    Budget,
+    CodebookPruner,
+    Pruner,
+    RandomPruner,
+    find_method,
+    read_pruner,
+    register,
+    registry,
+)
+from rcblib.pruners.registry import Method
 from rcblib.records import ParameterError, VisualView
 from rcblib.tensors.scoring import RULES, keep_indices, redundancy_scores
 
@@ -121,6 +133,45 @@ def test_names_are_taken_once():
         with pytest.raises(ParameterError, match="name: got"):
             register(name, RandomPruner)
     assert register("random", RandomPruner, "random tokens", "the release's baseline") is RandomPruner
+
+
+def test_a_method_of_another_module_does_not_take_a_name(monkeypatch):
+    """One defined anew where it was, as in a notebook's cell that is run again, does."""
+
+    def made(module):
+        return dataclass(frozen=True)(type("RandomPruner", (Pruner,), {"__module__": module}))
+
+    monkeypatch.setattr(registry, "PRUNERS", dict(PRUNERS))
+    with pytest.raises(ParameterError, match="name: got 'random'; accepted: a name that is free"):
+        register("random", made("__main__"))
+    register("mine", made("__main__"))
+    again = made("__main__")
+    register("mine", again)
+    assert registry.PRUNERS["mine"].kind is again
+
+
+def test_fixed_settings_are_parameters():
+    with pytest.raises(ParameterError, match="typo: got 3; accepted: parameters of RandomPruner: .*seed"):
+        register("seeded", RandomPruner, typo=3)
+    with pytest.raises(
+        ParameterError, match="retain_ratio: got 0.5; accepted: parameters of AllTokens: position"
+    ):
+        register("half", PRUNERS["all"].kind, retain_ratio=0.5)
+    assert not {"seeded", "half"} & PRUNERS.keys()
+
+
+@dataclass(frozen=True)
+class Layered(Pruner):
+    """Have a default that is made for each."""
+
+    layers: tuple[int, ...] = field(default_factory=lambda: (1, 2))
+
+
+def test_a_default_that_is_made_need_not_be_given():
+    method = Method("layered", Layered, "layered")
+    assert method.parameters["layers"] == (1, 2)
+    assert method.make() == Layered()
+    assert method.make({"layers": [3]}).layers == (3,)
 
 
 def test_pruners_are_frozen_and_compare_by_their_settings():

@@ -76,6 +76,22 @@ class Codebook:
         object.__setattr__(self, "positions", positions)
         object.__setattr__(self, "metadata", to_plain(self.metadata))
 
+    def __eq__(self, other: object) -> bool:
+        """Tell whether another codebook holds the same, in the same dtype, on whichever device."""
+        if not isinstance(other, Codebook):
+            return NotImplemented
+        own, others = self.prototypes.cpu(), other.prototypes.cpu()
+        return self._facts == other._facts and self.metadata == other.metadata and torch.equal(own, others)
+
+    def __hash__(self) -> int:
+        """Hash what is quickly read."""
+        return hash(self._facts)
+
+    @property
+    def _facts(self) -> tuple[Any, ...]:
+        shape, dtype = tuple(self.prototypes.shape), self.prototypes.dtype
+        return shape, dtype, self.image_ids, self.family, self.positions
+
     def __len__(self) -> int:
         """Count the prototypes."""
         return self.prototypes.shape[0]

@@ -1,10 +1,11 @@
 """Give the LLM fewer visual tokens: a base class that works through `generate`, a registry, and one file a method."""
 
 from rcblib.pruners.all import AllTokens
-from rcblib.pruners.base import Pruner, PruningContext, signal_of, tokens_of
+from rcblib.pruners.base import Pruner
 from rcblib.pruners.budget import Budget
 from rcblib.pruners.cls_similarity import ClsSimilarityPruner
 from rcblib.pruners.codebook import FAMILY_RULES, CodebookPruner
+from rcblib.pruners.context import PruningContext, signal_of, tokens_of
 from rcblib.pruners.generation import Pruned, split_by_view
 from rcblib.pruners.random import RandomPruner
 from rcblib.pruners.registry import PRUNERS, baseline_pruners, find_method, read_pruner, register

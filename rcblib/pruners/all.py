@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from rcblib.pruners.base import Pruner, PruningContext, tokens_of
+from rcblib.pruners.base import Pruner
+from rcblib.pruners.context import PruningContext, tokens_of
 from rcblib.records import VisualView
 
 

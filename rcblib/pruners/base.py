@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -13,6 +14,7 @@ import torch
 from rcblib.mllm import Adapter
 from rcblib.mllm.layers import RowCounts, Spans
 from rcblib.pruners.budget import Budget
+from rcblib.pruners.context import QUESTION, PruningContext
 from rcblib.pruners.generation import Pruned, pruning
 from rcblib.records import LAYOUTS, EncodedImage, ParameterError, Reduced, VisualView
 
@@ -21,46 +23,6 @@ if TYPE_CHECKING:
 
 POSITION_IDS = ("auto", "renumbered", "kept")
 SCOPES = ("tile", "image", "video")
-QUESTION = "question"
-"""Need of a method whose choice depends on the prompt; all other needs are signals of the vision encoder."""
-
-
-@dataclass(frozen=True)
-class PruningContext:
-    """Hold what a method may look at besides the views that share a budget.
-
-    Attributes
-    ----------
-    image_index, view_index : int
-        Images and videos seen before this one since the context was entered; views of it before the first given.
-    adapter : Adapter or None
-        The model, for methods that need more of it.
-    prompt_ids : torch.Tensor or None
-        ``(n_prompt,)`` token ids of the prompt that the image belongs to, placeholders included, padding not; for
-        methods that need ``"question"`` only.
-    """
-
-    image_index: int = 0
-    view_index: int = 0
-    adapter: Adapter | None = None
-    prompt_ids: torch.Tensor | None = None
-
-    @property
-    def question_ids(self) -> torch.Tensor:
-        """Return the token ids behind the prompt's last placeholder, where a question stands after what it is about."""
-        if self.prompt_ids is None or self.adapter is None:
-            raise ParameterError("needs", "no question", f"{QUESTION!r} among what the method needs")
-        ids = (self.adapter.image_token_id, self.adapter.video_token_id)
-        placeholders = self.prompt_ids.new_tensor([own for own in ids if own is not None])
-        return self.prompt_ids[int(torch.isin(self.prompt_ids, placeholders).nonzero()[-1]) + 1 :]
-
-    @property
-    def question(self) -> str:
-        """Return `question_ids` as text, without the template's special tokens; the processor must be known."""
-        if self.adapter is None or self.adapter.processor is None:
-            raise ParameterError("processor", None, "the model's processor, given to the pruner's context")
-        text = self.adapter.processor.tokenizer.decode(self.question_ids, skip_special_tokens=True)
-        return text.strip()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,11 +30,12 @@ class Pruner:
     """Prune visual tokens: ``with pruner(model) as pruned: model.generate(**inputs)``.
 
     A method is a frozen dataclass that overrides `score`; or `select` where tokens are chosen jointly; or `reduce`
-    where they are merged; or `inside` where they are dropped at a layer of the LLM. Inside the context `generate`
-    encodes the images once, keeps some tokens of each, cuts the placeholders of the prompt to match, and returns
-    sequences as without pruning: the prompt as given, then the new tokens. Prompts without images pass through. The
-    model is left as it was, also after an error. Retaining everything, packed, gives the unpruned model's tokens; with
-    a model that counts positions on several axes only where they are kept, as by default.
+    where they are merged; or `inside` where they are dropped at a layer of the LLM, before which all are kept. A
+    budget must be given only where `score` is overridden. Inside the context `generate` encodes the images once, keeps
+    some tokens of each, cuts the placeholders of the prompt to match, and returns sequences as without pruning: the
+    prompt as given, then the new tokens. Prompts without images pass through. The model is left as it was, also after
+    an error. Retaining everything, packed, gives the unpruned model's tokens; with a model that counts positions on
+    several axes only where they are kept, as by default.
 
     Parameters
     ----------
@@ -104,8 +67,9 @@ class Pruner:
 
     Notes
     -----
-    At least one token of an image or video survives: where the budget keeps none, the one of the highest score stays,
-    with a warning (the release then feeds an empty image). A tile or frame among others may lose all.
+    At least one token of an image or video survives: where the method keeps none, the one of the highest score stays,
+    or the first where it has no scores, with a warning (the release then feeds an empty image). A tile or frame among
+    others may lose all.
 
     Logits processors see a video's placeholders as those of an image.
 
@@ -127,7 +91,20 @@ class Pruner:
         for name, accepted in choices.items():
             if getattr(self, name) not in accepted:
                 raise ParameterError(name, getattr(self, name), f"one of {accepted}")
-        self.budget()
+        has_budget = self.retain_ratio is not None or self._overrides("budget")
+        if has_budget or self._overrides("score"):
+            self.budget()
+        if has_budget and not self._overrides("score", "select", "reduce"):
+            accepted = f"none; {type(self).__name__} overrides neither score, select nor reduce"
+            raise ParameterError("budget", self.budget(), accepted)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy is made of: not the latest context's log, which may hold a model."""
+        return {name: value for name, value in vars(self).items() if name != "_log"}
+
+    @classmethod
+    def _overrides(cls, *names: str) -> bool:
+        return any(getattr(cls, name) is not getattr(Pruner, name) for name in names)
 
     def budget(self) -> Budget:
         """Say how many tokens of a set stay."""
@@ -162,8 +139,10 @@ class Pruner:
         -------
         torch.Tensor
             ``(n_kept,)`` int64 positions among the tokens of these views, ascending; none of them if the budget says
-            so.
+            so; all of them where the method has neither budget nor scores.
         """
+        if self.retain_ratio is None and not self._overrides("budget", "score"):
+            return torch.arange(sum(view.n_tokens for view in views))
         return self.budget().keep(self.score(views, context))
 
     def reduce(self, views: tuple[VisualView, ...], context: PruningContext | None = None) -> Reduced:
@@ -211,7 +190,18 @@ class Pruner:
         return {}
 
     def description(self) -> dict[str, Any]:
-        """Return everything by which this method differs from others, as plain values, to name results by."""
+        """Return everything by which this method differs from others, as plain values, to name results by.
+
+        Raises
+        ------
+        ParameterError
+            If it holds values that are no fields of a dataclass: two methods that differ would have one name.
+        """
+        known = {"_log", *(entry.name for entry in fields(self))}
+        for name in vars(self).keys() - known:
+            if not isinstance(getattr(type(self), name, None), functools.cached_property):
+                accepted = "settings that are fields of a frozen dataclass"
+                raise ParameterError("pruner", f"{type(self).__name__}.{name}", accepted)
         own = {entry.name: getattr(self, entry.name) for entry in fields(self)}
         return {"class": type(self).__name__} | own
 
@@ -228,7 +218,7 @@ class Pruner:
     @property
     def resizes(self) -> bool:
         """Tell whether the method changes pictures before they are processed."""
-        return type(self).resize is not Pruner.resize
+        return self._overrides("resize")
 
     def keeps_positions(self, adapter: Adapter) -> bool:
         """Tell whether tokens keep the positions that they had in the full prompt of a model."""
@@ -285,10 +275,13 @@ class Pruner:
             n_before += n_tokens
         positions = torch.cat([own.positions for own in chosen])
         if len(positions) == 0:
+            survivor = "one of the highest score" if self._overrides("score") else "first"
             warnings.warn(
-                f"{type(self).__name__} keeps none of {n_before} visual tokens; the one of the highest score stays",
+                f"{type(self).__name__} keeps none of {n_before} visual tokens; the {survivor} stays",
                 stacklevel=2,
             )
+            if survivor == "first":
+                return Reduced(positions.new_zeros(1))
             scores = self.score(views, PruningContext(image_index, 0, adapter, prompt_ids))
             return Reduced((-scores).argmin().reshape(1).cpu())
         if all(own.rows is None for own in chosen):
@@ -357,21 +350,3 @@ class Pruner:
     def n_retained(self) -> list[float]:
         """Return `Pruned.n_retained` of the latest context."""
         return [] if self.log is None else self.log.n_retained
-
-
-def tokens_of(views: tuple[VisualView, ...]) -> torch.Tensor:
-    """Return the tokens of some views, ``(n_tokens of all, d_model)``, view after view."""
-    return views[0].tokens if len(views) == 1 else torch.cat([view.tokens for view in views])
-
-
-def signal_of(views: tuple[VisualView, ...], name: str) -> torch.Tensor:
-    """Return a signal of the tokens of some views, view after view.
-
-    Raises
-    ------
-    ParameterError
-        If a view has none of that name.
-    """
-    if any(name not in view.signals for view in views):
-        raise ParameterError("views", "views without it", f"views with the signal {name!r}")
-    return torch.cat([view.signals[name] for view in views])

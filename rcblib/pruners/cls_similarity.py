@@ -7,7 +7,8 @@ from typing import ClassVar
 
 import torch
 
-from rcblib.pruners.base import Pruner, PruningContext, signal_of
+from rcblib.pruners.base import Pruner
+from rcblib.pruners.context import PruningContext, signal_of
 from rcblib.records import ParameterError, VisualView
 
 

@@ -12,8 +12,9 @@ import torch
 
 from rcblib.codebook.codebook import Codebook
 from rcblib.mllm import Adapter
-from rcblib.pruners.base import Pruner, PruningContext, tokens_of
+from rcblib.pruners.base import Pruner
 from rcblib.pruners.budget import Budget
+from rcblib.pruners.context import PruningContext, tokens_of
 from rcblib.records import VisualView
 from rcblib.tensors.scoring import keep_indices, redundancy_scores
 
@@ -71,10 +72,11 @@ class CodebookPruner(Pruner):
         return Budget(retain_ratio=self.retain_ratio, drops_ties=self.rule != "max_cosine")
 
     def description(self) -> dict[str, Any]:
-        """Return the settings, in the codebook's place a hash of its prototypes."""
+        """Return the settings, in the codebook's place a hash of its prototypes, dtype and shape."""
         raw = self.codebook.prototypes.detach().cpu().contiguous()
-        digest = hashlib.sha256(raw.view(torch.uint8).numpy().tobytes()).hexdigest()
-        return super().description() | {"codebook": digest}
+        digest = hashlib.sha256(f"{raw.dtype} {tuple(raw.shape)} ".encode())
+        digest.update(raw.view(torch.uint8).numpy().tobytes())
+        return super().description() | {"codebook": digest.hexdigest()}
 
     def check(self, adapter: Adapter) -> None:
         """Raise a `CodebookError` where the codebook has another width, or a known other family.

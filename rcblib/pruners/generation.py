@@ -140,7 +140,7 @@ class Pruned:
             Their numbers. Where the method does not read the prompt, its choice for a number is made once.
         """
         indices = [None] * len(images) if image_indices is None else image_indices
-        self._handed_in += zip(images, indices, strict=True)
+        self._handed_in = [*self._handed_in, *zip(images, indices, strict=True)]
 
     def generate(self, original: Any, inputs: Any, generation_config: Any, arguments: dict[str, Any]) -> Any:
         """Do what `original`, a model's `generate`, does, with fewer visual tokens."""
@@ -149,6 +149,7 @@ class Pruned:
             arguments["input_ids"] = inputs
         refused = [name for name in _REFUSED if name in arguments]
         if refused:
+            self._handed_in = []
             accepted = "token ids, attention mask, pixels and generation settings inside a pruner's context"
             raise ParameterError("generate", ", ".join(refused), accepted)
         if not (self._handed_in or any(name in arguments for name in self.adapter.pixel_inputs)):
@@ -177,6 +178,10 @@ class Pruned:
         Prepared
         """
         is_generating = settings is not None
+        handed_in, self._handed_in = (
+            self._handed_in,
+            [],
+        )  # also where this raises: they are not the next prompts'
         settings = settings or _Settings(self.adapter.model.generation_config, None, arguments)
         prompts = GeneratePrompts(arguments, settings.value("pad_token_id"), settings.value("eos_token_id"))
         if is_generating:
@@ -185,7 +190,7 @@ class Pruned:
         if keeps_positions and settings.value("use_cache") is False:
             # Without a cache, transformers takes gaps in position ids for borders between packed sequences.
             raise ParameterError("use_cache", False, "True, with the position_ids policy 'kept'")
-        adapter, given, first = self.adapter, self._images(arguments), len(self.kept)
+        adapter, given, first = self.adapter, self._images(arguments, handed_in), len(self.kept)
         images = [image for image, _ in given]
         numbers = {id(image): number for image, number in given}
         placed = prompts.place(images, adapter.n_placeholders, adapter.image_token_id, adapter.video_token_id)
@@ -203,15 +208,16 @@ class Pruned:
         if counts is not None:
             self.n_retained[prepared.images.start : prepared.images.stop] = counts.means
 
-    def _images(self, arguments: dict[str, Any]) -> list[tuple[EncodedImage, int | None]]:
+    def _images(
+        self, arguments: dict[str, Any], handed_in: list[tuple[EncodedImage, int | None]]
+    ) -> list[tuple[EncodedImage, int | None]]:
         """Return the images and videos of prompts with their numbers, handed in or encoded."""
         has_pixels = any(name in arguments for name in self.adapter.pixel_inputs)
-        if self._handed_in:
+        if handed_in:
             if has_pixels:
                 raise ParameterError("generate", "pixels", "none of images that were handed in")
-            images, self._handed_in = self._handed_in, []
             device = module_device(self.adapter.model.get_input_embeddings())
-            return [(image.to(device), index) for image, index in images]
+            return [(image.to(device), index) for image, index in handed_in]
         if self.pruner.resizes and not self.has_resized:
             name = type(self.pruner).__name__
             accepted = f"pixels of pictures that went through the context's resize, as {name} asks for"

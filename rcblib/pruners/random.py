@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from rcblib.pruners.base import Pruner, PruningContext
+from rcblib.pruners.base import Pruner
+from rcblib.pruners.context import PruningContext
 from rcblib.records import VisualView
 from rcblib.tensors.checks import check_integer
 

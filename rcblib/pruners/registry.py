@@ -11,9 +11,10 @@ import pydantic
 
 from rcblib.codebook.codebook import Codebook, load_codebook
 from rcblib.pruners.all import AllTokens
-from rcblib.pruners.base import QUESTION, Pruner
+from rcblib.pruners.base import Pruner
 from rcblib.pruners.cls_similarity import ClsSimilarityPruner
 from rcblib.pruners.codebook import CodebookPruner
+from rcblib.pruners.context import QUESTION
 from rcblib.pruners.random import RandomPruner
 from rcblib.records import ParameterError
 
@@ -58,9 +59,10 @@ class Method:
         kinds, free = typing.get_type_hints(self.kind), {}
         for entry in fields(self.kind):
             if entry.init and entry.name not in self.settings:
+                default = entry.default if entry.default_factory is MISSING else entry.default_factory()
                 # A field that a class declares anew inherits the default of its base.
-                is_open = entry.default is None and type(None) not in typing.get_args(kinds[entry.name])
-                free[entry.name] = MISSING if is_open else entry.default
+                is_open = default is None and type(None) not in typing.get_args(kinds[entry.name])
+                free[entry.name] = MISSING if is_open else default
         return free
 
     def make(self, settings: Mapping[str, Any] | None = None, *, family: str | None = None) -> Pruner:
@@ -132,14 +134,30 @@ def register(
     Raises
     ------
     ParameterError
-        On a name that is taken by another class, or is none.
+        On a name that is taken by another class, or is none; a class of another kind; a setting that is no parameter.
     """
     if not name.isidentifier() or name in _ALIASES:
         raise ParameterError("name", name, f"letters, digits and underscores, not {', '.join(_ALIASES)}")
-    if name in PRUNERS and PRUNERS[name].kind.__qualname__ != kind.__qualname__:
+    # A subclass that is no dataclass itself inherits the fields of its base, and may differ from it in what is none.
+    is_method = isinstance(kind, type) and issubclass(kind, Pruner) and "__dataclass_params__" in vars(kind)
+    if not is_method:
+        raise ParameterError(
+            "kind", getattr(kind, "__name__", kind), "a frozen dataclass derived from Pruner"
+        )
+    if name in PRUNERS and _place(PRUNERS[name].kind) != _place(kind):
         raise ParameterError("name", name, f"a name that is free; {PRUNERS[name].kind.__name__} has this one")
+    accepted = [entry.name for entry in fields(kind) if entry.init]
+    for unknown in settings.keys() - set(accepted):
+        raise ParameterError(
+            unknown, settings[unknown], f"parameters of {kind.__name__}: {', '.join(accepted)}"
+        )
     PRUNERS[name] = Method(name, kind, label or name.replace("_", " "), paper, settings)
     return kind
+
+
+def _place(kind: type) -> tuple[str, str]:
+    """Say where a class is defined; where it is defined anew, as in a notebook, it is the same method."""
+    return kind.__module__, kind.__qualname__
 
 
 def find_method(name: str) -> Method:

@@ -97,6 +97,9 @@ class ModelArguments:
         parameters = {name: plain.pop(name) for name in sorted(plain.keys() - own)}
         parameters = {name: value for name, value in parameters.items() if value is not None}
         arguments = cls(**plain, parameters=parameters)
+        for name in sorted(own & find_method(arguments.pruner).parameters.keys()):
+            accepted = f"a method without a parameter {name!r}, which is a model argument"
+            raise ParameterError("pruner", arguments.pruner, accepted)
         arguments.make_pruner()
         return arguments
 
