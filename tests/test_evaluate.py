@@ -625,7 +625,9 @@ def test_a_grid_resumes_pruner_by_pruner(pair, questions, samples, pruners, tmp_
     pd.testing.assert_frame_equal(again, first, check_dtype=False)
 
 
-@pytest.mark.parametrize("changed", ["max_new_tokens", "answer", "seed", "codebook", "model", "samples"])
+@pytest.mark.parametrize(
+    "changed", ["max_new_tokens", "answer", "seed", "codebook", "model", "processor", "samples"]
+)
 def test_kept_results_are_used_for_the_same_run_only(pair, questions, samples, codebook, tmp_path, changed):
     def run(pair=pair, answer="cat", seed=0, scale=1.0, max_new_tokens=2, samples=samples):
         prototypes = codebook.prototypes * torch.tensor([scale, *[1.0] * 39])
@@ -639,12 +641,15 @@ def test_kept_results_are_used_for_the_same_run_only(pair, questions, samples, c
 
     assert run() == 2
     assert run() == 2
+    dimmed = tiny.tiny_llava()[1]
+    dimmed.image_processor.image_mean = [0.1, 0.1, 0.1]
     n_new = {
         "max_new_tokens": lambda: run(max_new_tokens=1),
         "answer": lambda: run(answer="dog"),
         "seed": lambda: run(seed=1),
         "codebook": lambda: run(scale=1.5),
         "model": lambda: run(pair=tiny.tiny_llava(1)),
+        "processor": lambda: run(pair=(pair[0], dimmed)),
         "samples": lambda: run(samples=samples[:2]),
     }[changed]()
     assert n_new == {"seed": 3, "codebook": 3}.get(changed, 4)

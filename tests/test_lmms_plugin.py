@@ -27,7 +27,7 @@ from rcblib.evaluate.lmms.requests import ended, generation_settings, write_prom
 from rcblib.evaluate.lmms.runs import MAIN_METRICS, TASKS_FOLDER, missing_packages, run_tasks, write_task
 from rcblib.evaluate.lmms.tasks import utils
 from rcblib.mllm import adapter_for, load_model
-from rcblib.pruners import CodebookPruner, RandomPruner
+from rcblib.pruners import CodebookPruner, RandomPruner, registry
 from rcblib.pruners.registry import Method
 from rcblib.reading.benchmarks import score_results
 from rcblib.records import ParameterError, Question, SequenceSample, UnsupportedModelError
@@ -466,6 +466,47 @@ def test_finished_settings_are_read_and_wrong_input_is_one_line(local, tmp_path,
         run_tasks(["scenes_local"] * 2, arguments())
     with pytest.raises(UnsupportedModelError, match="^model: got 'no such model'"):
         run_tasks(["scenes_local"], {"pretrained": "no such model"}, include_path=[local])
+
+
+@with_lmms_eval
+def test_tables_of_other_settings_of_a_name_or_other_versions_are_not_read(local, tmp_path, monkeypatch):
+    monkeypatch.setitem(registry.PRUNERS, "own_share", None)  # so that it goes when the test ends
+    monkeypatch.setattr(lmms_runs, "TASKS_FOLDER", tmp_path / "tasks")
+    (tmp_path / "tasks").mkdir()
+    asked, answer = [], RcbModel.generate_until
+    monkeypatch.setattr(RcbModel, "generate_until", lambda *given: asked.append(1) or answer(*given))
+
+    def n_asked(seed=1):
+        del registry.PRUNERS["own_share"]
+        registry.register("own_share", RandomPruner, seed=seed)
+        before = len(asked)
+        given = arguments(pruner="own_share", retain_ratio=0.5)
+        run_tasks(["scenes_local"], given, include_path=[local], limit=2, folder=tmp_path)
+        return len(asked) - before
+
+    assert (n_asked(), n_asked()) == (1, 0)
+    assert (n_asked(seed=2), n_asked(seed=2)) == (1, 0)
+    (tmp_path / "tasks" / "__pycache__").mkdir()
+    (tmp_path / "tasks" / "__pycache__" / "utils.pyc").write_bytes(b"as Python leaves it")
+    assert n_asked(seed=2) == 0
+    (tmp_path / "tasks" / "utils.py").write_text("SCALE = 2")
+    assert n_asked(seed=2) == 1
+    monkeypatch.setattr(lmms_runs, "version", lambda name: "99")
+    assert (n_asked(seed=2), n_asked(seed=2)) == (1, 0)
+
+
+@with_lmms_eval
+def test_kept_answers_are_those_of_one_processor(local, tmp_path, monkeypatch):
+    def made_with(mean):
+        def load_dimmed(*given, **more):
+            model, processor = load_model(*given, **more)
+            processor.image_processor.image_mean = [mean] * 3
+            return model, processor
+
+        monkeypatch.setattr(lmms_plugin, "load_model", load_dimmed)
+        return RcbModel(**arguments(), answers_folder=str(tmp_path))._kept._made_with
+
+    assert made_with(0.1) == made_with(0.1) != made_with(0.2)
 
 
 @with_lmms_eval

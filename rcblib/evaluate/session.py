@@ -16,7 +16,7 @@ from rcblib.data.choices import read_options
 from rcblib.data.samples import load_pictures, sample_identity
 from rcblib.evaluate.metrics import score_predictions
 from rcblib.mllm import Adapter, adapter_for
-from rcblib.mllm.fingerprint import model_fingerprint
+from rcblib.mllm.fingerprint import model_fingerprint, processor_settings
 from rcblib.mllm.placement import module_device
 from rcblib.mllm.prompt import Prompt
 from rcblib.pruners.base import Pruner
@@ -200,9 +200,10 @@ class Session:
 
     def description(self, pruner: Pruner) -> dict[str, Any]:
         """Return everything that answers depend on, in what JSON can hold."""
+        prompts = {"prompts": [prompt.ids.tolist() for prompt in self.prompts]}
         return {
             "model": self.fingerprint,
-            "processor": config_hash({"prompts": [prompt.ids.tolist() for prompt in self.prompts]}),
+            "processor": config_hash(prompts | processor_settings(self.processor)),
             "questions": config_hash({"questions": [dataclasses.asdict(q) for q in self.questions]}),
             "samples": self.images_hash,
             "categories": self.categories,

@@ -43,6 +43,15 @@ def settings_of(config: Any) -> Any:
     }
 
 
+def processor_settings(processor: Any) -> dict[str, Any]:
+    """Return the settings of what a processor makes of images and videos, as `settings_of` reduces them, by part."""
+    return {
+        name: json.loads(json.dumps(settings_of(getattr(processor, name).to_dict()), default=str))
+        for name in ("image_processor", "video_processor")
+        if getattr(processor, name, None) is not None
+    }
+
+
 def model_name(model: Any) -> str:
     """Return the Hugging Face id of a model, or the name of its folder without its path."""
     name = str(getattr(model.config, "_name_or_path", ""))

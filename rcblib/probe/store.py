@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 import warnings
@@ -20,7 +19,7 @@ from safetensors.torch import save_file
 from rcblib.data.base import AnySample
 from rcblib.data.samples import load_pictures, sample_identity
 from rcblib.mllm import Adapter, adapter_for
-from rcblib.mllm.fingerprint import model_fingerprint, model_name, settings_of
+from rcblib.mllm.fingerprint import model_fingerprint, model_name, processor_settings
 from rcblib.probe.config import ProbeConfig
 from rcblib.probe.context import prompt_for
 from rcblib.probe.run import probe_input
@@ -262,18 +261,13 @@ def _describe(adapter: Adapter, config: ProbeConfig) -> dict[str, Any]:
     del settings["batch_size"]
     if config.views == "all":  # as results of single grids were described before there was a choice
         del settings["views"]
-    processors = {
-        name: json.loads(json.dumps(settings_of(getattr(adapter.processor, name).to_dict()), default=str))
-        for name in ("image_processor", "video_processor")
-        if getattr(adapter.processor, name, None) is not None
-    }
     return {
         "config": settings,
         "model": model_name(adapter.model),
         "model_fingerprint": model_fingerprint(adapter.model),
         "family": adapter.family,
         "prompt": adapter.prompt(config.question),
-        **processors,
+        **processor_settings(adapter.processor),
         "code": _code(),
     }
 

@@ -17,7 +17,7 @@ from rcblib.data.video import N_FRAMES
 from rcblib.evaluate.lmms.answers import AnswerFile
 from rcblib.evaluate.lmms.requests import PicturedPrompt, ended, generation_settings, read_question
 from rcblib.mllm import Adapter, adapter_for, load_model
-from rcblib.mllm.fingerprint import model_fingerprint
+from rcblib.mllm.fingerprint import model_fingerprint, processor_settings
 from rcblib.mllm.placement import module_device
 from rcblib.pruners.base import Pruner
 from rcblib.pruners.generation import Pruned
@@ -175,6 +175,7 @@ class RcbModel(lmms or object):
         if self.arguments.answers_folder is not None:
             made_with = {
                 "model": model_fingerprint(self.model),
+                "processor": processor_settings(self.processor),
                 "pruner": self.pruner.description(),
                 "n_frames": self.arguments.n_frames,
                 "code": code_digest(__name__) + digest_of(type(self.pruner)),

@@ -8,6 +8,7 @@ import math
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -205,9 +206,10 @@ def run_tasks(
         Questions a task, the first ones; all by default.
     folder : path-like, optional
         Where the table of each task is kept when it is finished, as ``<name>/<task>.json``; a later call with the same
-        arguments, limit and generation settings reads it, as long as the files of local tasks, models and codebooks
-        and the code are the same. Until then its answers are kept one by one, so that a call that was cut off is taken
-        up where it ended. What a task writes out for a judge is kept beside it, as ``<name>/<task>.captions.json``.
+        arguments, limit and generation settings reads it, as long as the method that they name, the files of tasks,
+        local models and codebooks, the code and lmms-eval's version are the same. Until then its answers are kept one
+        by one, so that a call that was cut off is taken up where it ended. What a task writes out for a judge is kept
+        beside it, as ``<name>/<task>.captions.json``.
     name : str
         Name of the setting.
     gen_kwargs : str
@@ -234,7 +236,7 @@ def run_tasks(
     checked = ModelArguments.read(arguments)
     if not tasks or len(set(tasks)) < len(tasks):
         raise ParameterError("tasks", list(tasks), "names of tasks, each once")
-    files = _state([*include_path, *_own_files(checked)])
+    files = _state([TASKS_FOLDER, *include_path, *_own_files(checked)])
     code = code_digest("rcblib.evaluate.lmms.plugin", "rcblib.evaluate.lmms.tasks.utils")
     code += digest_of(find_method(checked.pruner).kind)
     wanted, kept, tables = {}, {}, {}
@@ -243,10 +245,12 @@ def run_tasks(
             {
                 "task": task,
                 "arguments": dict(arguments),
+                "pruner": checked.make_pruner().description(),
                 "limit": limit,
                 "gen_kwargs": gen_kwargs,
                 "files": files,
                 "code": code,
+                "lmms_eval": version("lmms_eval"),
             }
         )
         if folder is not None:
@@ -335,6 +339,7 @@ def _state(places: Sequence[str | Path]) -> dict[str, str]:
     found = {}
     for place in map(Path, places):
         paths = [place] if place.is_file() else [path for path in place.rglob("*") if path.is_file()]
+        paths = [path for path in paths if path.parent.name != "__pycache__"]
         # What `datasets` writes beside the rows differs from run to run.
         for path in sorted(path for path in paths if path.name not in ("state.json", "dataset_info.json")):
             status = path.stat()
