@@ -1,8 +1,13 @@
 """Keys of stored numbers change with the code that the numbers depend on, and with nothing else."""
 
+import functools
+import importlib
+import inspect
+import os
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import nbformat
@@ -12,6 +17,7 @@ import warm
 from nbclient import NotebookClient
 from test_probe import samples_of
 
+import rcblib.__main__ as command_line
 from rcblib.evaluate.grid import Session, evaluate_grid
 from rcblib.probe.config import ProbeConfig
 from rcblib.probe.store import probe_dataset, read_probe, shared_probe
@@ -34,7 +40,7 @@ def package(tmp_path, monkeypatch):
     def write(**files):
         for name, text in files.items():
             (folder / f"{name}.py").write_text(text)
-        for cached in (digests._parsed, digests._has_source, digests._module_of, digests._is_improvised):
+        for cached in (digests._read, digests._has_source, digests._module_of, digests._is_improvised):
             cached.cache_clear()
         return code_digest("methods.a")
 
@@ -109,10 +115,46 @@ NOTEBOOK = """
 import rcblib.runs.files as files
 from rcblib.records import ParameterError
 from rcblib.runs.digest import digest_of
+import functools
 SCALE = [1.0]
 
 def helper(x):
     return x
+
+@functools.cache
+def cached(x):
+    return x * 11
+
+def listed(x):
+    return x * 12
+
+def tabled(x):
+    return x * 13
+
+def bound(x, by):
+    return x * by * 14
+
+class Helper:
+    factor = 15
+
+    def __init__(self, by):
+        self.by = by
+
+    def __call__(self, x):
+        return x * self.by * 16
+
+def decorated(function):
+    @functools.wraps(function)
+    def inner(x):
+        return function(x) * 17
+    return inner
+
+@decorated
+def wrapped(x):
+    return x * 18
+
+LISTED, TABLED = [listed, {lambda x: x * 23}], {"tabled": (tabled, 19)}
+BOUND, HELPER = functools.partial(bound, by=20), Helper(by=21)
 
 class Mine:
     "Keep."
@@ -122,11 +164,19 @@ class Mine:
     def half(self):
         return self.share / 2
 
+    @functools.lru_cache
+    def kept(self, x):
+        return x * 22
+
+    def others(self, x):
+        return cached(x), LISTED[0](x), TABLED["tabled"][0](x), BOUND(x), HELPER(x), wrapped(x)
+
     def score(self, view, scale=3):
         return [helper(x) * SCALE[0] for x in view]
 
 print(digest_of(Mine))
 """
+BY_PARTIAL = NOTEBOOK.replace("print(digest_of(Mine))", "print(digest_of(BOUND))")
 
 
 def _digests_in_sessions(texts):
@@ -152,6 +202,7 @@ def test_a_class_of_a_notebook_is_known_by_what_it_does():
         ("    return x\n", "    return -x\n"),
         ("= 0.5", "= 0.25"),
     ]
+    changes += [(f"{n}", f"{n + 100}") for n in range(11, 24)]
     changed = [NOTEBOOK.replace(old, new) for old, new in changes]
     before, again, said_otherwise, *after = _digests_in_sessions(
         [NOTEBOOK, NOTEBOOK, NOTEBOOK.replace("Keep.", "Keep them."), *changed]
@@ -159,6 +210,94 @@ def test_a_class_of_a_notebook_is_known_by_what_it_does():
     assert len(before) == 12 and before == again == said_otherwise
     for (old, _), digest in zip(changes, after, strict=True):
         assert digest != before, old
+
+
+def test_a_partial_is_known_by_its_function_and_arguments(package):
+    changed = [BY_PARTIAL.replace(old, new) for old, new in (("14", "15"), ("by=20", "by=21"), ("13", "14"))]
+    before, other_function, other_argument, unrelated = _digests_in_sessions([BY_PARTIAL, *changed])
+    assert before == unrelated and len({before, other_function, other_argument}) == 3
+    package()
+    a = importlib.import_module("methods.a")
+    before = digest_of(functools.partial(a.g, x=1))
+    assert before != digest_of(functools.partial(a.g, x=2)) and digest_of(a.g) == code_digest("methods.a")
+
+
+@pytest.mark.parametrize("writes_byte_code", [True, False])
+@pytest.mark.parametrize("asked_before", [True, False])
+@pytest.mark.parametrize("elsewhere", [True, False])
+def test_code_that_was_edited_since_it_was_loaded_is_not_named(
+    tmp_path, writes_byte_code, asked_before, elsewhere
+):
+    """An edit of a constant, then of a function, seen by another process or not; only reloading makes it known."""
+    (tmp_path / "methods").mkdir()
+    (tmp_path / "methods/__init__.py").touch()
+    file = tmp_path / "methods/a.py"
+    file.write_text("SHARE = 1\n\ndef f(x):\n    return x * SHARE\n")
+    session = f"""
+import importlib, os, subprocess, sys
+from pathlib import Path
+import methods.a
+from rcblib.records import ParameterError
+from rcblib.runs.digest import code_digest
+
+def digest():
+    try:
+        return code_digest("methods.a")
+    except ParameterError as error:
+        assert str(error).startswith("code: got 'methods.a, edited since it was loaded'; accepted: "), error
+        return None
+
+def edit(old, new):
+    file = Path(methods.a.__file__)
+    file.write_text(file.read_text().replace(old, new))
+    if {elsewhere}:
+        subprocess.run([sys.executable, "-c", "import methods.a"], check=True)
+
+found = [digest()] if {asked_before} else []
+edit("* SHARE", "* SHARE + 100")
+assert digest() is None and digest() is None
+importlib.reload(methods.a)
+found.append(digest())
+edit("SHARE = 1", "# Say.\\nSHARE = 1")
+found.append(digest())
+assert found[-2] == found[-1]
+edit("SHARE = 1", "SHARE = 1000")
+assert digest() is None
+importlib.reload(methods.a)
+found.append(digest())
+assert None not in found and len(set(found)) == 2 + {asked_before}, found
+"""
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    environment |= {"PYTHONDONTWRITEBYTECODE": "" if writes_byte_code else "1"}
+    subprocess.run([sys.executable, "-c", session], check=True, env=environment)
+
+
+def test_a_constant_edited_before_it_is_asked_for_shows_by_the_byte_code(tmp_path):
+    (tmp_path / "own_method.py").write_text("SHARE = 1\n")
+    session = """
+from pathlib import Path
+import own_method
+from rcblib.runs.digest import code_digest
+Path(own_method.__file__).write_text("SHARE = 1000\\n")
+code_digest("own_method")
+"""
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "PYTHONDONTWRITEBYTECODE": ""}
+    ended = subprocess.run([sys.executable, "-c", session], env=environment, capture_output=True, text=True)
+    assert "code: got 'own_method, edited since it was loaded'" in ended.stderr
+
+
+def test_stages_depend_on_all_that_their_commands_import():
+    text = (ROOT / "workflow" / "Snakefile").read_text()
+    names = {}
+    exec(text[text.index("COMMAND = [") : text.index("localrules:")], names)
+    own = {"probe": ["_probe"], "evaluate": ["_evaluate", "_pruners"]}
+    for command, listed in names["COMMANDS"].items():
+        functions = [getattr(command_line, name) for name in ("_samples", "_model", *own[command])]
+        source = "\n".join(textwrap.dedent(inspect.getsource(function)) for function in functions)
+        covered = imported_modules(*listed)
+        assert digests.modules_in(source) <= covered and command_line.__name__ in covered
+    # The command itself counts, not what its other subcommands need.
+    assert "rcblib.pruners.random" not in imported_modules(*names["COMMANDS"]["probe"])
 
 
 def test_a_class_of_a_kernel_is_known_by_its_cell():
@@ -205,12 +344,12 @@ def edited(tmp_path, monkeypatch):
             else f"{content}\nEDITED = {content!r}\n"
         )
         file.write_text(edited)
-        digests._parsed.cache_clear()
+        digests._read.cache_clear()
 
     monkeypatch.setattr(digests, "module_file", of_copy)
-    digests._parsed.cache_clear()
+    digests._read.cache_clear()
     yield edit
-    digests._parsed.cache_clear()
+    digests._read.cache_clear()
 
 
 def test_an_edit_of_the_divergence_makes_the_next_probing_compute_again(edited, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """Check the table of signals: what it says, where it is repeated, and that one entry is all that a signal takes."""
 
 import re
+from functools import partial
 from pathlib import Path
 
 import matplotlib
@@ -164,17 +165,27 @@ def test_stored_probing_is_repeated_where_a_signal_of_ones_own_is_another(pair, 
     def column():
         return probe_dataset(*pair, [sample], config, tmp_path, progress=False).table.get("own")
 
-    def write_in_notebook(factor):
-        cell = f"register('own', 'own signal', compute=lambda probed: {factor} * probed.tokens[:, 0])"
-        exec(cell, {"__name__": "a_notebook", "register": register})
+    def write_in_notebook(form, factor):
+        compute = {
+            "lambda": f"lambda probed: {factor} * probed.tokens[:, 0]",
+            "scaled": f"partial(lambda by, probed: by * probed.tokens[:, 0], {factor})",
+        }
+        cell = f"register('own', 'own signal', compute={compute[form]})"
+        exec(cell, {"__name__": "a_notebook", "register": register, "partial": partial})
 
     assert column() is None
-    write_in_notebook(1.0)
+    write_in_notebook("lambda", 1.0)
     first = column()
     assert "1 of 1 images were probed by other code" in capsys.readouterr().out
     del SIGNALS["own"]
-    write_in_notebook(2.0)
+    write_in_notebook("lambda", 2.0)
     np.testing.assert_array_equal(column(), 2 * first)
     capsys.readouterr()
     column()
     assert capsys.readouterr().out == ""
+    del SIGNALS["own"]
+    write_in_notebook("scaled", 2.0)
+    np.testing.assert_array_equal(column(), 2 * first)
+    del SIGNALS["own"]
+    write_in_notebook("scaled", 3.0)
+    np.testing.assert_array_equal(column(), 3 * first)
