@@ -1,7 +1,6 @@
 """Derive measures from probe tables: which tokens a signal calls low, how signals agree, where they lie.
 
-A probe table has one row a position, with the columns that `rcblib.probe.run.probe` lists. "Of its image" below means
-among the probed positions of the image, all views together.
+A probe table is that of `rcblib.probe.run.probe`. "Of its image": among its probed positions, all views together.
 """
 
 from __future__ import annotations
