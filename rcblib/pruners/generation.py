@@ -7,7 +7,7 @@ import functools
 import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -231,9 +231,8 @@ class Pruned:
         reduced = self._reduce(placed.image, index, placed.prompt_ids)
         arranged = placed.image.arranged(self.pruner.layout)
         kept = split_by_view(arranged.views, reduced.positions)
-        if reduced.rows is not None:
-            arranged = _with_rows(arranged, reduced)
-        rows = self.adapter.gather(arranged, kept)
+        new = None if reduced.rows is None else reduced.rows.split([len(own) for own in kept])
+        rows = self.adapter.gather(arranged, kept, new)
         self.kept.append(reduced.positions)
         self.kept_by_view.append(tuple(kept))
         self.n_tokens.append(self.adapter.n_placeholders(placed.image))
@@ -267,15 +266,6 @@ def split_by_view(views: Sequence[VisualView], positions: torch.Tensor) -> list[
     ends = list(itertools.accumulate(view.n_tokens for view in views))
     cuts = torch.searchsorted(positions, torch.tensor(ends[:-1], dtype=positions.dtype)).tolist()
     return [own - start for own, start in zip(positions.tensor_split(cuts), [0, *ends], strict=False)]
-
-
-def _with_rows(image: EncodedImage, reduced: Reduced) -> EncodedImage:
-    """Return an image with new rows in the places of the tokens that stay."""
-    tokens = torch.cat([view.tokens for view in image.views])
-    tokens[reduced.positions.to(tokens.device)] = reduced.rows.to(tokens)
-    own = tokens.split([view.n_tokens for view in image.views])
-    views = (replace(view, tokens=rows) for view, rows in zip(image.views, own, strict=True))
-    return replace(image, views=tuple(views))
 
 
 class _Settings:
