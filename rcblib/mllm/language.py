@@ -62,25 +62,32 @@ class LanguageSide(ABC):
     def replacement_token_id(self) -> int:
         """Return the id of the word whose embedding replaces a token that is left out.
 
-        It is the family's preset, not what a converted tokenizer calls its padding token. Where the vocabulary ends
-        before it, as that of an embedded model does, it is the padding id of the model's config.
+        What the model's config says as ``replacement_token_id``, for a family's architecture around another LLM. Else
+        the family's preset, as for all released checkpoints, not what a converted tokenizer calls its padding token.
+        Where the vocabulary ends before the preset, as that of an embedded model does, the padding id of the config.
 
         Raises
         ------
         UnsupportedModelError
-            If the vocabulary is too small and the config names no padding.
+            If the config says something else than an id, or the vocabulary is too small and the config names no
+            padding.
         """
-        if self.preset_token_id < self.n_vocab:
-            return self.preset_token_id
         config = self.model.config
-        padding = getattr(config.get_text_config(), "pad_token_id", None)
-        padding = getattr(config, "pad_token_id", None) if padding is None else padding
-        if padding is None:
+        own = getattr(config, "replacement_token_id", None)
+        if own is not None and (type(own) is not int or not 0 <= own < self.n_vocab):
+            raise UnsupportedModelError(
+                f"replacement_token_id: got {own!r} in the config; accepted: an id, 0 to {self.n_vocab - 1}"
+            )
+        if own is None and self.preset_token_id < self.n_vocab:
+            own = self.preset_token_id
+        for named in (config.get_text_config(), config):
+            own = getattr(named, "pad_token_id", None) if own is None else own
+        if own is None:
             raise UnsupportedModelError(
                 f"pad_token_id: got none in the config, and a vocabulary of {self.n_vocab} words; accepted: an id, or "
                 f"more words than the preset's id, {self.preset_token_id}"
             )
-        return padding
+        return own
 
     def replacement_embedding(self) -> torch.Tensor:
         """Return the LLM's word embedding of `replacement_token_id`.
