@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from benchmarks.weights import STORAGES, ModelShape, number_bytes, weight_bytes
+from rcblib.mllm.encoder import HAS_CLS
 from rcblib.records import ParameterError, UnsupportedModelError
 from rcblib.runs.command import OneLineParser, run_command
 from rcblib.tensors.checks import check_integer
@@ -123,7 +124,7 @@ def encoding_bytes(shape: ModelShape, storage: str, n_grids: int = 1) -> int:
     Raises
     ------
     UnsupportedModelError
-        If the vision encoder is not of the CLIP kind (CLIP, SigLIP).
+        If the vision encoder is none of a LLaVA's (`rcblib.mllm.encoder.HAS_CLS`).
 
     Notes
     -----
@@ -133,7 +134,9 @@ def encoding_bytes(shape: ModelShape, storage: str, n_grids: int = 1) -> int:
     as given and with tiles gathered, and once in the model's numbers. An upper bound, therefore.
     """
     if shape.n_vision_rows == 0:
-        raise UnsupportedModelError("vision encoder: got one of another kind; supported: CLIP, SigLIP")
+        raise UnsupportedModelError(
+            f"vision encoder: got one of another kind; supported: {', '.join(HAS_CLS)}"
+        )
     n_rows = check_integer("n_grids", n_grids, 1) * shape.n_vision_rows
     widths = 4 * shape.d_vision + 3 * max(shape.d_vision_mlp, shape.d_model)
     n_bytes = number_bytes(storage)

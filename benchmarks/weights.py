@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from rcblib.mllm.encoder import HAS_CLS
 from rcblib.mllm.placement import outside_llm
 from rcblib.records import ParameterError
 
@@ -105,11 +106,13 @@ def _count(model: Any) -> tuple[dict[str, int], tuple[int, ...]]:
 
 
 def _vision_shape(config: Any) -> tuple[int, int, int, int]:
-    if config.model_type not in ("clip_vision_model", "siglip_vision_model"):
+    if config.model_type not in HAS_CLS:
         return 0, 0, 0, 0
-    n_rows = (config.image_size // config.patch_size) ** 2 + (config.model_type == "clip_vision_model")
+    n_rows = (config.image_size // config.patch_size) ** 2 + HAS_CLS[config.model_type]
     n_pixels = config.num_channels * config.image_size**2
-    return config.hidden_size, config.intermediate_size, n_rows, n_pixels
+    ratio = getattr(config, "mlp_ratio", None)  # DINOv2's config says the MLP's width by it
+    d_mlp = config.intermediate_size if ratio is None else int(ratio * config.hidden_size)
+    return config.hidden_size, d_mlp, n_rows, n_pixels
 
 
 def number_bytes(storage: str) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 
 import tiny
 import tiny_qwen
+from transformers import SiglipVisionConfig
 
 WITHOUT_CLS = frozenset({"received_attention", "keys", "hidden_states"})
 WITH_CLS = WITHOUT_CLS | {"cls_similarity", "cls_attention"}
@@ -37,22 +38,30 @@ class Family:
     offers: frozenset[str] = frozenset()
 
 
-def llava_without_cls():
-    """Build LLaVA-1.5 with SigLIP as vision encoder."""
-    return tiny.endless(tiny.tiny_llava_without_cls(), tiny.TINY_IDS), tiny.tiny_llava()[1]
+def llava_with_siglip():
+    """Build LLaVA-1.5 with SigLIP, which has no [CLS]."""
+    return tiny.with_encoder(tiny.tiny_llava(), SiglipVisionConfig(**tiny.TINY_VISION), "full")
 
+
+def llava_with_dinov2():
+    """Build LLaVA-1.5 with DINOv2, whose positions are of 9 x 9 tokens and are interpolated to 6 x 6."""
+    return tiny.with_dinov2(tiny.tiny_llava(), 36)
+
+
+def next_with_dinov2():
+    """Build LLaVA-NeXT with DINOv2."""
+    return tiny.with_dinov2(tiny.tiny_next(), 24)
+
+
+NEXT_GRIDS = ([(6, 6)] + [(5, 6)] * 4, [(6, 6)] + [(6, 3)] * 2, [(6, 6)] + [(6, 4)] * 3)
+SIZES = ((40, 31), (24, 24), (20, 90))
 
 FAMILIES = {
-    "llava": Family(tiny.tiny_llava, ((40, 31), (24, 24), (20, 90)), ([(6, 6)],) * 3, WITH_CLS),
-    "llava with SigLIP": Family(
-        llava_without_cls, ((40, 31), (24, 24), (20, 90)), ([(6, 6)],) * 3, WITHOUT_CLS
-    ),
-    "llava_next": Family(
-        tiny.tiny_next,
-        ((40, 31), (24, 24), (20, 90)),
-        ([(6, 6)] + [(5, 6)] * 4, [(6, 6)] + [(6, 3)] * 2, [(6, 6)] + [(6, 4)] * 3),
-        WITH_CLS,
-    ),
+    "llava": Family(tiny.tiny_llava, SIZES, ([(6, 6)],) * 3, WITH_CLS),
+    "llava with SigLIP": Family(llava_with_siglip, SIZES, ([(6, 6)],) * 3, WITHOUT_CLS),
+    "llava with DINOv2": Family(llava_with_dinov2, SIZES, ([(6, 6)],) * 3, WITH_CLS),
+    "llava_next": Family(tiny.tiny_next, SIZES, NEXT_GRIDS, WITH_CLS),
+    "llava_next with DINOv2": Family(next_with_dinov2, SIZES, NEXT_GRIDS, WITH_CLS),
     "llava_onevision": Family(
         tiny.tiny_onevision,
         ((40, 31), (22, 22), (66, 66)),

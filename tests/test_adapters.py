@@ -13,28 +13,36 @@ from families import FAMILIES, PAGE, REPOSITORY, blocks_of
 from messages import one_line
 
 from rcblib.mllm import ADAPTERS, adapter_for, load_model
+from rcblib.mllm.encoder import HAS_CLS
 from rcblib.mllm.prompt import GeneratePrompts, VisualRows
 from rcblib.records import NEWLINE, ParameterError, UnsupportedModelError
 from rcblib.tensors.geometry import rank_by_cls
 
 QUESTION = "What does this image show ?"
 
-# The example of the page on adding a family passes the contract as it stands there; other tests know nothing of it.
-EXAMPLE, FIXTURE, USE = blocks_of(PAGE)
-OWN, TESTED = dict(ADAPTERS), dict(FAMILIES)
-exec(EXAMPLE, {"__name__": "example"})
-exec(FIXTURE, {"__name__": "example"})
-EXAMPLES = {name: ADAPTERS.pop(name) for name in ADAPTERS.keys() - OWN.keys()}
-TESTED |= {name: FAMILIES.pop(name) for name in FAMILIES.keys() - TESTED.keys()}
+# The examples of the page on adding a family pass the contract as they stand there; other tests know nothing of them.
+*EXAMPLES, USE = blocks_of(PAGE)
+OWN = dict(ADAPTERS)
+REGISTRIES = ADAPTERS, HAS_CLS, FAMILIES
+BEFORE = [dict(registry) for registry in REGISTRIES]
+for block in EXAMPLES:
+    exec(block, {"__name__": "example"})
+ADDED = [
+    {name: registry.pop(name) for name in registry.keys() - before.keys()}
+    for registry, before in zip(REGISTRIES, BEFORE, strict=True)
+]
+TESTED = FAMILIES | ADDED[-1]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def example():
-    """Register the page's adapter while this module is tested."""
-    ADAPTERS.update(EXAMPLES)
+def examples():
+    """Register the page's adapter and encoder while this module is tested."""
+    for registry, added in zip(REGISTRIES, ADDED, strict=True):
+        registry.update(added)
     yield
-    for name in EXAMPLES:
-        del ADAPTERS[name]
+    for registry, added in zip(REGISTRIES, ADDED, strict=True):
+        for name in added:
+            del registry[name]
 
 
 @pytest.fixture(scope="module", params=TESTED)
@@ -177,9 +185,19 @@ def test_signals_come_exactly_where_they_are_asked_for(family, adapter, images):
                     assert (signal.dtype, signal.device.type) == (torch.float32, "cpu")
 
 
+def children_of(module, kind):
+    return [part for part in module.children() if isinstance(part, kind)]
+
+
+def attention_of(layer):
+    """Return the one child of a layer that has queries and keys."""
+    (found,) = [part for part in layer.children() if hasattr(part, "q_proj")]
+    return found
+
+
 @pytest.mark.parametrize("layer", [-2, -1, 1])
 def test_signals_are_those_computed_literally(family, layer):
-    """Query by query and key by key from the projections of the layer that makes the selected state."""
+    """Query by query and key by key from the projections of the layer that makes the selected state, and eager maps."""
     model, processor = family.build()
     if not family.offers:
         pytest.skip("the adapter reads no signals")
@@ -193,12 +211,28 @@ def test_signals_are_those_computed_literally(family, layer):
     n_heads, n_layers = vision.num_attention_heads, vision.num_hidden_layers
     before = layer - 1 if layer > 0 else n_layers + layer  # states that the layer is given, and the layer
     tower = model.model.vision_tower
-    module = [part for part in tower.modules() if hasattr(part, "self_attn")][before]
+    modules = next(part for part in tower.modules() if isinstance(part, torch.nn.ModuleList))
+    assert len(modules) == n_layers
+    module, made, read = modules[before], [], []
+    norm, attend = children_of(module, torch.nn.LayerNorm)[0], attention_of(module)
+    handles = [
+        module.register_forward_hook(lambda _module, _inputs, output: made.append(output)),
+        model.model.multi_modal_projector.register_forward_pre_hook(lambda _m, given: read.append(given[0])),
+    ]
+    own_features(adapter, processor.image_processor(images, return_tensors="pt"))
+    for handle in handles:
+        handle.remove()
     with torch.no_grad():
         states = tower(pixels.flatten(0, -4), output_hidden_states=True).hidden_states
-        hidden = module.layer_norm1(states[before])
-        query, key = (project(hidden) for project in (module.self_attn.q_proj, module.self_attn.k_proj))
+        hidden = norm(states[before])
+        query, key = attend.q_proj(hidden), attend.k_proj(hidden)
+        tower.set_attn_implementation("eager")
+        maps = tower(pixels.flatten(0, -4), output_attentions=True).attentions[before].mean(1)
     assert len(image.views) == len(hidden)
+    # What the connector reads are the patches of the state as the layer makes it, with no norm behind.
+    made = made[0][0] if isinstance(made[0], tuple) else made[0]
+    assert torch.equal(read[0], made[:, n_cls:])
+    torch.testing.assert_close(made, states[layer], rtol=0, atol=1e-5)
     d_head = vision.hidden_size // n_heads
     for g, view in enumerate(image.views):
         attention = torch.zeros(len(hidden[g]), len(hidden[g]))  # from row to column, mean over heads
@@ -209,6 +243,7 @@ def test_signals_are_those_computed_literally(family, layer):
             for row, q in enumerate(query[g, :, own]):
                 weights = torch.stack([q @ k for k in key[g, :, own]]).div(d_head**0.5).exp()
                 attention[row] += weights / weights.sum() / n_heads
+        torch.testing.assert_close(attention, maps[g], rtol=0, atol=1e-6)
         state = states[layer][g]
         expected = {
             "received_attention": attention[n_cls:, n_cls:].mean(0),
@@ -322,10 +357,13 @@ def test_the_template_has_a_placeholder_for_each_image(adapter):
         prompt = adapter.read_prompt(adapter.prompt(QUESTION, n_images))
         assert len(prompt.spans) == n_images
         assert all(prompt.ids[start] == adapter.image_token_id for start, _ in prompt.spans)
-    first = adapter.processor.tokenizer.bos_token
+    first, written = adapter.processor.tokenizer.bos_token, adapter.prompt(QUESTION)
     if first is not None:
-        begun = first + adapter.prompt(QUESTION)
-        assert adapter.prompt_ids(begun) == adapter.prompt_ids(adapter.prompt(QUESTION))
+        begun = first + written.removeprefix(first)  # ChatML begins with it itself
+        assert adapter.prompt_ids(begun) == adapter.prompt_ids(written)
+        assert adapter.prompt_ids(written).count(adapter.processor.tokenizer.bos_token_id) == begun.count(
+            first
+        )
 
 
 def test_positions_are_those_that_the_llm_gets_from_generate(adapter, images, batch):
@@ -630,8 +668,9 @@ def test_the_page_counts_lines_as_they_are():
     for path, n_lines, n_code in stated:
         source = (REPOSITORY / path).read_text(encoding="utf-8")
         assert (path, int(n_lines), int(n_code)) == (path, len(source.splitlines()), code_lines(source))
-    for block in (EXAMPLE, FIXTURE):
+    for block in EXAMPLES[:2]:
         assert f" {len(block.splitlines())} lines:" in " ".join(PAGE.split())
+    assert [sorted(added) for added in ADDED] == [["vipllava"], ["vit"], ["llava with ViT", "vip_llava"]]
     assert all(name in PAGE for name in ("VipLlavaAdapter", "tests/families.py"))
 
 

@@ -3,6 +3,7 @@
 import pytest
 import tiny
 import torch
+from families import FAMILIES
 from transformers import AutoModelForImageTextToText
 
 from benchmarks.checkpoints import CHECKPOINTS, checkpoint_config, empty_model, narrow_config, picture_rows
@@ -170,6 +171,18 @@ def test_activations_of_encoding_bound_what_is_allocated(name):
 
     computed = encoding_bytes(ModelShape.from_model(model), "float32", n_grids)
     assert 0.55 * computed <= measured_peak(encode) <= computed
+
+
+@pytest.mark.parametrize("family", ["llava_next", "llava_next with DINOv2"])
+def test_encoders_are_counted_as_they_are_built(family):
+    model = FAMILIES[family].build()[0]
+    shape, tower = ModelShape.from_model(model), model.model.vision_tower
+    with torch.no_grad():
+        states = tower(torch.zeros(1, 3, 24, 24)).last_hidden_state
+    widths = {module.out_features for module in tower.modules() if isinstance(module, torch.nn.Linear)}
+    assert (shape.n_vision_rows, shape.d_vision) == states.shape[1:] == (37, 32)
+    assert {shape.d_vision, shape.d_vision_mlp} == widths
+    assert shape.n_pixels == 3 * 24**2
 
 
 def test_attention_maps_grow_with_the_square_of_the_prompt(shapes):

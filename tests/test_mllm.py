@@ -5,9 +5,11 @@ import json
 import pytest
 import tiny
 import torch
+from families import FAMILIES
 
 from benchmarks.checkpoints import CHECKPOINTS, empty_model
 from rcblib.mllm import adapter_for, load_model
+from rcblib.mllm.fingerprint import model_fingerprint
 from rcblib.mllm.loading import _dtype
 from rcblib.records import ONE_WORD_QUESTION, ParameterError, UnsupportedModelError
 
@@ -143,6 +145,37 @@ def test_sizes_and_replacement(adapter):
     assert torch.equal(replacement, embedding[0])
     replacement.zero_()
     assert embedding[0].abs().sum() > 0
+
+
+def test_the_config_may_name_another_replacement():
+    model, _ = tiny.tiny_llava()
+    model.config.replacement_token_id = 7
+    assert torch.equal(adapter_for(model).replacement_embedding(), model.get_input_embeddings().weight[7])
+    for wrong in (64, -1, "7", True):
+        model.config.replacement_token_id = wrong
+        with pytest.raises(UnsupportedModelError, match="replacement_token_id: got .*0 to 63") as error:
+            adapter_for(model).replacement_embedding()
+        assert "\n" not in str(error.value)
+
+
+def test_a_named_replacement_is_saved_with_the_model(tmp_path):
+    model, processor = tiny.tiny_llava()
+    model.config.replacement_token_id = 7
+    loaded, _ = load_model(tiny.save(tmp_path, model, processor))
+    assert adapter_for(loaded).replacement_token_id == 7
+    assert model_fingerprint(loaded) == model_fingerprint(model) != model_fingerprint(tiny.tiny_llava()[0])
+
+
+@pytest.mark.parametrize("tower", ["dinov2_with_registers", "dinov2"])
+def test_encoders_are_refused_by_name(tower):
+    """One whose registers would enter the LLM, and one whose [CLS] would."""
+    model, processor = FAMILIES["llava with DINOv2"].build()
+    model.config.vision_config.model_type = tower
+    model.config.vision_feature_select_strategy = "full" if tower == "dinov2" else "default"
+    supported = "clip_vision_model with 'default', dinov2 with 'default', siglip_vision_model with 'full'"
+    with pytest.raises(UnsupportedModelError, match=f"got {tower} with .*supported: {supported}$") as error:
+        adapter_for(model, processor)
+    assert "\n" not in str(error.value)
 
 
 # First-token logits

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import tiny
 import torch
+from families import FAMILIES
 from forked import forked
 from pycocotools.mask import encode
 from transformers import LlavaForConditionalGeneration
@@ -235,7 +236,7 @@ def test_weights_and_candidates_are_settings(pair, image, table):
 
 
 def test_encoders_without_cls_have_no_ranks(image):
-    pair = tiny.tiny_llava_without_cls(), tiny.tiny_llava()[1]
+    pair = FAMILIES["llava with SigLIP"].build()
     table = probe(*pair, image, QUESTION, positions="paper_positions")
     assert table["position"].tolist() == paper_ranks(36)
     assert not [name for name in table if name.startswith("cls_")]

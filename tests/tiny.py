@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import torch
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
     CLIPImageProcessorPil,
     CLIPVisionConfig,
+    Dinov2Config,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -22,6 +23,7 @@ from transformers import (
     LlavaOnevisionForConditionalGeneration,
     LlavaOnevisionImageProcessorPil,
     LlavaProcessor,
+    PreTrainedConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
     SiglipVisionConfig,
@@ -68,6 +70,14 @@ QWEN_2_TEMPLATE = (
 )
 """Conversation form of the converted OneVision checkpoints."""
 
+CHATML_TEMPLATE = (
+    "{% for turn in messages %}<|im_start|>{{ turn['role'] }}\n"
+    "{% for part in turn['content'] if part['type'] == 'image' %}<image>\n{% endfor %}"
+    "{% for part in turn['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""Conversation form of SmolLM2, with images."""
+
 TINY_VISION = dict(
     image_size=24,
     patch_size=4,
@@ -76,6 +86,7 @@ TINY_VISION = dict(
     num_hidden_layers=3,
     num_attention_heads=4,
 )
+TINY_DINOV2 = dict(patch_size=4, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, mlp_ratio=2)
 TINY_TEXT = dict(
     hidden_size=40,
     intermediate_size=64,
@@ -87,6 +98,7 @@ TINY_TEXT = dict(
 
 REAL_IDS = {"unk": 0, "bos": 1, "eos": 2, "image": 32000, "pad": 32001}
 TINY_IDS = {"pad": 0, "bos": 1, "eos": 2, "unk": 3, "image": 4}
+CHATML_IDS = {"unk": 0, "bos": 1, "eos": 2, "pad": 2, "image": 3}
 
 
 def stand_in_tokenizer(ids: dict[str, int]) -> PreTrainedTokenizerFast:
@@ -107,6 +119,22 @@ def stand_in_tokenizer(ids: dict[str, int]) -> PreTrainedTokenizerFast:
         extra_special_tokens={
             f"{name}_token": special[name] for name in ("image", "video") if name in special
         },
+    )
+
+
+def chatml_tokenizer() -> PreTrainedTokenizerFast:
+    """Build a word tokenizer like SmolLM2's: nothing put in front, padding that ends answers, blanks part of words."""
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>"]
+    words = [*special, "\n", "user", "assistant", *WORDS, *(f" {word}" for word in WORDS)]
+    vocabulary = {word: i for i, word in enumerate(dict.fromkeys(words))}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token=special[0]))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r" ?\w+| ?[^\w\s]|\n"), "removed", invert=True)
+    backend.decoder = decoders.Fuse()
+    names = ("unk", "bos", "eos", "pad")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        **{f"{name}_token": special[CHATML_IDS[name]] for name in names},
+        extra_special_tokens={"image_token": special[CHATML_IDS["image"]]},
     )
 
 
@@ -159,17 +187,6 @@ def tiny_llava(seed: int = 0) -> tuple[LlavaForConditionalGeneration, LlavaProce
     processor = stand_in_processor(TINY_VISION["image_size"], TINY_VISION["patch_size"], TINY_IDS)
     processor.tokenizer.padding_side = "left"
     return model, processor
-
-
-def tiny_llava_without_cls() -> LlavaForConditionalGeneration:
-    """Build the tiny LLaVA with SigLIP, which has no [CLS], as vision encoder."""
-    config = LlavaConfig(
-        vision_config=SiglipVisionConfig(**TINY_VISION),
-        text_config=llava_config(TINY_VISION, TINY_TEXT, TINY_IDS).text_config,
-        image_token_index=TINY_IDS["image"],
-        vision_feature_select_strategy="full",
-    )
-    return LlavaForConditionalGeneration(config).eval()
 
 
 def reduced_llava_15() -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
@@ -292,6 +309,29 @@ def tiny_next(seed: int = 0) -> tuple[LlavaNextForConditionalGeneration, LlavaNe
     processor = next_processor(24, 4, TINY_IDS, TINY_NEXT_PINPOINTS)
     processor.tokenizer.padding_side = "left"
     return endless(LlavaNextForConditionalGeneration(config), TINY_IDS, seed), processor
+
+
+def with_encoder(
+    pair: tuple[torch.nn.Module, LlavaProcessor], vision: PreTrainedConfig, strategy: str
+) -> tuple[torch.nn.Module, LlavaProcessor]:
+    """Return a tiny model like another but for its vision encoder, and the processor."""
+    model, processor = pair
+    model.config.update({"vision_config": vision, "vision_feature_select_strategy": strategy})
+    return endless(type(model)(model.config), TINY_IDS), processor
+
+
+def with_dinov2(
+    pair: tuple[torch.nn.Module, LlavaProcessor], image_size: int
+) -> tuple[torch.nn.Module, LlavaProcessor]:
+    """Return a tiny model like another with DINOv2, its positions of `image_size`, and an LLM that talks ChatML."""
+    model, processor = pair
+    processor.tokenizer, processor.chat_template = chatml_tokenizer(), CHATML_TEMPLATE
+    processor.tokenizer.padding_side = "left"
+    processor.image_token_id = CHATML_IDS["image"]
+    text = {f"{name}_token_id": CHATML_IDS[name] for name in ("bos", "eos", "pad")}
+    text_config = LlamaConfig(**TINY_TEXT | text | {"vocab_size": 112})
+    model.config.update({"text_config": text_config, "image_token_index": CHATML_IDS["image"]})
+    return with_encoder((model, processor), Dinov2Config(image_size=image_size, **TINY_DINOV2), "default")
 
 
 def tiny_onevision(seed: int = 0) -> tuple[LlavaOnevisionForConditionalGeneration, LlavaOnevisionProcessor]:

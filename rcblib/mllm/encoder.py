@@ -1,4 +1,4 @@
-"""Read signals off a CLIP or SigLIP vision encoder while it makes the hidden state that the connector gets."""
+"""Know vision encoders of LLaVA models; read signals off one while it makes the state that the connector gets."""
 
 from __future__ import annotations
 
@@ -9,6 +9,13 @@ from typing import Any
 import torch
 
 from rcblib.tensors.geometry import cosine_to_cls
+
+HAS_CLS: dict[str, bool] = {"clip_vision_model": True, "dinov2": True, "siglip_vision_model": False}
+"""Whether the first row of a hidden state is a [CLS], by the ``model_type`` of each supported vision encoder.
+
+All other rows must be patches in raster order, and attention must have ``q_proj`` and ``k_proj``, with heads of
+``head_dim``. Encoders with further rows, such as registers, cannot be entered: LLaVA takes off one row at most.
+"""
 
 CLS_SIGNALS = frozenset({"cls_similarity", "cls_attention"})
 LAYER_SIGNALS = frozenset({"cls_attention", "received_attention", "keys"})
@@ -21,7 +28,7 @@ class EncoderSignals:
     Parameters
     ----------
     tower : torch.nn.Module
-        A CLIP or SigLIP vision encoder of `transformers`.
+        A vision encoder of `transformers`, of a kind in `HAS_CLS`.
     selected : int
         Number of the hidden state that the connector gets, as ``vision_feature_layer``; not that of the embeddings.
     has_cls : bool
@@ -40,8 +47,8 @@ class EncoderSignals:
 
     def __init__(self, tower: Any, selected: int, has_cls: bool):
         self.has_cls, self.selected = has_cls, selected
-        layers = [module for module in tower.modules() if hasattr(module, "self_attn")]
-        self.layer = layers[selected % (len(layers) + 1) - 1].self_attn  # state 0 is the embeddings
+        layers = [part for part in tower.modules() if hasattr(part, "q_proj") and hasattr(part, "k_proj")]
+        self.layer = layers[selected % (len(layers) + 1) - 1]  # state 0 is the embeddings
         there = LAYER_SIGNALS | CLS_SIGNALS | {"hidden_states"}
         self.offers = there if has_cls else there - CLS_SIGNALS
 
@@ -73,7 +80,7 @@ class _Reading:
 
         def heads(rows: torch.Tensor) -> torch.Tensor:
             """Return ``(n_grids, n_heads, n_rows, d_head)``."""
-            return rows.view(len(rows), -1, module.num_heads, module.head_dim).transpose(1, 2)
+            return rows.unflatten(-1, (-1, module.head_dim)).transpose(1, 2)
 
         def attention(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
             scores = query @ key.transpose(-1, -2) * module.head_dim**-0.5

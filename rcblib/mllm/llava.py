@@ -1,4 +1,4 @@
-"""Adapt LLaVA-1.5: CLIP vision encoder with [CLS], two-layer connector, one grid of tokens an image.
+"""Adapt LLaVA-1.5: a vision encoder with or without [CLS], two-layer connector, one grid of tokens an image.
 
 What LLaVA-NeXT and LLaVA-OneVision have in common with it is here too.
 """
@@ -11,29 +11,30 @@ from typing import Any
 import torch
 
 from rcblib.mllm.base import Adapter
-from rcblib.mllm.encoder import EncoderSignals
+from rcblib.mllm.encoder import HAS_CLS, EncoderSignals
 from rcblib.mllm.placement import module_device
 from rcblib.records import EncodedImage, ParameterError, UnsupportedModelError, VisualView
 
 
 class LlavaTypeAdapter(Adapter):
-    """Share what all LLaVA models have: CLIP (patches only) or SigLIP (no [CLS]), one hidden state, a connector.
+    """Share what all LLaVA models have: the patches of one hidden state of a vision encoder, and a connector.
 
     Raises
     ------
     UnsupportedModelError
-        If the vision encoder is another, [CLS] itself enters the LLM, or features of several layers are
-        joined.
+        If the vision encoder is not in `rcblib.mllm.encoder.HAS_CLS`, its [CLS] itself enters the LLM, or features of
+        several layers are joined.
     """
 
     def __init__(self, model: Any, processor: Any = None):
         super().__init__(model, processor)
         config = model.config
         tower, strategy = config.vision_config.model_type, config.vision_feature_select_strategy
-        if (tower, strategy) not in {("clip_vision_model", "default"), ("siglip_vision_model", "full")}:
+        strategies = {kind: "default" if has_cls else "full" for kind, has_cls in HAS_CLS.items()}
+        if strategies.get(tower) != strategy:
+            supported = ", ".join(f"{kind} with {own!r}" for kind, own in strategies.items())
             raise UnsupportedModelError(
-                f"vision encoder: got {tower} with vision_feature_select_strategy={strategy!r}; "
-                "supported: clip_vision_model with 'default', siglip_vision_model with 'full'"
+                f"vision encoder: got {tower} with vision_feature_select_strategy={strategy!r}; supported: {supported}"
             )
         n_layers, layer = config.vision_config.num_hidden_layers, config.vision_feature_layer
         if not isinstance(layer, int) or not (-n_layers <= layer <= -1 or 1 <= layer <= n_layers):
@@ -41,7 +42,7 @@ class LlavaTypeAdapter(Adapter):
                 f"vision_feature_layer: got {layer}; supported: one hidden state that a layer makes, "
                 f"1 to {n_layers} or {-n_layers} to -1"
             )
-        self.signals = EncoderSignals(model.model.vision_tower, layer, tower == "clip_vision_model")
+        self.signals = EncoderSignals(model.model.vision_tower, layer, HAS_CLS[tower])
         self.offers = self.signals.offers
 
     @property

@@ -42,8 +42,9 @@ class LlavaOnevisionAdapter(TiledAdapter):
     def __init__(self, model: Any, processor: Any = None):
         super().__init__(model, processor)
         if self.has_cls:
+            tower = model.config.vision_config.model_type
             raise UnsupportedModelError(
-                "vision encoder: got clip_vision_model; supported: siglip_vision_model with LLaVA-OneVision"
+                f"vision encoder: got {tower}; supported: siglip_vision_model with LLaVA-OneVision"
             )
 
     def complete_processor(self) -> None:
