@@ -4,10 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from rcblib.evaluate.guessing import constant_scores
 from rcblib.reading.comparison import (
     ALL_TASKS,
     advantage_table,
     average_seeds,
+    corrected_scores,
     guessing_scores,
     relative_score,
     relative_table,
@@ -159,3 +161,108 @@ def test_guessing_takes_the_most_frequent_answer():
         }
     )
     assert guessing_scores(questions) == {"a": pytest.approx(2 / 3), "b": 0.5}
+
+
+def graded(method, scores, ratio, seed=pd.NA, guess=None):
+    """Write rows with guesses: forty questions on forty images, half of task a (guess 1/2), half of b (1/4)."""
+    task = ["a"] * 20 + ["b"] * 20
+    return pd.DataFrame(
+        {
+            "method": method,
+            "retain_ratio": ratio,
+            "max_similarity": np.nan,
+            "settings": "",
+            "seed": pd.array([seed] * 40, dtype="Int64"),
+            "image_id": range(40),
+            "task": task,
+            "subset": "",
+            "question": "?",
+            "score": np.array(scores, dtype=float),
+            "guess": [1.0, 0.0] * 10 + [1.0, 0.0, 0.0, 0.0] * 5 if guess is None else guess,
+        }
+    )
+
+
+@pytest.fixture
+def graded_frame():
+    right, half, none = [1] * 40, [1, 0] * 20, [0] * 40
+    return pd.concat(
+        [
+            graded("all tokens", right, 1.0),
+            graded("guesser", [1, 0] * 10 + [1, 0, 0, 0] * 5, 0.2),
+            graded("codebook", right[:20] + half[:20], 0.2),
+            graded("random", half, 0.2, seed=0),
+            graded("random", half, 0.2, seed=1),
+            graded("random", none, 0.1, seed=0),
+        ],
+        ignore_index=True,
+    )
+
+
+SETTINGS = {
+    "all tokens": ("all tokens", None),
+    "guesser": ("guesser", 0.2),
+    "codebook": ("codebook", 0.2),
+    "random": ("random", 0.2),
+}
+
+
+def test_scores_are_corrected_for_the_best_constant_answer(graded_frame, generator):
+    found = corrected_scores(graded_frame, SETTINGS, generator=generator)
+    assert found.score("guessing", "a").value == 0.5
+    assert found.score("guessing", "b").value == 0.25
+    assert found.corrected("all tokens").value == 1.0
+    assert found.corrected("guesser").value == 0.0
+    assert found.relative("codebook", "a").value == 1.0
+    assert found.relative("codebook", "b").value == pytest.approx((0.5 - 0.25) / 0.75)
+    assert found.relative("codebook").value == pytest.approx((1 + 1 / 3) / 2)
+    # Task a: random is at chance; b: as the codebook.
+    assert found.difference("codebook", "random").value == pytest.approx(0.5)
+    assert found.difference("codebook", "random").low > 0
+    only = corrected_scores(graded_frame, SETTINGS, ["b"], generator=generator)
+    assert only.relative("codebook").value == pytest.approx(1 / 3)
+
+
+def test_guessing_is_drawn_along(graded_frame, generator):
+    found = corrected_scores(graded_frame, SETTINGS, generator=generator)
+    fixed = found.score("guesser", "a")
+    drawn = found.corrected("guesser", "a")
+    assert drawn.low < 0 < drawn.high
+    # Guesser and guessing answer alike, so most of their spread is common and goes out.
+    assert drawn.high - drawn.low < (fixed.high - fixed.low) / 0.5
+
+
+def test_correction_is_undefined_where_nothing_can_be_gained(graded_frame, generator):
+    sure = graded_frame.assign(guess=1.0)
+    assert np.isnan(corrected_scores(sure, SETTINGS, generator=generator).corrected("all tokens").value)
+    settings = {"guesser": ("guesser", 0.2), "codebook": ("codebook", 0.2)}
+    assert np.isnan(corrected_scores(graded_frame, settings, generator=generator).relative("codebook").value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "tasks", "message"),
+    [
+        (SETTINGS | {"more": ("codebook", 0.1)}, None, "one setting of"),
+        (SETTINGS, ["c"], "tasks"),
+        ({"all tokens": ("all tokens", None), "random": ("random", None)}, None, "one setting of"),
+    ],
+)
+def test_settings_that_were_not_evaluated_are_an_error(graded_frame, settings, tasks, message, generator):
+    with pytest.raises(ParameterError, match=message):
+        corrected_scores(graded_frame, settings, tasks, generator=generator)
+
+
+def test_settings_with_other_questions_are_an_error(graded_frame, generator):
+    with pytest.raises(ParameterError, match="other questions for codebook"):
+        fewer = graded_frame.drop(graded_frame[graded_frame["method"] == "codebook"].index[:1])
+        corrected_scores(fewer, SETTINGS, generator=generator)
+
+
+def test_the_best_constant_caption_names_as_many_objects_as_pay():
+    frame = pd.DataFrame({"image_id": [1, 2, 3], "task": "caption", "answer": "x"})
+    present = {1: {"cat", "dog"}, 2: {"cat", "dog"}, 3: {"bird"}}
+    guesses = constant_scores(frame, present)
+    assert guesses.tolist() == [0.8, 0.8, 0.5]  # all three names, 0.7 on average; cat and dog alone 0.667
+    assert constant_scores(frame).isna().all()
+    only = constant_scores(frame, {1: {"cat"}, 2: {"cat", "dog"}, 3: {"cat"}})
+    assert only.tolist() == [1.0, pytest.approx(2 / 3), 1.0]

@@ -14,6 +14,7 @@ import torch
 from rcblib.data.base import AnySample
 from rcblib.data.choices import read_options
 from rcblib.data.samples import load_pictures, sample_identity
+from rcblib.evaluate.guessing import constant_scores
 from rcblib.evaluate.metrics import score_predictions
 from rcblib.mllm import Adapter, adapter_for
 from rcblib.mllm.fingerprint import model_fingerprint, processor_settings
@@ -181,6 +182,7 @@ class Session:
         frame = pd.DataFrame([{**question, **row} for question, row in zip(asked, rows, strict=True)])
         scores = score_predictions(frame, self.present, self.categories or None, self.options)
         frame.insert(6, "score", scores)
+        frame.insert(7, "guess", constant_scores(frame, self.present))
         return frame
 
     @property

@@ -6,12 +6,14 @@ setting are averaged question by question before anything else, so that interval
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from rcblib.evaluate.metrics import normalize_answer
+from rcblib.evaluate.guessing import constant_scores
+from rcblib.reading.resampling import Draws, draw_means
 from rcblib.reading.statistics import Estimate, mean_interval, mean_of_ratios
 from rcblib.records import ParameterError
 
@@ -191,14 +193,112 @@ def guessing_scores(questions: pd.DataFrame) -> dict[str, float]:
     Returns
     -------
     dict
-        Task to the share of its most frequent answer, after `normalize_answer`. Captions are left out: they are not
-        scored by equality.
+        Task to the share of its most frequent answer, as `constant_scores` has it. Captions are left out: what guessing
+        gets there depends on the objects, see the column ``guess`` of `rcblib.evaluate.grid.evaluate`.
     """
-    scores = {}
-    for task, rows in questions.groupby("task", sort=False):
-        if task != "caption":
-            scores[task] = float(rows["answer"].map(normalize_answer).value_counts(normalize=True).iloc[0])
-    return scores
+    asked = questions[questions["task"] != "caption"]
+    return constant_scores(asked).groupby(asked["task"], sort=False).mean().to_dict()
+
+
+@dataclass(frozen=True)
+class CorrectedScores:
+    """Hold scores of some settings with what guessing gets on the same questions, drawn together.
+
+    A task's *chance-corrected* score is (score - guessing) / (1 - guessing): 0 for the best constant answer, 1 for
+    right throughout. A setting's *relative* score is its chance-corrected one over the reference's, a mean over tasks.
+
+    Attributes
+    ----------
+    draws : Draws
+        Mean scores of every setting by its name, and of ``"guessing"``.
+    reference : str
+        Name of the setting that others are divided by.
+    """
+
+    draws: Draws
+    reference: str = ALL_TOKENS
+
+    def score(self, name: str, task: str | None = None) -> Estimate:
+        """Estimate the plain score of a setting, or of ``"guessing"``: of a task, or the mean over tasks."""
+        return self._estimate(self.draws[name], task)
+
+    def corrected(self, name: str, task: str | None = None) -> Estimate:
+        """Estimate the chance-corrected score of a setting; undefined where guessing is right throughout."""
+        return self._estimate(self._corrected(name), task)
+
+    def relative(self, name: str, task: str | None = None) -> Estimate:
+        """Estimate the relative score of a setting; undefined where the reference does no better than guessing."""
+        return self._estimate(self._relative(name), task)
+
+    def difference(self, first: str, second: str, task: str | None = None) -> Estimate:
+        """Estimate the relative score of a setting minus that of another, such as random tokens at its budget."""
+        return self._estimate(self._relative(first) - self._relative(second), task)
+
+    def _estimate(self, values: np.ndarray, task: str | None) -> Estimate:
+        chosen = values.mean(1) if task is None else values[:, self.draws.tasks.index(task)]
+        return self.draws.estimate(chosen)
+
+    def _corrected(self, name: str) -> np.ndarray:
+        guessing = self.draws["guessing"]
+        room = np.where(guessing < 1, 1 - guessing, np.nan)
+        return (self.draws[name] - guessing) / room
+
+    def _relative(self, name: str) -> np.ndarray:
+        whole = self._corrected(self.reference)
+        return self._corrected(name) / np.where(whole > 0, whole, np.nan)
+
+
+def corrected_scores(
+    frame: pd.DataFrame,
+    settings: Mapping[str, tuple[str, float | None]],
+    tasks: Collection[str] | None = None,
+    *,
+    generator: np.random.Generator,
+    n_resamples: int = 4000,
+) -> CorrectedScores:
+    """Collect the scores of some settings for correction by chance.
+
+    Parameters
+    ----------
+    frame : pandas.DataFrame
+        From `rcblib.evaluate.grid.evaluate_grid`, seeds not averaged: they are drawn, as images are.
+    settings : Mapping
+        Name to method and ``retain_ratio`` (``None`` for any: the method has one setting). The first is the reference.
+    tasks : collection of str, optional
+        Those that count, such as the ones that a gate lets pass; by default all with a guess.
+    generator, n_resamples
+        As in `draw_means`.
+
+    Raises
+    ------
+    ParameterError
+        If a setting was not evaluated, or not on the questions of the first; or no task is left.
+    """
+    known = frame[frame["guess"].notna() & (frame["task"].isin(tasks) if tasks is not None else True)]
+    if known.empty:
+        raise ParameterError("tasks", tasks, f"some of {sorted(frame['task'].unique())}")
+    chosen: dict[str, pd.DataFrame] = {}
+    for name, (method, ratio) in settings.items():
+        rows = known[known["method"] == method]
+        if ratio is not None:
+            rows = rows[np.isclose(rows["retain_ratio"], ratio)]
+        if len(rows[SETTING].drop_duplicates()) != 1:
+            found = known[known["method"] == method][SETTING].drop_duplicates().to_dict("records")
+            raise ParameterError("settings", f"{name}: {(method, ratio)}", f"one setting of {found}")
+        chosen[name] = rows
+    reference, first = next(iter(chosen.items()))
+    asked = pd.MultiIndex.from_frame(first[_QUESTION])
+    for name, rows in chosen.items():
+        others = pd.MultiIndex.from_frame(rows[_QUESTION])
+        if len(asked.symmetric_difference(others)) or len(rows) % len(first):
+            raise ParameterError("frame", f"other questions for {name}", f"those of {reference}")
+    guessing = first.drop_duplicates(_QUESTION).assign(score=lambda rows: rows["guess"])
+    draws = draw_means(
+        {**chosen, "guessing": guessing.drop(columns="seed", errors="ignore")},
+        generator=generator,
+        n_resamples=n_resamples,
+    )
+    return CorrectedScores(draws, reference)
 
 
 def _settings(frame: pd.DataFrame) -> Iterator[tuple[dict, pd.DataFrame]]:

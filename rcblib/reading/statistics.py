@@ -9,7 +9,7 @@ pairs inside strata, which `sklearn.metrics.roc_auc_score` does not; without str
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,8 @@ class Estimate:
         Independent units among them (images), the ones that the bootstrap draws.
     level : float
         Nominal coverage of the interval, in (0, 1).
+    draws : numpy.ndarray or None
+        ``(n_resamples,)`` values on the resamples, where they were kept.
     """
 
     value: float
@@ -45,10 +47,21 @@ class Estimate:
     n: int
     n_clusters: int
     level: float = 0.95
+    draws: np.ndarray | None = field(default=None, repr=False, compare=False)
 
     def __str__(self) -> str:
         """Format as ``0.871 [0.842, 0.897]``."""
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+    def p_value(self, bound: float) -> float:
+        """Return the two-sided p-value of the draws against a bound: twice the smaller share on either side of it.
+
+        NaN where no draws were kept. With B draws at least 2 / (B + 1).
+        """
+        if self.draws is None:
+            return np.nan
+        beyond = min((self.draws <= bound).sum(), (self.draws >= bound).sum())
+        return float(min(1.0, 2 * (beyond + 1) / (len(self.draws) + 1)))
 
     def as_result(self) -> dict[str, Any]:
         """Return the estimate as `rcblib.runs.results.write_results` takes it: value, n, interval and more.

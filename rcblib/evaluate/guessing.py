@@ -1,0 +1,50 @@
+"""Score the best answer that needs no image: what guessing gets on the very questions that were asked."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from rcblib.evaluate.metrics import normalize_answer
+
+
+def constant_scores(frame: pd.DataFrame, present: Mapping[Any, Collection[str]] | None = None) -> pd.Series:
+    """Score, question by question, the best constant answer of each task.
+
+    Parameters
+    ----------
+    frame : pandas.DataFrame
+        One row a question, with ``task`` and ``answer``; captions also need ``image_id``.
+    present : Mapping, optional
+        Image id to the categories in it; captions are not guessed without.
+
+    Returns
+    -------
+    pandas.Series
+        In [0, 1], named ``guess``, with the frame's index. Its mean over a task is the share of the most frequent
+        answer (equal after `normalize_answer`); for ``caption`` the object F1 of the caption that names the most
+        frequent categories, as many of them as score best. NaN for captions without `present`.
+    """
+    scores = pd.Series(np.nan, index=frame.index, name="guess")
+    for task, rows in frame.groupby("task", sort=False):
+        if task == "caption":
+            if present is not None:
+                scores[rows.index] = _caption_scores([present[image_id] for image_id in rows["image_id"]])
+        else:
+            answers = rows["answer"].map(normalize_answer)
+            scores[rows.index] = (answers == answers.value_counts().index[0]).astype(float)
+    return scores
+
+
+def _caption_scores(present: list[Collection[str]]) -> np.ndarray:
+    """Return the F1 of each image for the best caption that names the most frequent categories."""
+    counts = Counter(name for there in present for name in set(there))
+    names = sorted(counts, key=lambda name: (-counts[name], name))
+    has = np.array([[name in there for name in names] for there in present], dtype=float)
+    n_named = np.arange(1, len(names) + 1)
+    f1 = 2 * has.cumsum(1) / (n_named + has.sum(1, keepdims=True))  # (n_images, n_names)
+    return f1[:, f1.mean(0).argmax()]
