@@ -302,7 +302,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = OneLineParser(
         prog="footprint", description="Compute the memory that a model needs, without loading it."
     )
-    parser.add_argument("--model", required=True, help="an embedded model, a folder, or a Hugging Face id")
+    parser.add_argument("--model", required=True, help="a model's name, a folder, or a Hugging Face id")
     parser.add_argument("--height", type=int, default=480, help="of a picture, in pixels (default: 480)")
     parser.add_argument("--width", type=int, default=640, help="of a picture, in pixels (default: 640)")
     parser.add_argument("--batch-size", type=int, default=1)

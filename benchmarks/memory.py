@@ -71,7 +71,7 @@ def measured(run: Callable[[], Any], device: torch.device) -> tuple[int, float]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print computed and measured sizes; write them with versions and hardware where asked to."""
     parser = argparse.ArgumentParser(description="Measure memory beside what is computed.")
-    parser.add_argument("--model", required=True, help="embedded name, folder or Hugging Face id")
+    parser.add_argument("--model", required=True, help="a model's name, a folder, or a Hugging Face id")
     parser.add_argument("--random", action="store_true", help="random weights of full size, no download")
     parser.add_argument("--quantization", choices=["4bit"], help="not with --random")
     parser.add_argument("--height", type=int, default=480)

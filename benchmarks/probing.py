@@ -68,7 +68,7 @@ def seconds(run: Callable[[], object]) -> float:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print milliseconds a position and ratios."""
     parser = argparse.ArgumentParser(description="Compare plain probing with the library's.")
-    parser.add_argument("--model", help="embedded name, folder or Hugging Face id (default: untrained)")
+    parser.add_argument("--model", help="a model's name, a folder, or a Hugging Face id (default: untrained)")
     parser.add_argument(
         "--positions", type=int, default=16, help="positions of the plain runs, a square number"
     )

@@ -123,7 +123,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.set_defaults(run=_evaluate)
 
     models = commands.add_parser(
-        "models", help="list the embedded models and the families that are supported"
+        "models", help="list the models that have a name and the families that are supported"
     )
     models.set_defaults(run=_models)
     info = commands.add_parser("info", help="say which versions, hardware, models and codebooks are here")
@@ -132,7 +132,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, help="an embedded model, a folder, or a Hugging Face id")
+    parser.add_argument(
+        "--model", required=True, help="a model's name (see models), a folder, or a Hugging Face id"
+    )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto", help="auto, float32, float16 or bfloat16")
     parser.add_argument(
@@ -161,13 +163,14 @@ def _numbers(text: str) -> str | tuple[int, ...]:
 
 def _samples(options: argparse.Namespace) -> Dataset:
     from rcblib.data.opening import open_dataset
-    from rcblib.mllm.loading import embedded_models
+    from rcblib.mllm.loading import model_folder
     from rcblib.runs.files import read_json
 
     images = options.images
     if images == "auto":
-        settings = embedded_models().get(options.model, Path(options.model)) / "config.json"
-        images = (read_json(settings) if settings.is_file() else {}).get("rcb_world", "scenes")
+        folder = model_folder(options.model)
+        is_there = folder is not None and (folder / "config.json").is_file()
+        images = (read_json(folder / "config.json") if is_there else {}).get("rcb_world", "scenes")
     return open_dataset(images, options.split, options.n_images, seed=options.seed)
 
 
@@ -349,24 +352,27 @@ def _takes_ratio(method: Method, settings: dict[str, Any]) -> bool:
 
 
 def _models(options: argparse.Namespace) -> None:
-    from rcblib.mllm.loading import ADAPTERS, embedded_models
+    from rcblib.mllm.loading import ADAPTERS, embedded_models, model_names
 
-    for name, folder in embedded_models().items():
+    embedded = embedded_models()
+    for name, folder in embedded.items():
         n_bytes = sum(path.stat().st_size for path in folder.glob("*") if path.is_file())
         print(f"{name}: {folder}, {n_bytes / 1e6:.1f} MB")
+    for name in sorted(set(model_names()) - embedded.keys()):
+        print(f"{name}: put together at first use")
     print(f"supported model types, from a folder or the Hugging Face Hub: {', '.join(ADAPTERS)}")
 
 
 def _info(options: argparse.Namespace) -> None:
     from rcblib.codebook.files import embedded_codebooks
     from rcblib.codebook.released import released_registry
-    from rcblib.mllm.loading import embedded_models
+    from rcblib.mllm.loading import model_names
     from rcblib.runs.provenance import project_root, provenance
 
     for name, value in provenance().items():
         print(f"{name}: {value}")
     print(f"project: {project_root()}")
-    print(f"embedded models: {', '.join(embedded_models()) or 'none'}")
+    print(f"models: {', '.join(model_names()) or 'none'}")
     print(
         f"codebooks: {', '.join(embedded_codebooks()) or 'none'}; released: {', '.join(released_registry())}"
     )

@@ -1,6 +1,7 @@
 """Check that adapters read the model's own visual tokens and feed chosen ones exactly."""
 
 import json
+import sys
 
 import pytest
 import tiny
@@ -8,9 +9,19 @@ import torch
 from families import FAMILIES
 
 from benchmarks.checkpoints import CHECKPOINTS, empty_model
+from rcblib.__main__ import main
+from rcblib.evaluate.lmms.plugin import ModelArguments
+from rcblib.evaluate.lmms.runs import _own_files
 from rcblib.mllm import adapter_for, load_model
-from rcblib.mllm.fingerprint import model_fingerprint
-from rcblib.mllm.loading import _dtype
+from rcblib.mllm.fingerprint import model_fingerprint, model_name
+from rcblib.mllm.loading import (
+    MODEL_GROUP,
+    _dtype,
+    embedded_models,
+    model_folder,
+    model_names,
+    model_source,
+)
 from rcblib.records import ONE_WORD_QUESTION, ParameterError, UnsupportedModelError
 
 QUESTION = "What does this image show ?"
@@ -70,6 +81,70 @@ def test_embedded_names_are_folders_of_the_project(tmp_path, monkeypatch):
     with pytest.raises(UnsupportedModelError, match=r"'any-llava'.*some-llava") as error:
         load_model("any-llava")
     assert "\n" not in str(error.value)
+
+
+@pytest.fixture
+def offered(tmp_path, monkeypatch):
+    """Install a package that offers models by name; return the folder whose files say what was put together."""
+    package, made = tmp_path / "package", tmp_path / "made"
+    description = package / "tiny_offer-1.0.dist-info"
+    description.mkdir(parents=True)
+    made.mkdir()
+    (description / "METADATA").write_text("Metadata-Version: 2.1\nName: tiny-offer\nVersion: 1.0\n")
+    (description / "entry_points.txt").write_text(
+        f"[{MODEL_GROUP}]\ntiny-offer = tiny_offer:build\nno-parts = tiny_offer:refuse\nno-code = not_there:build\n"
+    )
+    (package / "tiny_offer.py").write_text(f"""
+from pathlib import Path
+import tiny
+from rcblib.records import UnsupportedModelError
+
+def build():
+    return tiny.save_tiny_llava(Path({str(made)!r}) / "assembled-1f2e")
+
+def refuse():
+    raise UnsupportedModelError("model 'no-parts': its wheel is not installed: make install")
+""")
+    monkeypatch.syspath_prepend(package)
+    yield made
+    sys.modules.pop("tiny_offer", None)
+
+
+def test_names_are_offered_by_packages(offered, capsys):
+    """Listing names puts nothing together; a name is then as good as the folder."""
+    assert set(model_names()) == {"tiny-offer", "no-parts", "no-code"} | embedded_models().keys()
+    with pytest.raises(UnsupportedModelError, match=r"'any-llava'; accepted: a model's name \(.*tiny-offer"):
+        load_model("any-llava")
+    for command in ("models", "info"):
+        assert main([command]) == 0
+        assert "tiny-offer" in capsys.readouterr().out
+    assert not any(offered.iterdir())
+    folder = offered / "assembled-1f2e"
+    assert model_source("tiny-offer") == str(folder)
+    assert model_folder("tiny-offer") == model_folder(folder) == folder
+    assert model_folder("llava-hf/llava-1.5-7b-hf") is None
+    (by_name, _), (by_folder, _) = load_model("tiny-offer"), load_model(folder)
+    assert (model_name(by_name), model_name(by_folder)) == ("tiny-offer", "assembled-1f2e")
+    assert model_fingerprint(by_name) == model_fingerprint(by_folder)
+    assert empty_model("tiny-offer").config.to_dict() == empty_model(str(folder)).config.to_dict()
+    assert _own_files(ModelArguments.read({"pretrained": "tiny-offer"})) == [folder]
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("no-parts", "model 'no-parts': its wheel is not installed: make install"),
+        ("no-code", "model: 'no-code' cannot be loaded: No module named 'not_there'"),
+    ],
+)
+def test_what_cannot_be_put_together_says_so_in_its_one_line(offered, name, line, capsys):
+    for act in (load_model, model_source, model_folder, empty_model):
+        with pytest.raises(UnsupportedModelError) as error:
+            act(name)
+        assert str(error.value) == line
+    arguments = ["probe", "--model", name, "--images", "auto", "--n-images", "1", "--folder", str(offered)]
+    assert main(arguments) == 2
+    assert capsys.readouterr().err.splitlines() == [f"rcblib probe: {line}"]
 
 
 def test_folders_load_outside_the_project(folder, tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,13 @@ ADAPTERS: dict[str, type[Adapter]] = {
     "qwen2_5_vl": Qwen25VLAdapter,
 }
 """Adapter of each supported ``model_type``."""
+
+MODEL_GROUP = "rcblib.models"
+"""Entry points by which a package offers models of its own: name to a function without arguments.
+
+It returns the folder of a complete checkpoint, which it may put together first, or raises `UnsupportedModelError` with
+one line that says what is missing and how to get it.
+"""
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _PLACEMENTS = ("auto", "balanced", "balanced_low_0", "sequential")
@@ -78,7 +86,8 @@ def load_model(
     Parameters
     ----------
     name_or_path : str or path-like
-        The name of an embedded model (a folder in ``data/models``), a folder, or a Hugging Face id.
+        The name of a model: of an embedded one (a folder in ``data/models``) or one that an installed package offers
+        (`MODEL_GROUP`); a folder; or a Hugging Face id.
     device : str or torch.device
         ``"auto"`` takes CUDA, else MPS, else the CPU.
     dtype : str or torch.dtype
@@ -142,6 +151,8 @@ def load_model(
     processor.tokenizer.padding_side = "left"
     if processor.tokenizer.pad_token is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
+    if str(name_or_path) in model_names():
+        model.config._name_or_path = str(name_or_path)  # not where it lies on this machine
     if "device_map" not in placement:
         model = model.to(device)
     return model.eval(), processor
@@ -167,18 +178,41 @@ def embedded_models() -> dict[str, Path]:
     return {path.parent.name: path.parent for path in sorted(folder.glob("*/config.json"))}
 
 
+def model_names() -> list[str]:
+    """List the models that have a name, embedded or offered by a package; nothing is put together."""
+    return sorted(embedded_models().keys() | entry_points(group=MODEL_GROUP).names)
+
+
+def model_folder(name_or_path: str | Path) -> Path | None:
+    """Return the folder of a model on this machine: that of its name, or the one that is given.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If a package offers a model of this name and cannot put it together.
+    """
+    name, embedded, offered = str(name_or_path), embedded_models(), entry_points(group=MODEL_GROUP)
+    if name in embedded:
+        return embedded[name]
+    if name in offered.names:
+        try:
+            build = offered[name].load()
+        except ImportError as error:
+            raise _unreadable(name, error) from error
+        return build()
+    return Path(name_or_path) if Path(name_or_path).is_dir() else None
+
+
 def _locate(name_or_path: str | Path) -> str:
     """Return the folder or Hugging Face id that a name stands for."""
-    embedded = embedded_models()
-    if str(name_or_path) in embedded:
-        return str(embedded[str(name_or_path)])
-    if Path(name_or_path).is_dir():
-        return str(name_or_path)
+    folder = model_folder(name_or_path)
+    if folder is not None:
+        return str(folder)
     if isinstance(name_or_path, str) and _HUB_ID.fullmatch(name_or_path):
         return name_or_path
     raise UnsupportedModelError(
-        f"model: got {str(name_or_path)!r}; accepted: an embedded model "
-        f"({', '.join(embedded) or 'none here'}), a folder, or a Hugging Face id (owner/name)"
+        f"model: got {str(name_or_path)!r}; accepted: a model's name "
+        f"({', '.join(model_names()) or 'none here'}), a folder, or a Hugging Face id (owner/name)"
     )
 
 

@@ -20,7 +20,7 @@ import torch
 from rcblib.codebook.files import embedded_codebooks
 from rcblib.evaluate.lmms.plugin import MODEL_NAME, ModelArguments, RcbModel
 from rcblib.evaluate.lmms.tasks.utils import CAPTIONS
-from rcblib.mllm.loading import embedded_models
+from rcblib.mllm.loading import model_folder
 from rcblib.pruners.registry import find_method
 from rcblib.records import ParameterError, Question, Sample, SequenceSample, UnsupportedModelError
 from rcblib.runs.digest import code_digest, digest_of
@@ -327,7 +327,8 @@ def _task_manager(tasks: Sequence[str], include_path: Sequence[str | Path]) -> A
 
 def _own_files(arguments: ModelArguments) -> list[Path]:
     """List the folders or files of the model and the codebook, where they are on this machine."""
-    named = [embedded_models().get(arguments.pretrained, Path(arguments.pretrained))]
+    folder = model_folder(arguments.pretrained)
+    named = [] if folder is None else [folder]
     codebook = arguments.parameters.get("codebook")
     if codebook is not None:
         named.append(embedded_codebooks().get(codebook, Path(codebook)))
