@@ -15,6 +15,7 @@ from rcblib.data.base import AnySample
 from rcblib.data.choices import read_options
 from rcblib.data.samples import load_pictures, sample_identity
 from rcblib.evaluate.guessing import constant_scores
+from rcblib.evaluate.known import Known
 from rcblib.evaluate.metrics import score_predictions
 from rcblib.mllm import Adapter, adapter_for
 from rcblib.mllm.fingerprint import model_fingerprint, processor_settings
@@ -70,6 +71,7 @@ class Session:
         self.tokenizer = processor.tokenizer
         self.prompts = [self._prompt(question) for question in self.questions]
         self.features = _Features(self.adapter, self.samples)
+        self.known = Known(self.adapter, self.samples, self.features.encode)
 
     def _check_questions(self) -> None:
         if not self.questions:
@@ -99,6 +101,7 @@ class Session:
         """Check all pruners, and have images encoded for all of them at once."""
         for pruner in pruners:
             pruner.check(self.adapter)
+            self.known.check(pruner.of_samples)
             self.features.needs |= pruner.signals
 
     def hand_in(
@@ -143,6 +146,8 @@ class Session:
                 ids = [self.questions[i].image_id for i in chosen]
                 whole = self.features.encode(ids)
                 images = self.features.encode(ids, pruned) if pruner.resizes else whole
+                if pruner.of_samples:
+                    images = self.known.add(ids, images, pruner.of_samples)
                 inputs = self.hand_in(pruned, chosen, images)
                 n_before = len(pruned.n_retained)
                 output = self.model.generate(

@@ -7,6 +7,7 @@ from rcblib.pruners.cls_similarity import ClsSimilarityPruner
 from rcblib.pruners.codebook import FAMILY_RULES, CodebookPruner
 from rcblib.pruners.context import PruningContext, signal_of, tokens_of
 from rcblib.pruners.generation import Pruned, split_by_view
+from rcblib.pruners.oracle import OraclePruner
 from rcblib.pruners.random import RandomPruner
 from rcblib.pruners.registry import PRUNERS, baseline_pruners, find_method, read_pruner, register
 from rcblib.records import Reduced
@@ -16,6 +17,7 @@ __all__ = [
     "PRUNERS",
     "AllTokens",
     "Budget",
+    "OraclePruner",
     "ClsSimilarityPruner",
     "CodebookPruner",
     "Pruned",

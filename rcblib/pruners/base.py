@@ -14,7 +14,7 @@ import torch
 from rcblib.mllm import Adapter
 from rcblib.mllm.layers import RowCounts, Spans
 from rcblib.pruners.budget import Budget
-from rcblib.pruners.context import QUESTION, PruningContext
+from rcblib.pruners.context import OF_SAMPLES, QUESTION, PruningContext
 from rcblib.pruners.generation import Pruned, pruning
 from rcblib.records import LAYOUTS, EncodedImage, ParameterError, Reduced, VisualView
 
@@ -60,8 +60,9 @@ class Pruner:
     Attributes
     ----------
     needs : frozenset of str
-        Signals of the vision encoder that the method reads (`VisualView.signals`), and ``"question"`` where its choice
-        depends on the prompt. Where it does not, the choice for an image is made once for all questions about it.
+        Signals of the vision encoder that the method reads (`VisualView.signals`), ``"question"`` where its choice
+        depends on the prompt, and what only samples tell (`rcblib.pruners.context.OF_SAMPLES`). Where it does not
+        depend on the prompt, the choice for an image is made once for all questions about it.
     kept, kept_by_view, n_tokens, n_retained
         What the latest context says (`Pruned`), for reading; empty before the first.
 
@@ -208,7 +209,12 @@ class Pruner:
     @property
     def signals(self) -> frozenset[str]:
         """Return the vision encoder's signals among `needs`."""
-        return self.needs - {QUESTION}
+        return self.needs - {QUESTION} - OF_SAMPLES
+
+    @property
+    def of_samples(self) -> frozenset[str]:
+        """Return what among `needs` is known of samples only, which an evaluation adds to views as signals."""
+        return self.needs & OF_SAMPLES
 
     @property
     def reads_prompt(self) -> bool:

@@ -12,6 +12,12 @@ from rcblib.records import ParameterError, VisualView
 QUESTION = "question"
 """Need of a method whose choice depends on the prompt; all other needs are signals of the vision encoder."""
 
+COVERAGE, OTHER_TOKENS, OTHER_COVERAGE = "object_coverage", "other_tokens", "other_coverage"
+
+OF_SAMPLES = frozenset({COVERAGE, OTHER_TOKENS, OTHER_COVERAGE})
+"""Needs that an evaluation meets from what is known of its samples, and no encoder does: the share of each patch that
+objects cover; the tokens of another image at the same places, and its coverage there."""
+
 
 @dataclass(frozen=True)
 class PruningContext:

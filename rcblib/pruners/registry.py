@@ -15,6 +15,7 @@ from rcblib.pruners.base import Pruner
 from rcblib.pruners.cls_similarity import ClsSimilarityPruner
 from rcblib.pruners.codebook import CodebookPruner
 from rcblib.pruners.context import QUESTION
+from rcblib.pruners.oracle import OraclePruner
 from rcblib.pruners.random import RandomPruner
 from rcblib.records import ParameterError
 
@@ -247,3 +248,4 @@ register("codebook", CodebookPruner, "codebook", "the paper")
 register("random", RandomPruner, "random tokens", "the release's baseline")
 register("cls_most", ClsSimilarityPruner, "most similar to [CLS]", "the release's baseline", keep="most")
 register("cls_least", ClsSimilarityPruner, "least similar to [CLS]", "the release's baseline", keep="least")
+register("oracle", OraclePruner, "oracle by masks", "a bound: it knows the masks")
