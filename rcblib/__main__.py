@@ -119,6 +119,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--batch-size", type=int, default=32)
     evaluate.add_argument("--max-new-tokens", type=int, default=32)
+    evaluate.add_argument(
+        "--images-per-part", type=int, help="images whose questions are answered together (default: all)"
+    )
     _add_table(evaluate)
     evaluate.set_defaults(run=_evaluate)
 
@@ -147,6 +150,8 @@ def _add_table(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--table", type=Path, help="also write all rows into one Parquet file, when they are there"
     )
+    parser.add_argument("--shard", metavar="I/N", help="only the I-th of N shares of the images")
+    parser.add_argument("--first", type=int, metavar="K", help="only the first K images, of those opened")
 
 
 def _add_images(parser: argparse.ArgumentParser) -> None:
@@ -196,9 +201,11 @@ def _probe(options: argparse.Namespace) -> None:
 
     from rcblib.mllm import adapter_for
     from rcblib.probe.config import ProbeConfig, codebook_positions
-    from rcblib.probe.store import probe_dataset, shared_probe
+    from rcblib.probe.store import probe_dataset, shared_folder
     from rcblib.runs.files import write_table
+    from rcblib.runs.shards import Shard
 
+    shard = Shard.parse(options.shard, options.first)
     by_family = options.positions == "codebook"
     config = ProbeConfig(
         question=options.question,
@@ -211,10 +218,12 @@ def _probe(options: argparse.Namespace) -> None:
     model, processor = _model(options, samples)
     if by_family:
         config = replace(config, positions=codebook_positions(adapter_for(model, processor)))
-    run = shared_probe if options.shared else probe_dataset
-    results = run(model, processor, samples, config, options.folder)
+    every, folder = list(samples), options.folder
+    if options.shared:
+        folder = shared_folder(model, processor, every, config, folder)
+    results = probe_dataset(model, processor, shard.of(every), config, folder)
     if options.table:
-        write_table(options.table, results.table, results.description)
+        write_table(options.table, results.table, results.facts)
     print(f"{len(results.table)} positions of {len(results.tokens)} images in {options.folder}")
 
 
@@ -248,15 +257,16 @@ def _codebook(options: argparse.Namespace) -> None:
 
 def _evaluate(options: argparse.Namespace) -> None:
     from rcblib.data.questions import TASKS, questions_for
-    from rcblib.evaluate.grid import evaluate_grid
+    from rcblib.evaluate.parts import evaluate_parts
     from rcblib.mllm import adapter_for
     from rcblib.runs.files import write_table
-    from rcblib.runs.provenance import provenance
+    from rcblib.runs.shards import Shard
     from rcblib.tensors.checks import check_integer
 
     # Everything that can be wrong is looked at before a model is loaded.
     check_integer("batch_size", options.batch_size, 1)
     check_integer("max_new_tokens", options.max_new_tokens, 1)
+    shard = Shard.parse(options.shard, options.first)
     pruners = _pruners(options)
     samples = _samples(options)
     asked = options.tasks, options.n_per_task, options.seed
@@ -278,7 +288,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         pruners = {name: given for name, given in pruners.items() if name not in unfit}
         if unfit:
             print(f"Left out, as the vision encoder has not what they need: {', '.join(unfit)}", flush=True)
-    frame = evaluate_grid(
+    frame, facts = evaluate_parts(
         model,
         processor,
         questions,
@@ -287,9 +297,11 @@ def _evaluate(options: argparse.Namespace) -> None:
         options.batch_size,
         options.max_new_tokens,
         folder=options.folder,
+        images_per_part=options.images_per_part,
+        shard=shard,
     )
     if options.table:
-        write_table(options.table, frame, {"model": options.model, "provenance": provenance()})
+        write_table(options.table, frame, facts)
     budget = frame["retain_ratio"].fillna(frame["max_similarity"]).rename("budget")
     kept = frame.assign(retained=frame["n_retained"] / frame["n_visual_tokens"])
     differ = (frame.groupby("method")["settings"].nunique() > 1).any()

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from rcblib.data.base import AnySample
 from rcblib.evaluate.session import Session
+from rcblib.mllm.fingerprint import model_name
 from rcblib.pruners.all import AllTokens
 from rcblib.pruners.base import Pruner
 from rcblib.records import ParameterError, Question
 from rcblib.runs.digest import code_digest, digest_of
-from rcblib.runs.results import cached_table
+from rcblib.runs.files import config_hash
+from rcblib.runs.records import Record, is_record, read_record
+from rcblib.runs.results import cached_unit
 
 if TYPE_CHECKING:
     import os
@@ -106,6 +110,7 @@ def evaluate_grid(
     folder : path-like, optional
         Where the results of each pruner are kept (one Parquet each, named by a hash of everything they depend on, the
         code of evaluation and of the pruner's class included); a later call reads what is there and computes the rest.
+        The path of a recorded table (``.parquet``) instead: what it holds is read, and a line says when it was made.
     progress : bool
         Whether to print a line a pruner, and every few seconds.
     model, processor, questions, samples, batch_size, max_new_tokens, categories
@@ -119,33 +124,107 @@ def evaluate_grid(
     Raises
     ------
     ParameterError
-        As `evaluate`; also without pruners.
+        As `evaluate`; also without pruners, or if a record is damaged or of another model, questions or images.
     """
     listed = listed_pruners(pruners)
     session = Session(model, processor, questions, samples, batch_size, max_new_tokens, categories)
+    if folder is not None and is_record(folder):
+        return recorded_answers(read_record(folder), session, listed, progress)
+    return pd.concat([frame for frame, _ in grid_units(session, listed, folder, progress)], ignore_index=True)
+
+
+def grid_units(
+    session: Session,
+    listed: Sequence[tuple[str, Pruner]],
+    folder: str | os.PathLike | None,
+    progress: bool,
+    name: str = "evaluating",
+) -> Iterator[tuple[pd.DataFrame, dict[str, Any]]]:
+    """Yield the rows of one pruner after the other, as `evaluate_grid`, with the metadata of the file that keeps them.
+
+    Parameters
+    ----------
+    listed
+        As `listed_pruners` returns them.
+    name : str
+        What the lines of progress begin with.
+    session, folder, progress
+        The session that answers, and as in `evaluate_grid`.
+    """
     session.prepare([pruner for _, pruner in listed])
-    frames = []
     for k, (method, pruner) in enumerate(listed, 1):
-        budget = budget_columns(pruner)
-        words = ", ".join(
-            f"{name} {value}" for name, value in budget.items() if not pd.isna(value) and value != ""
-        )
-        title = f"evaluating {k} of {len(listed)}: {method} ({words})" if progress else None
+        title = f"{name} {k} of {len(listed)}: {method} ({_words(pruner)})" if progress else None
 
         def compute(pruner: Pruner = pruner, title: str | None = title) -> pd.DataFrame:
             return session.answer(pruner, title)
 
         if folder is None:
-            frame = compute()
+            frame, made = compute(), {}
         else:
-            code = code_digest(__name__) + digest_of(type(pruner))
-            frame = cached_table(folder, "evaluation", session.description(pruner), code, compute)
-        for place, (name, value) in enumerate({"method": method, **budget}.items()):
-            frame.insert(place, name, value)
-        frames.append(frame.astype({"seed": "Int64"}))
+            frame, made = cached_unit(
+                folder, "evaluation", session.description(pruner), evaluation_code(pruner), compute
+            )
         if progress:
             print(f"{title}: mean score {frame['score'].mean():.3f}", flush=True)
+        yield with_budget(frame, method, pruner), made
+
+
+def recorded_answers(
+    record: Record, session: Session, listed: Sequence[tuple[str, Pruner]], progress: bool
+) -> pd.DataFrame:
+    """Return what `evaluate_grid` does from a record; settings that it lacks are computed, and a line says so.
+
+    Raises
+    ------
+    ParameterError
+        If the record is of other questions, images or settings, or of another model.
+    """
+    record.check(session_description(session), {})
+    codes = {evaluation_code(pruner) for _, pruner in listed}
+    known = record.description["code"].split()
+    print(f"evaluating: {record.origin(record.description['code'] if codes <= {*known} else '')}", flush=True)
+    order = np.argsort([question.image_id for question in session.questions], kind="stable")
+    groups = record.table.groupby("setting", sort=False).indices
+    frames = []
+    for method, pruner in listed:
+        rows = groups.get(setting_of(pruner))
+        if rows is None:
+            print(f"evaluating: {method} ({_words(pruner)}) is not recorded: computed here", flush=True)
+            frames += [frame for frame, _ in grid_units(session, [(method, pruner)], None, progress)]
+            continue
+        frame = record.table.iloc[rows].drop(columns=["setting", "method", *budget_columns(pruner)])
+        frames.append(with_budget(frame.set_axis(order).sort_index(), method, pruner))
     return pd.concat(frames, ignore_index=True)
+
+
+def _words(pruner: Pruner) -> str:
+    """Tell a pruner from others of its method in words."""
+    told = {name: value for name, value in budget_columns(pruner).items() if not pd.isna(value)}
+    return ", ".join(f"{name} {value}" for name, value in told.items() if value != "")
+
+
+def with_budget(frame: pd.DataFrame, method: str, pruner: Pruner) -> pd.DataFrame:
+    """Return rows with the method's name and the columns of `budget_columns` in front."""
+    columns = {"method": method, **budget_columns(pruner)}
+    head = pd.DataFrame(columns, index=frame.index)
+    return pd.concat([head, frame], axis=1).astype({"seed": "Int64"})
+
+
+def setting_of(pruner: Pruner) -> str:
+    """Name a pruner with all its parameters by a hash, the codebook's prototypes included."""
+    return config_hash(pruner.description())
+
+
+def evaluation_code(pruner: Pruner) -> str:
+    """Name the code that the answers of a pruner depend on."""
+    return code_digest(Session.__module__) + digest_of(type(pruner))
+
+
+def session_description(session: Session) -> dict[str, Any]:
+    """Return what all answers of a session depend on, besides code and pruner."""
+    described = session.description(AllTokens())
+    del described["pruner"]
+    return described | {"model": model_name(session.model), "model_fingerprint": described["model"]}
 
 
 def listed_pruners(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -96,6 +97,13 @@ class Session:
         if len(prompt.spans) != n:
             raise ParameterError("question", question.text, "text without image placeholders")
         return prompt
+
+    def part(self, places: Sequence[int]) -> Session:
+        """Return a session that asks only the questions at some places; all else is shared with this one."""
+        part = copy.copy(self)
+        for name in ("questions", "options", "prompts"):
+            setattr(part, name, [getattr(self, name)[i] for i in places])
+        return part
 
     def prepare(self, pruners: Iterable[Pruner]) -> None:
         """Check all pruners, and have images encoded for all of them at once."""
@@ -201,9 +209,14 @@ class Session:
         return model_fingerprint(self.model)
 
     @cached_property
+    def identities(self) -> dict[int, dict[str, Any]]:
+        """Identify each of the samples, its pixels and objects."""
+        return {image_id: sample_identity(sample) for image_id, sample in self.samples.items()}
+
+    @cached_property
     def images_hash(self) -> str:
-        """Identify the samples, their pixels and objects."""
-        return config_hash({"samples": [sample_identity(sample) for sample in self.samples.values()]})
+        """Identify the samples together."""
+        return config_hash({"samples": list(self.identities.values())})
 
     def description(self, pruner: Pruner) -> dict[str, Any]:
         """Return everything that answers depend on, in what JSON can hold."""

@@ -22,6 +22,7 @@ from rcblib.mllm import Adapter, adapter_for
 from rcblib.mllm.fingerprint import model_fingerprint, model_name, processor_settings
 from rcblib.probe.config import ProbeConfig
 from rcblib.probe.context import prompt_for
+from rcblib.probe.recorded import EncodedTokens, recorded_rows
 from rcblib.probe.run import probe_input
 from rcblib.records import ImageError, ParameterError
 from rcblib.runs.digest import code_digest, digest_of
@@ -35,6 +36,7 @@ from rcblib.runs.files import (
     write_table,
 )
 from rcblib.runs.provenance import provenance
+from rcblib.runs.records import is_record, read_record, sample_hash, table_facts
 from rcblib.signals import SIGNALS, Signal
 
 _DESCRIPTION_FILE = "probe.json"
@@ -75,11 +77,15 @@ class ProbeResults:
         Image id to ``(n_tokens, d_model)`` visual tokens; read from disk when asked for.
     description : Mapping
         The run's config, model, prompt and the digest of its code, as the folder's ``probe.json`` has them.
+    facts : Mapping
+        The same with samples, time and hardware, as `rcblib.runs.records.table_facts` gives them: what a table must
+        carry to be recorded.
     """
 
     table: pd.DataFrame
     tokens: Mapping[int, torch.Tensor]
     description: Mapping[str, Any] = field(repr=False)
+    facts: Mapping[str, Any] = field(repr=False)
 
     def row_tokens(self) -> torch.Tensor:
         """Gather the visual token of every row of the table, ``(n_rows, d_model)``, as `build_codebook` takes them."""
@@ -158,11 +164,13 @@ def probe_dataset(
         )
     versions, start = provenance(), time.perf_counter()
     for k, sample in enumerate(unfinished, 1):
+        begun = time.perf_counter()
         table, tokens = probe_input(adapter, load_pictures(sample), sample.kind, sample, config)
         with atomic_path(_tokens_file(folder, sample.image_id)) as path:
             save_file({"tokens": tokens.cpu().contiguous()}, path)
         own = {"prompt": prompts[sample.kind, sample.n_images], "sample": identities[sample.image_id]}
-        metadata = description | own | {"provenance": versions}
+        took = {"seconds": time.perf_counter() - begun, "provenance": versions}
+        metadata = description | own | took
         write_table(_table_file(folder, sample.image_id), table, metadata)
         if progress:
             rate = k / (time.perf_counter() - start)
@@ -182,33 +190,57 @@ def shared_probe(
     results_folder: str | os.PathLike,
     progress: bool = True,
 ) -> ProbeResults:
-    """Probe images into the folder that every notebook with the same model, images and settings uses.
+    """Probe images into the folder that every notebook with the same model, images and settings uses, or read a record.
 
     Parameters
     ----------
     model, processor, samples, config, progress
         As for `probe_dataset`.
     results_folder : path-like
-        Where results are kept; the folder is ``probe/<hash>`` in it. Its name holds the settings, model, code, and the
-        sample of the lowest id, so that two folders of photos stay apart, and so do scenes drawn by other code.
+        Where results are kept; see `shared_folder`. A path to a recorded table (``.parquet``) instead: nothing is
+        probed, and a line says when and by which code it was.
 
     Returns
     -------
     ProbeResults
-        As `probe_dataset`; of images that another notebook has probed nothing is computed again.
+        As `probe_dataset`; of images that another notebook has probed nothing is computed again. Visual tokens of
+        recorded images are encoded when asked for.
 
     Raises
     ------
     ImageError, ParameterError
-        As `probe_dataset`.
+        As `probe_dataset`; also if a record is damaged, of other settings, another model or other images.
     """
     samples = list(samples)
     _check_samples(samples)
+    if not is_record(results_folder):
+        folder = shared_folder(model, processor, samples, config, results_folder)
+        results = probe_dataset(model, processor, samples, config, folder, progress)
+        print(f"probing: computed here, code {results.description['code']}", flush=True)
+        return results
+    record, adapter = read_record(results_folder), adapter_for(model, processor)
+    description = _describe(adapter, config)
+    table = recorded_rows(record, samples, description)
+    print(f"probing: {record.origin(description['code'])}", flush=True)
+    return ProbeResults(table, EncodedTokens(adapter, samples), record.description, record.facts)
+
+
+def shared_folder(
+    model: Any,
+    processor: Any,
+    samples: Sequence[AnySample],
+    config: ProbeConfig,
+    results_folder: str | os.PathLike,
+) -> Path:
+    """Return ``probe/<hash>`` below a folder of results.
+
+    Its name holds the settings, model, code, and the sample of the lowest id, so that two folders of photos stay apart,
+    and so do scenes drawn by other code.
+    """
     key = _describe(adapter_for(model, processor), config)
     del key["model"]  # its name; the fingerprint says which model it is, wherever it lies
     key["first"] = sample_identity(min(samples, key=lambda sample: sample.image_id))
-    folder = Path(results_folder) / "probe" / config_hash(key)
-    return probe_dataset(model, processor, samples, config, folder, progress)
+    return Path(results_folder) / "probe" / config_hash(key)
 
 
 def read_probe(folder: str | os.PathLike) -> ProbeResults:
@@ -230,12 +262,15 @@ def read_probe(folder: str | os.PathLike) -> ProbeResults:
 
 def _read(folder: Path, image_ids: list[int], description: Mapping[str, Any]) -> ProbeResults:
     read = {image_id: read_table(_table_file(folder, image_id)) for image_id in image_ids}
-    tables = {i: table for i, (table, made_with) in read.items() if made_with["code"] == description["code"]}
-    if not tables:
+    own = {i: entry for i, entry in read.items() if entry[1]["code"] == description["code"]}
+    if not own:
         raise ParameterError("folder", f"{folder.name}, no finished image", "a folder with at least one")
-    return ProbeResults(
-        pd.concat(tables.values(), ignore_index=True), StoredTokens(folder, list(tables)), description
+    identities = {image_id: sample_hash(made_with["sample"]) for image_id, (_, made_with) in own.items()}
+    facts = table_facts(
+        description, ("view", "token"), identities, (made_with for _, made_with in own.values())
     )
+    table = pd.concat([table for table, _ in own.values()], ignore_index=True)
+    return ProbeResults(table, StoredTokens(folder, list(own)), description, facts)
 
 
 def _table_file(folder: Path, image_id: int) -> Path:

@@ -146,7 +146,9 @@ def first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:160]
 
 
-def write_table(path: str | os.PathLike, frame: pd.DataFrame, metadata: Mapping[str, Any]) -> None:
+def write_table(
+    path: str | os.PathLike, frame: pd.DataFrame, metadata: Mapping[str, Any], **settings: Any
+) -> None:
     """Write a table as Parquet with its metadata in the file, atomically.
 
     Parameters
@@ -157,6 +159,8 @@ def write_table(path: str | os.PathLike, frame: pd.DataFrame, metadata: Mapping[
         Columns are kept, the index is not.
     metadata : Mapping
         Stored as JSON in the schema, such as ``{"config": ..., "provenance": ...}``.
+    **settings
+        As `pyarrow.parquet.write_table` takes them, such as ``compression``.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -165,7 +169,7 @@ def write_table(path: str | os.PathLike, frame: pd.DataFrame, metadata: Mapping[
     text = json.dumps(to_plain(metadata), allow_nan=False).encode()
     table = table.replace_schema_metadata({**(table.schema.metadata or {}), _METADATA_KEY: text})
     with atomic_path(path) as temporary:
-        pq.write_table(table, temporary)
+        pq.write_table(table, temporary, **settings)
 
 
 def read_table(path: str | os.PathLike) -> tuple[pd.DataFrame, dict[str, Any]]:

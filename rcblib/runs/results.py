@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -28,7 +29,7 @@ def cached_table(
     name : str
         What the table holds; the file is ``<name>-<hash of config and code>.parquet``.
     config : dataclass or Mapping
-        Every setting that the table depends on; stored in the file with the code's digest and the provenance.
+        Every setting that the table depends on; stored in the file with the code's digest, the time and the provenance.
     code : str
         Digest of the code that it depends on, as `rcblib.runs.digest.code_digest` gives it.
     compute : callable
@@ -39,15 +40,25 @@ def cached_table(
     pandas.DataFrame
         As read from the file, so first and later calls return the same types.
     """
+    return cached_unit(folder, name, config, code, compute)[0]
+
+
+def cached_unit(
+    folder: str | os.PathLike, name: str, config: Any, code: str, compute: Callable[[], pd.DataFrame]
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Do as `cached_table`; return the metadata of the file with the table: ``seconds`` it took, and provenance."""
     made_with = {"config": config, "code": code}
     path = Path(folder) / f"{name}-{config_hash(made_with)}.parquet"
     if path.is_file():
         try:
-            return read_table(path)[0]
+            return read_table(path)
         except ParameterError as error:
-            warnings.warn(f"{error}; computing it again", stacklevel=2)
-    write_table(path, compute(), made_with | {"provenance": provenance()})
-    return read_table(path)[0]
+            warnings.warn(f"{error}; computing it again", stacklevel=3)
+    start = time.perf_counter()
+    table = compute()
+    took = {"seconds": time.perf_counter() - start, "provenance": provenance()}
+    write_table(path, table, made_with | took)
+    return read_table(path)
 
 
 def write_results(path: str | os.PathLike, results: Mapping[str, Mapping[str, Any]], config: Any) -> None:

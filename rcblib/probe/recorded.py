@@ -1,0 +1,57 @@
+"""Read a recorded probing table in place of a live one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+import torch
+
+from rcblib.data.base import AnySample
+from rcblib.data.samples import load_pictures, sample_identity
+from rcblib.mllm import Adapter
+from rcblib.probe.inputs import places_of
+from rcblib.runs.records import Record, sample_hash
+
+
+class EncodedTokens(Mapping):
+    """Encode the visual tokens of samples when asked for: a record is of tables, and an encoder takes no time.
+
+    Behaves as `rcblib.probe.store.StoredTokens`.
+    """
+
+    def __init__(self, adapter: Adapter, samples: Sequence[AnySample]):
+        self._adapter, self._samples = adapter, {sample.image_id: sample for sample in samples}
+
+    def __getitem__(self, image_id: int) -> torch.Tensor:
+        sample = self._samples[image_id]
+        images = self._adapter.encode_input(load_pictures(sample), sample.kind)
+        return torch.cat([place.view.tokens for place in places_of(images)]).cpu()
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._samples)
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+
+def recorded_rows(
+    record: Record, samples: Sequence[AnySample], description: Mapping[str, Any]
+) -> pd.DataFrame:
+    """Return the rows of some samples in their order, after all that they depend on has been compared.
+
+    Raises
+    ------
+    ParameterError
+        If the record is of other settings, another model or other images, or lacks one of them.
+    """
+    record.check(description, sample_hashes(samples))
+    groups = record.table.groupby("image_id", sort=False).indices
+    rows = [record.table.iloc[groups[sample.image_id]] for sample in samples]
+    return pd.concat(rows, ignore_index=True)
+
+
+def sample_hashes(samples: Sequence[AnySample]) -> dict[int, str]:
+    """Return what a record keeps of samples, by image."""
+    return {sample.image_id: sample_hash(sample_identity(sample)) for sample in samples}
