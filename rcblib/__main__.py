@@ -10,17 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 from rcblib import __version__
 from rcblib.records import ONE_WORD_QUESTION, ParameterError
-from rcblib.runs.command import OneLineParser, run_command
+from rcblib.runs.command import (
+    OneLineParser,
+    add_images,
+    add_model,
+    add_questions,
+    add_table,
+    numbers,
+    run_command,
+)
 
 if TYPE_CHECKING:
     from rcblib.data.base import Dataset
     from rcblib.pruners import Pruner
-    from rcblib.pruners.registry import Method
-
-IMAGES_HELP = (
-    "scenes, large-scenes, groups or videos of the embedded world; coco:<folder>; group:<folder>, its photos as one "
-    "input; video:<file or folder of frames>; a folder of photos; or auto, scenes of the model's world"
-)
+    from rcblib.records import Question
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,15 +51,15 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     probe = commands.add_parser("probe", help="measure every signal of the visual tokens of some images")
-    _add_model(probe)
-    _add_images(probe)
+    add_model(probe)
+    add_images(probe)
     probe.add_argument(
         "--folder", type=Path, required=True, help="results; a run that was killed goes on there"
     )
     probe.add_argument("--question", default=ONE_WORD_QUESTION)
     probe.add_argument(
         "--positions",
-        type=_numbers,
+        type=numbers,
         default="all",
         help="all; paper_ranks (of [CLS] similarity); paper_positions (the same numbers on the grid, for encoders "
         "without [CLS]); codebook (whichever of the two the model allows); grid; or numbers with commas between them "
@@ -64,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     probe.add_argument(
         "--views",
-        type=_numbers,
+        type=numbers,
         default="all",
         help="grids of an image: all; base (without tiles); or numbers with commas between them (default: all)",
     )
@@ -75,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="keep results of other settings, models and images in the same folder, each in a folder of its own",
     )
-    _add_table(probe)
+    add_table(probe)
     probe.set_defaults(run=_probe)
 
     codebook = commands.add_parser("codebook", help="build a codebook from probed images")
@@ -86,18 +89,12 @@ def _parser() -> argparse.ArgumentParser:
     codebook.set_defaults(run=_codebook)
 
     evaluate = commands.add_parser("evaluate", help="answer questions with and without pruning")
-    _add_model(evaluate)
-    _add_images(evaluate)
+    add_model(evaluate)
+    add_images(evaluate)
     evaluate.add_argument(
         "--folder", type=Path, required=True, help="results; what is there is not computed again"
     )
-    evaluate.add_argument(
-        "--tasks",
-        nargs="+",
-        help="question families; kinds of questions about groups or videos (default: all that the images allow)",
-    )
-    evaluate.add_argument("--n-per-task", type=int, help="questions a family (default: all there are)")
-    evaluate.add_argument("--n-yes-no", type=int, help="yes/no questions (default: as many as of any family)")
+    add_questions(evaluate)
     evaluate.add_argument(
         "--pruner",
         action="append",
@@ -117,13 +114,29 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--random-seeds", type=int, default=1, help="draws of the random baseline at each share (default: 1)"
     )
-    evaluate.add_argument("--batch-size", type=int, default=32)
-    evaluate.add_argument("--max-new-tokens", type=int, default=32)
-    evaluate.add_argument(
-        "--images-per-part", type=int, help="images whose questions are answered together (default: all)"
-    )
-    _add_table(evaluate)
+    add_table(evaluate)
     evaluate.set_defaults(run=_evaluate)
+
+    gates = commands.add_parser("gates", help="measure what has to hold before a verdict means anything")
+    add_model(gates)
+    add_images(gates)
+    gates.add_argument(
+        "--folder", type=Path, required=True, help="results; what is there is not computed again"
+    )
+    add_questions(gates)
+    gates.add_argument(
+        "--retain-ratio", type=float, nargs="+", default=[0.2, 0.1], help="budgets of the oracle (0.2 0.1)"
+    )
+    gates.add_argument(
+        "--n-token-images", type=int, default=20, help="images whose tokens are measured (default: 20)"
+    )
+    gates.add_argument(
+        "--influence",
+        action="store_true",
+        help="measure the influence of tokens too, to compare training seeds",
+    )
+    add_table(gates)
+    gates.set_defaults(run=_gates)
 
     models = commands.add_parser(
         "models", help="list the models that have a name and the families that are supported"
@@ -132,38 +145,6 @@ def _parser() -> argparse.ArgumentParser:
     info = commands.add_parser("info", help="say which versions, hardware, models and codebooks are here")
     info.set_defaults(run=_info)
     return parser
-
-
-def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--model", required=True, help="a model's name (see models), a folder, or a Hugging Face id"
-    )
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--dtype", default="auto", help="auto, float32, float16 or bfloat16")
-    parser.add_argument(
-        "--device-map", help="spread the model over devices: auto, balanced, balanced_low_0 or sequential"
-    )
-    parser.add_argument("--quantization", help="4bit: store the LLM's linear layers as 4-bit numbers (CUDA)")
-
-
-def _add_table(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--table", type=Path, help="also write all rows into one Parquet file, when they are there"
-    )
-    parser.add_argument("--shard", metavar="I/N", help="only the I-th of N shares of the images")
-    parser.add_argument("--first", type=int, metavar="K", help="only the first K images, of those opened")
-
-
-def _add_images(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--images", required=True, help=IMAGES_HELP)
-    parser.add_argument("--split", help="of scenes or COCO")
-    parser.add_argument("--n-images", type=int, help="the first so many (default: all; needed for scenes)")
-    parser.add_argument("--seed", type=int, default=0, help="of scenes, and of the choice of questions")
-
-
-def _numbers(text: str) -> str | tuple[int, ...]:
-    numbers = text.split(",")
-    return tuple(int(number) for number in numbers) if all(n.strip().isdigit() for n in numbers) else text
 
 
 def _samples(options: argparse.Namespace) -> Dataset:
@@ -255,32 +236,68 @@ def _codebook(options: argparse.Namespace) -> None:
     print(f"{len(codebook)} prototypes from {len(set(codebook.image_ids))} images in {options.folder}")
 
 
-def _evaluate(options: argparse.Namespace) -> None:
+def _questions(options: argparse.Namespace, samples: Dataset) -> list[Question]:
+    """Draw the questions asked for; with numbers that are out of range, before a model is loaded."""
     from rcblib.data.questions import TASKS, questions_for
+    from rcblib.tensors.checks import check_integer
+
+    check_integer("batch_size", options.batch_size, 1)
+    check_integer("max_new_tokens", options.max_new_tokens, 1)
+    asked = options.tasks, options.n_per_task, options.seed
+    of_its_own = getattr(samples, "questions", None)  # groups and videos of a world
+    if of_its_own or options.n_yes_no is None:
+        return of_its_own(*asked) if of_its_own else questions_for(samples, *asked)
+    n_asked = {"yes_no": options.n_yes_no}
+    drawn = [
+        questions_for(samples, [task], n_asked.get(task, options.n_per_task), options.seed)
+        for task in options.tasks or TASKS
+    ]
+    return [question for of_task in drawn for question in of_task]
+
+
+def _gates(options: argparse.Namespace) -> None:
+    from rcblib.evaluate.gates import ANSWERS, conditions, measure_gates, part_of
+    from rcblib.runs.files import write_table
+    from rcblib.runs.shards import Shard
+
+    shard = Shard.parse(options.shard, options.first)
+    conditions(options.retain_ratio)  # so that a wrong budget ends before a model is loaded
+    samples = _samples(options)
+    questions = _questions(options, samples)
+    model, processor = _model(options, samples)
+    table, facts = measure_gates(
+        model,
+        processor,
+        questions,
+        samples,
+        options.retain_ratio,
+        options.n_token_images,
+        influence=options.influence,
+        batch_size=options.batch_size,
+        max_new_tokens=options.max_new_tokens,
+        folder=options.folder,
+        images_per_part=options.images_per_part,
+        shard=shard,
+    )
+    if options.table:
+        write_table(options.table, table, facts)
+    groups = part_of(table, ANSWERS).groupby(["method", "retain_ratio", "task"], sort=False)
+    print(
+        groups.agg(n=("score", "size"), score=("score", "mean"), guess=("guess", "mean")).round(3).to_string()
+    )
+
+
+def _evaluate(options: argparse.Namespace) -> None:
     from rcblib.evaluate.parts import evaluate_parts
     from rcblib.mllm import adapter_for
     from rcblib.runs.files import write_table
     from rcblib.runs.shards import Shard
-    from rcblib.tensors.checks import check_integer
 
     # Everything that can be wrong is looked at before a model is loaded.
-    check_integer("batch_size", options.batch_size, 1)
-    check_integer("max_new_tokens", options.max_new_tokens, 1)
     shard = Shard.parse(options.shard, options.first)
     pruners = _pruners(options)
     samples = _samples(options)
-    asked = options.tasks, options.n_per_task, options.seed
-    of_its_own = getattr(samples, "questions", None)  # groups and videos of a world
-    if of_its_own or options.n_yes_no is None:
-        questions = of_its_own(*asked) if of_its_own else questions_for(samples, *asked)
-    else:
-        n_asked = {"yes_no": options.n_yes_no}
-        tasks = options.tasks or TASKS
-        drawn = [
-            questions_for(samples, [task], n_asked.get(task, options.n_per_task), options.seed)
-            for task in tasks
-        ]
-        questions = [question for of_task in drawn for question in of_task]
+    questions = _questions(options, samples)
     model, processor = _model(options, samples)
     if not options.pruner:  # those that nobody named are left out where they do not fit
         offers = adapter_for(model).offers
@@ -337,30 +354,13 @@ def _pruners(options: argparse.Namespace) -> dict[str, list[Pruner]]:
     if not options.pruner:
         pruners |= {name: made for name, made in baseline_pruners(ratios, n_seeds).items() if made}
     for method, settings in asked:
-        takes_ratios = bool(ratios) and _takes_ratio(method, settings)
+        takes_ratios = bool(ratios) and method.waits_for_ratio(settings)
         budgets = [{"retain_ratio": ratio} for ratio in ratios] if takes_ratios else [{}]
         draws = "seed" in method.parameters and "seed" not in settings
         seeds = [{"seed": seed} for seed in range(n_seeds)] if draws else [{}]
         made = [method.make(settings | budget | seed) for budget in budgets for seed in seeds]
         pruners.setdefault(method.label, []).extend(made)
     return pruners
-
-
-def _takes_ratio(method: Method, settings: dict[str, Any]) -> bool:
-    """Tell whether a method with some settings waits for a share of tokens: it declares one, or lacks a budget."""
-    from rcblib.pruners import Pruner
-
-    name = "retain_ratio"
-    if name not in method.parameters or settings.keys() & {name, "max_similarity"}:
-        return False
-    # A field that a class declares anew is another one than its base's.
-    if method.kind.__dataclass_fields__[name] is not Pruner.__dataclass_fields__[name]:
-        return True
-    try:
-        method.make(settings)
-    except ParameterError:
-        return True
-    return False
 
 
 def _models(options: argparse.Namespace) -> None:

@@ -66,6 +66,8 @@ class Session:
             n_before += _n_pieces(sample)
         named = set().union(*self.present.values()) if categories is None else set(categories)
         self.categories = sorted(named)
+        asked = pd.DataFrame([dataclasses.asdict(question) for question in self.questions])
+        self.guesses = constant_scores(asked, self.present).tolist()
         self.options = [read_options(question.text) for question in self.questions]
         self._score([{"prediction": ""} for _ in self.questions])  # so that wrong answers end before any work
         self.model, self.processor, self.adapter = model, processor, adapter_for(model, processor)
@@ -101,7 +103,7 @@ class Session:
     def part(self, places: Sequence[int]) -> Session:
         """Return a session that asks only the questions at some places; all else is shared with this one."""
         part = copy.copy(self)
-        for name in ("questions", "options", "prompts"):
+        for name in ("questions", "guesses", "options", "prompts"):
             setattr(part, name, [getattr(self, name)[i] for i in places])
         return part
 
@@ -195,7 +197,7 @@ class Session:
         frame = pd.DataFrame([{**question, **row} for question, row in zip(asked, rows, strict=True)])
         scores = score_predictions(frame, self.present, self.categories or None, self.options)
         frame.insert(6, "score", scores)
-        frame.insert(7, "guess", constant_scores(frame, self.present))
+        frame.insert(7, "guess", self.guesses)
         return frame
 
     @property

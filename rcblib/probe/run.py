@@ -9,7 +9,7 @@ of one, or a frame.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -97,16 +97,18 @@ def probe_input(
     kind: str,
     sample: AnySample | None,
     config: ProbeConfig,
+    signals: Collection[str] | None = None,
 ) -> tuple[pd.DataFrame, torch.Tensor]:
-    """Return the table of one input and its visual tokens, ``(n_tokens of all views, d_model)``."""
+    """Return the table of one input, of all signals or some by name, and its visual tokens, ``(n_tokens, d_model)``."""
     probed = ProbedInput(adapter, pictures, kind, sample, config)
     views = [ProbedView(probed, place) for place in probed.wanted]
     frames = []
     while views:  # what was read of a view goes with it
         view = views.pop(0)
         columns = _cells(view)
-        for signal in SIGNALS.values():
-            columns |= _measured(signal, view)
+        for name, signal in SIGNALS.items():
+            if signals is None or name in signals:
+                columns |= _measured(signal, view)
         frames.append(pd.DataFrame(columns))
     return pd.concat(frames, ignore_index=True), probed.tokens
 

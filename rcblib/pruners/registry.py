@@ -104,6 +104,20 @@ class Method:
                     name, None, f"{_WORDS.get(name, 'a value')} with the pruner {self.name!r}"
                 )
 
+    def waits_for_ratio(self, settings: Mapping[str, Any]) -> bool:
+        """Tell whether the method with some settings waits for a share of tokens: declares one, or lacks a budget."""
+        name = "retain_ratio"
+        if name not in self.parameters or settings.keys() & {name, "max_similarity"}:
+            return False
+        # A field that a class declares anew is another one than its base's.
+        if self.kind.__dataclass_fields__[name] is not Pruner.__dataclass_fields__[name]:
+            return True
+        try:
+            self.make(settings)
+        except ParameterError:
+            return True
+        return False
+
 
 PRUNERS: dict[str, Method] = {}
 """Registered methods by name."""

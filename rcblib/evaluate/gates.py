@@ -1,0 +1,126 @@
+"""Measure, on images with masks, what the gates of the verdicts are judged by: answers under conditions, and tokens."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from rcblib.data.base import AnySample
+from rcblib.evaluate.parts import evaluate_parts
+from rcblib.evaluate.swapping import SwapPruner
+from rcblib.evaluate.tokens import measure_tokens
+from rcblib.pruners.all import AllTokens
+from rcblib.pruners.base import Pruner
+from rcblib.pruners.oracle import OraclePruner
+from rcblib.pruners.random import RandomPruner
+from rcblib.records import Question
+from rcblib.runs.shards import Shard
+from rcblib.tensors.checks import check_integer
+
+UNPRUNED = "all tokens"
+SHUFFLED, BACKGROUND, OBJECTS = "shuffled image", "background swapped", "objects swapped"
+ORACLE, RANDOM = "oracle by masks", "random tokens"
+ANSWERS, TOKENS = "answers", "tokens"
+
+
+def conditions(retain_ratios: Sequence[float]) -> dict[str, list[Pruner]]:
+    """Return the conditions under which gates ask every question, by name, for `evaluate_parts`."""
+    return {
+        UNPRUNED: [AllTokens()],
+        SHUFFLED: [SwapPruner("image")],
+        BACKGROUND: [SwapPruner("background")],
+        OBJECTS: [SwapPruner("objects")],
+        ORACLE: [OraclePruner(ratio) for ratio in retain_ratios],
+        RANDOM: [RandomPruner(ratio) for ratio in retain_ratios],
+    }
+
+
+def measure_gates(
+    model: Any,
+    processor: Any,
+    questions: Sequence[Question],
+    samples: Mapping[int, AnySample] | Sequence[AnySample],
+    retain_ratios: Sequence[float] = (0.2, 0.1),
+    n_token_images: int = 20,
+    *,
+    influence: bool = False,
+    batch_size: int = 32,
+    max_new_tokens: int = 32,
+    folder: str | os.PathLike,
+    images_per_part: int | None = None,
+    shard: Shard | None = None,
+    progress: bool = True,
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Ask every question under every condition, and measure the tokens of some images.
+
+    Parameters
+    ----------
+    model, processor : transformers.PreTrainedModel, transformers.ProcessorMixin
+        As `load_model` returns them.
+    questions, samples
+        As in `evaluate_parts`; the samples have masks.
+    retain_ratios : sequence of float
+        Budgets of the claims, at which the oracle, and random tokens beside it, answer.
+    n_token_images : int
+        Of the first so many samples, single images, tokens are measured; none with 0, or of other kinds of samples.
+    influence : bool
+        As in `measure_tokens`.
+    batch_size, max_new_tokens, folder, images_per_part, shard, progress
+        As in `evaluate_parts`; what is finished stays in the folder under a hash of all that it depends on.
+
+    Returns
+    -------
+    table : pandas.DataFrame
+        ``part`` tells two kinds of rows apart, and columns of one kind are empty in the other: ``"answers"``, one a
+        question and condition, as `evaluate_parts` gives them with the condition as ``method``; ``"tokens"``, one a
+        token, as `measure_tokens` does.
+    facts : dict
+        Of the answers, as `evaluate_parts` returns them.
+
+    Raises
+    ------
+    ParameterError
+        Before any work: without masks, with one image only; and as `evaluate_parts`.
+    """
+    check_integer("n_token_images", n_token_images, 0)
+    listed = list(samples.values() if isinstance(samples, Mapping) else samples)
+    answers, facts = evaluate_parts(
+        model,
+        processor,
+        questions,
+        listed,
+        conditions(retain_ratios),
+        batch_size,
+        max_new_tokens,
+        folder=folder,
+        images_per_part=images_per_part,
+        shard=shard,
+        progress=progress,
+    )
+    parts = [answers.assign(part=ANSWERS)]
+    chosen = [sample for sample in listed if sample.kind == "image"][:n_token_images]
+    chosen = chosen if shard is None else shard.of(chosen)
+    if chosen:
+        tokens = measure_tokens(
+            model,
+            processor,
+            chosen,
+            influence=influence,
+            batch_size=batch_size,
+            folder=folder,
+            progress=progress,
+        )
+        parts.append(tokens.assign(part=TOKENS))
+    return pd.concat(parts, ignore_index=True), facts
+
+
+def part_of(table: pd.DataFrame, part: str) -> pd.DataFrame:
+    """Return the rows of one part of a table of `measure_gates`, without the columns of the other."""
+    rows, place = table[table["part"] == part], table.columns.get_loc("part")
+    if part == ANSWERS:
+        return rows[table.columns[:place]].reset_index(drop=True)
+    own = ["image_id", *table.columns[place + 1 :]]
+    return rows[own].astype({"named": bool} if len(rows) else {}).reset_index(drop=True)

@@ -1,0 +1,185 @@
+"""Hold what gates found, and say what follows for a claim: passed, failed, or not measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from rcblib.records import ParameterError
+
+PASSED, FAILED, NOT_MEASURED = "passed", "failed", "not measured"
+
+GATES = {
+    "G1": "the task works unpruned",
+    "G2": "the background is redundant",
+    "G3": "pruning can succeed",
+    "G4": "pixels do not give it away",
+    "G5": "the signal is stable",
+    "G6": "prototypes recur",
+    "G7": "a token can speak alone",
+}
+
+_SIDES = {
+    "at least": lambda value, bound: value >= bound,
+    "above": lambda value, bound: value > bound,
+    "at most": lambda value, bound: value <= bound,
+    "below": lambda value, bound: value < bound,
+}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Hold the bounds of the gates, from ``data/gates.yml``; see there what each is of."""
+
+    least_score: float
+    most_shuffled: float
+    most_change: float
+    most_left: float
+    most_area: float
+    least_overlap: float
+    most_word_share: float
+    least_image_share: float
+    least_named: float
+
+
+@dataclass(frozen=True)
+class GateResult:
+    """Hold one measured condition of a gate.
+
+    Attributes
+    ----------
+    gate : str
+        ``"G1"`` to ``"G7"``.
+    what : str
+        What was measured, in words.
+    value, low, high : float
+        With its interval; NaN where it was not measured, or where nothing was drawn.
+    side : str
+        ``"at least"``, ``"above"``, ``"at most"`` or ``"below"``.
+    bound : float
+        What the value is compared with.
+    n : int
+        Questions, tokens or clusters.
+    why : str
+        Why it was not measured, or what the result means; may be empty.
+    task : str
+        Where it is about one task.
+    retain_ratio : float
+        Where it is about one budget, else NaN.
+    data : str
+        Which samples: ``"images"``, ``"groups"`` or ``"videos"``.
+    """
+
+    gate: str
+    what: str
+    value: float
+    low: float
+    high: float
+    side: str
+    bound: float
+    n: int = 0
+    why: str = ""
+    task: str = ""
+    retain_ratio: float = float("nan")
+    data: str = "images"
+
+    @property
+    def verdict(self) -> str:
+        """Return ``"passed"``, ``"failed"`` or ``"not measured"``."""
+        if np.isnan(self.value):
+            return NOT_MEASURED
+        return PASSED if _SIDES[self.side](self.value, self.bound) else FAILED
+
+    def concerns(self, retain_ratio: float | None, data: str) -> bool:
+        """Tell whether the result is about a budget and some samples; a codebook (G6) is the same for all."""
+        is_budget = retain_ratio is None or np.isnan(self.retain_ratio)
+        is_budget = is_budget or np.isclose(self.retain_ratio, retain_ratio)
+        return bool(is_budget and (self.data == data or self.gate == "G6"))
+
+    def __str__(self) -> str:
+        """Say in words how far from its bound the value is."""
+        return f"{self.what} is {self.value:.2f}, not {self.side} {self.bound:g}"
+
+
+def gate_states(
+    results: Sequence[GateResult], retain_ratio: float | None = None, data: str = "images"
+) -> dict[str, tuple[str, str]]:
+    """Sum the results of each gate up: its verdict, and why.
+
+    Parameters
+    ----------
+    results : sequence of GateResult
+        From `judge_gates`.
+    retain_ratio : float, optional
+        Budget of the rule that asks; results about another one do not count.
+    data : str
+        Samples of the rule that asks. G6 is about a codebook, so about all.
+
+    Returns
+    -------
+    dict
+        Every gate to ``"passed"``, ``"failed"`` or ``"not measured"`` and a reason (empty where passed). G1 passes
+        where any task does; of the others every condition must.
+    """
+    states = {}
+    for gate in GATES:
+        own = [each for each in results if each.gate == gate and each.concerns(retain_ratio, data)]
+        failed = [each for each in own if each.verdict == FAILED]
+        missing = [each for each in own if each.verdict == NOT_MEASURED]
+        if gate == "G1" and own:
+            failing = {each.task for each in own if each.verdict != PASSED}
+            works = {each.task for each in own} - failing
+            states[gate] = (
+                (PASSED, "") if works else (FAILED, "no task works with the image and fails without")
+            )
+        elif failed:
+            states[gate] = FAILED, "; ".join(map(str, failed))
+        elif missing or not own:
+            reasons = "; ".join(each.why for each in missing if each.why)
+            states[gate] = NOT_MEASURED, reasons or NOT_MEASURED
+        else:
+            states[gate] = PASSED, ""
+    return states
+
+
+def gate_table(results: Sequence[GateResult]) -> pd.DataFrame:
+    """Lay results out, one row each, with their verdicts."""
+    return pd.DataFrame([asdict(each) | {"verdict": each.verdict} for each in results])
+
+
+def read_gates(content: Mapping[str, Any]) -> tuple[Limits, dict[tuple[str, str], str], dict[str, list[str]]]:
+    """Read ``data/gates.yml``.
+
+    Returns
+    -------
+    limits : Limits
+    declared : dict
+        (model, claim) to the reason for which the claim cannot be tested on it.
+    seeds : dict
+        Model to others that differ in the seed of training only.
+
+    Raises
+    ------
+    ParameterError
+        On a missing or unknown entry, or a bound that is no number.
+    """
+    if not isinstance(content, Mapping) or set(content) != {"limits", "declared", "seeds"}:
+        raise ParameterError("gates", sorted(content), "limits, declared and seeds")
+    bounds = {name: value for gate in content["limits"].values() for name, value in gate.items()}
+    known = set(Limits.__dataclass_fields__)
+    if set(content["limits"]) != set(GATES) or set(bounds) != known:
+        raise ParameterError(
+            "limits", sorted(bounds), f"those of {', '.join(GATES)}: {', '.join(sorted(known))}"
+        )
+    if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in bounds.values()):
+        raise ParameterError("limits", bounds, "numbers")
+    declared = {}
+    for entry in content["declared"]:
+        if set(entry) != {"models", "claims", "why"}:
+            raise ParameterError("declared", sorted(entry), "models, claims and why")
+        declared |= {(m, c): entry["why"].strip() for m in entry["models"] for c in entry["claims"]}
+    return Limits(**bounds), declared, dict(content["seeds"])
