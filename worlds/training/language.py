@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from rcblib.data.choices import LETTERS
 from rcblib.data.questions import COUNT_WORDS
+from rcblib.mllm import adapter_for
 from worlds.scenes.vocabulary import CATEGORIES, COLOR_NAMES
+from worlds.training.dropping import Dropping, VisualBatch
 from worlds.training.packing import FORMS, IGNORED, Packer, block_mask
 from worlds.training.vision import SIGLIP_MEAN, SIGLIP_STD, to_pixels
 
@@ -23,11 +26,11 @@ def answer_loss(
     embed: nn.Embedding,
     head: nn.Module,
     prefix: list[int],
-    visual: torch.Tensor,
+    visual: torch.Tensor | VisualBatch,
     batch: dict,
     word_layer: int = 0,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Return the mean cross-entropy of the answer tokens after visual tokens `(n_scenes, n_visual, d)`.
+    """Return the mean cross-entropy of the answer tokens after visual tokens `(n_scenes, n_visual, d)`, or some of them.
 
     With a `word_layer` that of the `words` is added, read off behind that layer: what the answer to a multiple-choice
     question is comes first, at the end of the question, and which option's letter it has after it.
@@ -43,16 +46,17 @@ def answer_loss(
     word_layer : int
         Counted from 1; 0 asks for letters alone.
     """
-    n = len(batch["ids"])
-    before = torch.tensor(prefix, device=visual.device)
-    n_before = len(prefix) + visual.shape[1]
-    inputs = torch.cat(
-        [embed(before).expand(n, -1, -1), visual.to(embed.weight.dtype), embed(batch["ids"])], 1
-    )
+    if isinstance(visual, torch.Tensor):
+        visual = VisualBatch.whole(visual)
+    n, device = len(batch["ids"]), visual.rows.device
+    n_prefix, n_before = len(prefix), len(prefix) + visual.rows.shape[1]
+    begin = embed(torch.tensor(prefix, device=device)).expand(n, -1, -1)
+    inputs = torch.cat([begin, visual.rows.to(embed.weight.dtype), embed(batch["ids"])], 1)
     mask = block_mask(batch["segment"], n_before)
-    positions = torch.cat(
-        [torch.arange(n_before, device=visual.device).expand(n, -1), n_before + batch["offset"]], 1
-    )
+    mask[:, :, n_prefix:n_before] &= visual.is_there.unsqueeze(1)
+    behind = n_prefix + visual.n_positions[:, None] + batch["offset"]
+    begin_at = torch.arange(n_prefix, device=device).expand(n, -1)
+    positions = torch.cat([begin_at, n_prefix + visual.offsets, behind], 1)
     hidden = llm(
         inputs_embeds=inputs,
         attention_mask=mask.unsqueeze(1),
@@ -166,47 +170,58 @@ class SymbolicTrainer(nn.Module):
 
 
 class PixelTrainer(nn.Module):
-    """Train a whole MLLM on pixels; what is frozen is decided by what the caller lets learn."""
+    """Train a whole MLLM on pixels; what is frozen is decided by what the caller lets learn.
 
-    def __init__(self, llava: PreTrainedModel, packer: Packer, vision_frozen: bool, word_layer: int = 0):
+    With `dropping`, of which encoder and connector learn nothing, the LLM reads some of the visual tokens, as
+    `rcblib.mllm` gives it those that a pruner keeps.
+    """
+
+    def __init__(
+        self,
+        llava: PreTrainedModel,
+        packer: Packer,
+        vision_frozen: bool,
+        word_layer: int = 0,
+        dropping: Dropping | None = None,
+    ):
         super().__init__()
         self.llava, self.packer, self.vision_frozen = llava, packer, vision_frozen
-        self.word_layer = word_layer
+        self.word_layer, self.dropping = word_layer, dropping
         self.kinds = answer_kinds(packer.tokenizer)
         llava.model.vision_tower.requires_grad_(not vision_frozen)
 
     def visual(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """Encode a batch's images into visual tokens `(n_scenes, n_tokens, d)`."""
-        if "form" in batch:
-            return self._pictures(batch["images"], FORMS[int(batch["form"])])
-        if "images" in batch:
+        if "images" in batch and "form" not in batch:
             return self._crops(batch["images"])
-        features = self.llava.get_image_features(
-            pixel_values=batch["pixel_values"], image_sizes=batch["image_sizes"], return_dict=True
-        )
-        return torch.stack(list(features.pooler_output))
+        inputs = self._pixels(batch)
+        if "pixel_values_videos" in inputs:
+            return self.llava.get_video_features(**inputs, return_dict=True).pooler_output
+        rows = torch.stack(list(self.llava.get_image_features(**inputs, return_dict=True).pooler_output))
+        return rows.view(len(batch["ids"]) if "ids" in batch else len(rows), -1, rows.shape[-1])
 
-    def _pictures(self, images: torch.Tensor, form: str) -> torch.Tensor:
-        """Encode uint8 pictures `(n, n_pictures, height, width, 3)` of the encoder's own size as OneVision does.
+    def _pixels(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return what the model's processor would make of a batch's images.
 
-        A single image is shown twice, as a base and as its only tile; of several images only the base is.
+        Uint8 pictures of OneVision, `(n, n_pictures, height, width, 3)`, have the encoder's own size: a single image is
+        shown twice, as a base and as its only tile; of several images only the base is.
         """
+        if "images" not in batch:
+            return {name: batch[name] for name in ("pixel_values", "image_sizes")}
+        images = batch["images"]
+        if "form" not in batch:
+            return {"pixel_values": to_pixels(images)}
         n_items, n_pictures, height, width, _ = images.shape
         pixels = to_pixels(images.flatten(0, 1), SIGLIP_MEAN, SIGLIP_STD)
+        form = FORMS[int(batch["form"])]
         if form == "video":
-            videos = pixels.view(n_items, n_pictures, *pixels.shape[1:])
-            return self.llava.get_video_features(pixel_values_videos=videos, return_dict=True).pooler_output
-        sizes = torch.tensor([(height, width)] * len(pixels), device=pixels.device)
+            return {"pixel_values_videos": pixels.view(n_items, n_pictures, *pixels.shape[1:])}
         tiles = pixels.unsqueeze(1)
-        features = self.llava.get_image_features(
-            pixel_values=tiles.repeat(1, 2, 1, 1, 1) if form == "image" else tiles,
-            image_sizes=sizes,
-            batch_num_images=torch.tensor([n_pictures] * n_items),
-            return_dict=True,
-        )
-        return torch.stack(list(features.pooler_output)).view(
-            n_items, -1, features.pooler_output[0].shape[-1]
-        )
+        return {
+            "pixel_values": tiles.repeat(1, 2, 1, 1, 1) if form == "image" else tiles,
+            "image_sizes": torch.tensor([(height, width)] * len(pixels), device=pixels.device),
+            "batch_num_images": torch.tensor([n_pictures] * n_items),
+        }
 
     def _crops(self, images: torch.Tensor) -> torch.Tensor:
         """Encode uint8 images `(n, height, width, 3)` of the encoder's own size, without its unread last layer."""
@@ -217,6 +232,15 @@ class PixelTrainer(nn.Module):
             ).hidden_states[layer]
         return self.llava.model.multi_modal_projector(hidden[:, 1:])
 
+    def _some(self, batch: dict[str, torch.Tensor]) -> VisualBatch:
+        """Encode a batch's images and drop tokens of each sequence."""
+        adapter = adapter_for(self.llava)
+        images = adapter.encode_pixels(self._pixels(batch))
+        each = len(images) // len(batch["ids"])
+        rng = np.random.default_rng(int(batch["noise_seed"]))
+        starts = range(0, len(images), each)
+        return VisualBatch.of([self.dropping.draw(adapter, images[i : i + each], rng) for i in starts])
+
     def loss(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Return the loss of a batch and accuracies on it."""
         return answer_loss(
@@ -224,7 +248,7 @@ class PixelTrainer(nn.Module):
             self.llava.get_input_embeddings(),
             self.llava.lm_head,
             self.packer.prefix,
-            self.visual(batch),
+            self.visual(batch) if self.dropping is None else self._some(batch),
             {**batch, "kinds": self.kinds},
             self.word_layer,
         )

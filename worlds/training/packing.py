@@ -157,6 +157,7 @@ class LanguageBatches(Dataset):
         ]
         rng = np.random.default_rng([self.seed, step, 1])
         batch = self.packer.pack([training_questions(s, rng, QUESTION_MIX, N_YES_NO_PAIRS) for s in scenes])
+        batch["noise_seed"] = torch.tensor(int(rng.integers(2**31)))
         if self.image_processor is not None:
             images = [Image.fromarray(scene.pixels) for scene in scenes]
             return batch | dict(self.image_processor(images, return_tensors="pt"))
@@ -166,7 +167,6 @@ class LanguageBatches(Dataset):
         owners = [patch_owners(s, self.n_side) for s in scenes]
         for i, key in enumerate(("category", "color", "covered")):
             batch[key] = torch.from_numpy(np.stack([o[i] for o in owners]))
-        batch["noise_seed"] = torch.tensor(int(rng.integers(2**31)))
         return batch
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from rcblib.records import ParameterError
 from worlds.scenes.generator import WORLDS, SceneConfig
+from worlds.training.dropping import Dropping
 from worlds.training.loop import LoopConfig
 from worlds.training.sequences import FRAME_COUNTS
 
@@ -48,6 +49,8 @@ class Stage:
     scales : tuple of (str, float)
         For a pixel stage, the parts that learn (`vision`, `connector`, `newline`, `llm`) and their rates relative to
         the loop's.
+    dropping : Dropping or None
+        For a pixel stage, how visual tokens are dropped from its sequences; `None` shows all, always.
     """
 
     name: str
@@ -64,6 +67,7 @@ class Stage:
     n_layers: int = 0
     word_layer: int = 0
     scales: tuple[tuple[str, float], ...] = ()
+    dropping: Dropping | None = None
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,8 @@ class Recipe:
         In the order of training; the last one's weights are the model.
     pinpoints : tuple of (int, int)
         Heights and widths in pixels that images are tiled to.
+    arm_of : str
+        Name of the recipe whose model this one's goes on from, where only the LLM differs; empty for none.
     """
 
     name: str
@@ -94,6 +100,7 @@ class Recipe:
     text: dict[str, Any]
     stages: tuple[Stage, ...]
     pinpoints: tuple[tuple[int, int], ...] = ()
+    arm_of: str = ""
 
     def stage(self, name: str) -> Stage:
         """Return the stage of that name; a `ParameterError` lists them otherwise."""
@@ -291,7 +298,28 @@ LLAVA_ONEVISION_SCENES = Recipe(
     ),
 )
 
-RECIPES = {recipe.name: recipe for recipe in (LLAVA_SCENES, LLAVA_NEXT_SCENES, LLAVA_ONEVISION_SCENES)}
+
+def _dropped(recipe: Recipe, name: str, n_steps: int, batch_size: int, seed: int, **changes: Any) -> Recipe:
+    """Return a recipe's second arm: its LLM goes on from its last stage, asked the same, with visual tokens dropped."""
+    last = recipe.stages[-1]
+    loop = LoopConfig(n_steps, batch_size, 7e-4, seed=seed, log_every=10)
+    changes |= {"scales": (("llm", 1.0),), "dropping": Dropping()}
+    stage = replace(last, name=name, starts_from=(last.name,), loop=loop, **changes)
+    return replace(recipe, name=f"{recipe.name}-dropped", stages=(stage,), arm_of=recipe.name)
+
+
+_SHIPPED = (
+    LLAVA_SCENES,
+    LLAVA_NEXT_SCENES,
+    LLAVA_ONEVISION_SCENES,
+    _dropped(LLAVA_SCENES, "dropped", 360, 32, 20),
+    _dropped(LLAVA_NEXT_SCENES, "next_dropped", 240, 16, 21),
+    _dropped(
+        LLAVA_ONEVISION_SCENES, "onevision_dropped", 280, 16, 22, forms=("images", "image", "video", "image")
+    ),
+)
+
+RECIPES = {recipe.name: recipe for recipe in _SHIPPED}
 
 RecipeName = Literal[tuple(RECIPES)]
 TrainingDevice = Literal["auto", "cpu", "cuda"]

@@ -152,6 +152,7 @@ class SequenceBatches(Dataset):
         items = [self._item(form, index, int(drawn[form]), rng) for index in indices]
         batch = self.packer.pack([questions for _, questions in items])
         batch["form"] = torch.tensor(FORMS.index(form))
+        batch["noise_seed"] = torch.tensor(int(rng.integers(2**31)))
         if not self.symbolic:
             pixels = [[scene.pixels for scene in scenes] for scenes, _ in items]
             batch["images"] = torch.from_numpy(np.array(pixels))
@@ -159,7 +160,6 @@ class SequenceBatches(Dataset):
         owners = [[patch_owners(scene, self.n_side) for scene in scenes] for scenes, _ in items]
         for i, key in enumerate(("category", "color", "covered")):
             batch[key] = torch.from_numpy(np.array([[picture[i] for picture in item] for item in owners]))
-        batch["noise_seed"] = torch.tensor(int(rng.integers(2**31)))
         return batch
 
     def _item(

@@ -160,7 +160,7 @@ def trainer_of(recipe: Recipe, stage: Stage, tokenizer: PreTrainedTokenizerFast)
         return SymbolicTrainer(llm, packer, newline=bool(stage.forms), word_layer=stage.word_layer)
     video_id = len(tokenizer) - 1 if recipe.family == "llava_onevision" else None
     mllm = build_mllm(recipe.family, len(tokenizer), recipe.vision, text, recipe.pinpoints, video_id)
-    trainer = PixelTrainer(mllm, packer, "vision" not in dict(stage.scales), stage.word_layer)
+    trainer = PixelTrainer(mllm, packer, "vision" not in dict(stage.scales), stage.word_layer, stage.dropping)
     for name, part in _parts(trainer).items() if stage.scales else ():
         part.requires_grad_(name in dict(stage.scales))
     return trainer
