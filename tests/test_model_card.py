@@ -14,13 +14,14 @@ from rcblib.records import ParameterError
 from rcblib.runs.provenance import project_root
 from worlds import model_card
 from worlds.held_out import score_model
-from worlds.model_card import count_parameters, history_table, main, stage_table, weights_digest, write_card
+from worlds.model_card import history_table, main, stage_table, write_card
 from worlds.training.recipe import (
     LLAVA_NEXT_SCENES,
     LLAVA_ONEVISION_SCENES,
     LLAVA_SCENES,
 )
 from worlds.training.stages import export, run_stages, tokenizer_of, trainer_of
+from worlds.weights import count_parameters, weight_files, weights_digest
 
 TINY_ONEVISION = shrunken(LLAVA_ONEVISION_SCENES)
 
@@ -156,7 +157,7 @@ class TestCard:
 
     def test_parameters_are_counted_once(self, project):
         model, _ = load_model(TINY.name, device="cpu")
-        sizes = count_parameters(project / "data" / "models" / TINY.name / "model.safetensors")
+        sizes = count_parameters(weight_files(project / "data" / "models" / TINY.name))
         assert sum(sizes.values()) == sum(weight.numel() for weight in model.parameters())
         connector = model.model.multi_modal_projector
         assert sizes["connector"] == sum(weight.numel() for weight in connector.parameters())

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from huggingface_hub import ModelCard, ModelCardData
-from safetensors import safe_open
 
 from rcblib.data.questions import COUNT_WORDS
 from rcblib.data.video import N_FRAMES
@@ -19,11 +16,13 @@ from rcblib.mllm import load_model
 from rcblib.records import ParameterError
 from rcblib.runs.files import atomic_write, read_json, write_json
 from rcblib.runs.provenance import project_root, provenance
+from worlds.fewer_tokens import fewer_token_scores, fewer_token_table
 from worlds.held_out import GOALS, SEQUENCES, SPLITS, blind_scores, judge, score_model, sequence_tasks
 from worlds.scenes.generator import WORLDS
 from worlds.scenes.vocabulary import CATEGORIES, COLOR_NAMES
 from worlds.training.recipe import LLAVA_SCENES, RECIPES, Recipe, Stage, find_stage
 from worlds.training.sequences import IMAGE_COUNTS
+from worlds.weights import count_parameters, weight_files, weights_digest
 
 LABELS = {
     "one_word": "one word for the dominant object",
@@ -76,12 +75,16 @@ SCORES_FILE = "scores.json"
 CARD_FILE = "README.md"
 
 
-def weights_digest(folder: Path) -> str:
-    """Return the sha256 of a model's weights, which says what scores belong to."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+PRUNED = "fewer_tokens"
+"""Key of what `worlds.fewer_tokens.fewer_token_scores` returned, with its split, number of images and seed."""
+
+SHORT_LABELS = {
+    "one_word": "one word",
+    "color": "colour",
+    "yes_no": "yes/no",
+    "count": "how many",
+    "position": "where",
+}
 
 
 def write_card(
@@ -107,7 +110,8 @@ def write_card(
     ParameterError
         If the folder holds no model, or a record is of a stage that the recipe lacks.
     """
-    if not (folder / "model.safetensors").is_file():
+    files = weight_files(folder)
+    if not files:
         raise ParameterError("folder", folder.name, "a folder with an exported model")
     stages = [recipe.stage(record["stage"]["name"]) for record in records]
     sequences = [stage for stage in stages if stage.forms]
@@ -130,31 +134,25 @@ def write_card(
         n_colors=len(COLOR_NAMES),
         n_frames=N_FRAMES,
         side=recipe.vision["image_size"] // recipe.vision["patch_size"],
-        n_parameters=count_parameters(folder / "model.safetensors"),
-        megabytes=(folder / "model.safetensors").stat().st_size / 1e6,
+        n_parameters=count_parameters(files),
+        megabytes=sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 1e6,
         stages=_as_text(stage_table(stages, records), STAGE_FORMATS),
         minutes=sum(record["seconds"] for record in records) / 60,
         kinds={stage.kind for stage in stages},
         image_counts=IMAGE_COUNTS,
         frame_counts=sorted({n for stage in sequences for n in stage.frame_counts}),
         starts_from=_further(stages),
+        dropping=stages[-1].dropping if stages else None,
+        pruned=scores.get(PRUNED),
+        fewer=fewer_token_table(scores[PRUNED]["settings"], SHORT_LABELS) if PRUNED in scores else None,
         default_model=LLAVA_SCENES.name,
         reads_sequences=bool(sequence_tasks(recipe.family)),
         blind=BLIND,
+        arms=[name for name, other in RECIPES.items() if other.arm_of == recipe.name],
         splits=[(split, *_split_tables(recipe, records, scores.get(split))) for split in SPLITS],
     )
     write_json(folder / SCORES_FILE, scores)
     atomic_write(folder / CARD_FILE, f"{card}\n")
-
-
-def count_parameters(path: Path) -> dict[str, int]:
-    """Count the parameters of a LLaVA by part: ``vision encoder``, ``connector``, ``LLM``; tied ones once."""
-    sizes = {"vision encoder": 0, "connector": 0, "LLM": 0}
-    with safe_open(path, framework="numpy") as file:
-        for name in file.keys():  # noqa: SIM118 - the file is no mapping
-            part = "vision encoder" if "vision" in name else "connector" if "projector" in name else "LLM"
-            sizes[part] += int(np.prod(file.get_slice(name).get_shape()))
-    return sizes
 
 
 def stage_table(stages: Sequence[Stage], records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
@@ -301,6 +299,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of the scenes and questions")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument(
+        "--fewer-tokens",
+        type=int,
+        metavar="N",
+        help="ask about so many validation scenes with fewer visual tokens too",
+    )
     parser.add_argument("--again", action="store_true", help="score a test split that was scored before")
     options = parser.parse_args(arguments)
     root = project_root()
@@ -334,6 +338,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         blind = blind_scores(recipe.family, options.split, options.n_images, options.seed)
         if blind:
             scores[options.split]["blind"] = blind
+    if options.fewer_tokens:
+        model, processor = load_model(options.model, device=options.device)
+        n_images, seed = options.fewer_tokens, options.seed
+        found = fewer_token_scores(
+            model, processor, "validation", n_images, seed, batch_size=options.batch_size
+        )
+        told = {"n_images": n_images, "seed": seed, "provenance": provenance()}
+        scores[PRUNED] = {**told, "settings": found}
     write_card(folder, recipe, records, scores)
     print(f"wrote {(folder / CARD_FILE).relative_to(root)}")
 

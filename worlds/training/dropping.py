@@ -23,9 +23,9 @@ N_NEIGHBOURS = 5
 
 
 def keep_scattered(views: Sequence[VisualView], rng: np.random.Generator) -> torch.Tensor:
-    """Keep tokens of all views at random: from one to all, each power of two as likely as the next."""
+    """Keep tokens of all views at random: from one to all, as many as a squared uniform share says."""
     n_tokens = sum(view.n_tokens for view in views)
-    n_kept = round(float(np.exp(rng.uniform(0, np.log(n_tokens)))))
+    n_kept = max(1, round(n_tokens * rng.random() ** 2))
     return torch.from_numpy(np.sort(rng.permutation(n_tokens)[:n_kept]))
 
 
@@ -71,13 +71,13 @@ class Dropping:
         Share of the sequences for each of `KINDS`; the rest keep all tokens.
     kept_positions : float
         Share of the sequences in which what is left stays at the positions it had; in the others it is numbered anew,
-        as pruners do by default.
+        as pruners do by default. Where nothing is dropped it is the same.
     """
 
     shares: dict[str, float] = field(
         default_factory=lambda: {"scattered": 0.35, "window": 0.15, "alike": 0.2}
     )
-    kept_positions: float = 0.25
+    kept_positions: float = 0.5
 
     def __post_init__(self) -> None:
         if set(self.shares) - set(KINDS):

@@ -30,7 +30,9 @@ def answer_loss(
     batch: dict,
     word_layer: int = 0,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Return the mean cross-entropy of the answer tokens after visual tokens `(n_scenes, n_visual, d)`, or some of them.
+    """Return the mean cross-entropy of the answer tokens after visual tokens `(n_scenes, n_visual, d)`.
+
+    A `VisualBatch` holds as many for each scene as were not dropped.
 
     With a `word_layer` that of the `words` is added, read off behind that layer: what the answer to a multiple-choice
     question is comes first, at the end of the question, and which option's letter it has after it.
@@ -198,7 +200,7 @@ class PixelTrainer(nn.Module):
         if "pixel_values_videos" in inputs:
             return self.llava.get_video_features(**inputs, return_dict=True).pooler_output
         rows = torch.stack(list(self.llava.get_image_features(**inputs, return_dict=True).pooler_output))
-        return rows.view(len(batch["ids"]) if "ids" in batch else len(rows), -1, rows.shape[-1])
+        return rows.view(len(batch["images"]), -1, rows.shape[-1]) if "images" in batch else rows
 
     def _pixels(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Return what the model's processor would make of a batch's images.

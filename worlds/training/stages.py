@@ -35,6 +35,7 @@ from worlds.training.recipe import LLAVA_SCENES, RECIPES, Recipe, Stage, find_st
 from worlds.training.sequences import SequenceBatches
 from worlds.training.transfer import adopt, identity_layers
 from worlds.training.vision import ClipTrainer, SiglipTrainer, VisionBatches, VisionLoss, VisionTrainer
+from worlds.weights import WEIGHTS_FILE, share_weights
 
 WEIGHTS = Path("data/training")
 
@@ -230,7 +231,10 @@ def _load(name: str, folder: Path, weights: Path) -> dict[str, torch.Tensor]:
 
 
 def export(recipe: Recipe, folder: Path, destination: Path) -> None:
-    """Write a trained MLLM as a folder that `from_pretrained` opens: half-precision weights, tokenizer, processor."""
+    """Write a trained MLLM as a folder that `from_pretrained` opens: half-precision weights, tokenizer, processor.
+
+    Of a second arm whose first one lies beside it, only the weights that differ are written.
+    """
     tokenizer = tokenizer_of(recipe)
     stage = recipe.stages[-1]
     trainer = trainer_of(recipe, stage, tokenizer)
@@ -239,6 +243,9 @@ def export(recipe: Recipe, folder: Path, destination: Path) -> None:
     mllm.config.rcb_world = recipe.world
     mllm.half().save_pretrained(destination)
     processor_of(recipe, tokenizer).save_pretrained(destination)
+    first_arm = destination.parent / recipe.arm_of / WEIGHTS_FILE
+    if recipe.arm_of and first_arm.is_file():
+        share_weights(destination, first_arm)
 
 
 def keep_weights(folder: Path, names: Sequence[str], destination: Path = WEIGHTS) -> None:
@@ -256,8 +263,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="worlds train", description="Train an embedded model, stage by stage."
     )
-    parser.add_argument("--recipe", default=LLAVA_SCENES.name, choices=sorted(RECIPES))
-    parser.add_argument("--stages", nargs="+", help="stages to run, in order (default: all of the recipe)")
+    parser.add_argument("stages", nargs="*", help="stages of one recipe, in order (default: all of --recipe)")
+    parser.add_argument("--recipe", choices=sorted(RECIPES), help="default: that of the stages")
     parser.add_argument(
         "--folder", type=Path, default=Path("runs/train"), help="checkpoints, weights and records"
     )
@@ -268,8 +275,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
-    recipe = RECIPES[options.recipe]
-    names = options.stages if options.stages is not None else [s.name for s in recipe.stages]
+    named = find_stage(options.stages[0])[0] if options.stages else LLAVA_SCENES
+    recipe = RECIPES[options.recipe] if options.recipe else named
+    names = options.stages or [s.name for s in recipe.stages]
     run_stages(recipe, names, options.folder, scale=options.scale, device=options.device)
     if options.export:
         export(recipe, options.folder, options.export)
