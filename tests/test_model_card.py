@@ -1,6 +1,7 @@
 """Write a model card that says what was trained and measured."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -16,9 +17,8 @@ from worlds import model_card
 from worlds.held_out import score_model
 from worlds.model_card import history_table, main, stage_table, write_card
 from worlds.training.recipe import (
-    LLAVA_NEXT_SCENES,
     LLAVA_ONEVISION_SCENES,
-    LLAVA_SCENES,
+    RECIPES,
 )
 from worlds.training.stages import export, run_stages, tokenizer_of, trainer_of
 from worlds.weights import count_parameters, weight_files, weights_digest
@@ -110,19 +110,20 @@ class TestCard:
         assert "`python -m worlds card --model llava-onevision-scenes --split <split>`" in text
         assert "videos=[frames]" in text and "Three baselines see no picture at all" in text
 
-    @pytest.mark.parametrize("recipe", [LLAVA_SCENES, LLAVA_NEXT_SCENES, LLAVA_ONEVISION_SCENES])
+    @pytest.mark.parametrize("recipe", RECIPES.values(), ids=lambda recipe: recipe.name)
     def test_cards_in_the_project_are_what_would_be_written(self, recipe, tmp_path):
         root = project_root()
         folder = root / "data" / "models" / recipe.name
         if not (folder / "scores.json").is_file():
             pytest.skip(f"{recipe.name} is not in this project")
-        (tmp_path / recipe.name).mkdir()
-        copied = tmp_path / recipe.name / "model.safetensors"
-        copied.write_bytes((folder / "model.safetensors").read_bytes())
+        for name in filter(None, (recipe.name, recipe.arm_of)):
+            shutil.copytree(folder.parent / name, tmp_path / name)
+        copied = tmp_path / recipe.name
+        (copied / "README.md").unlink()
         paths = [root / "data" / "training" / f"{stage.name}.json" for stage in recipe.stages]
         records = [json.loads(path.read_text()) for path in paths if path.is_file()]
-        write_card(copied.parent, recipe, records, json.loads((folder / "scores.json").read_text()))
-        assert (copied.parent / "README.md").read_text() == (folder / "README.md").read_text()
+        write_card(copied, recipe, records, json.loads((folder / "scores.json").read_text()))
+        assert (copied / "README.md").read_text() == (folder / "README.md").read_text()
 
     def test_table_of_stages_comes_from_the_records(self, trained):
         records = [json.loads((trained / "data" / "training" / f"{n}.json").read_text()) for n in NAMES]
@@ -188,6 +189,18 @@ class TestCommand:
         assert "**Test**, 3 scenes, seed 0:" in (folder / "README.md").read_text()
         with pytest.raises(ParameterError, match="split: got 'test'; accepted: a split not scored yet"):
             main(["--split", "test", "--n-images", "3"])
+
+    def test_scores_with_fewer_tokens_stand_beside_the_others(self, project, capsys):
+        folder = project / "data" / "models" / TINY.name
+        main(["--fewer-tokens", "5", "--device", "cpu"])
+        found = json.loads((folder / "scores.json").read_text())["fewer_tokens"]
+        assert (found["n_images"], found["seed"]) == (5, 0)
+        text = (folder / "README.md").read_text()
+        assert "**With fewer visual tokens**, 5 validation scenes, seed 0" in text
+        row = next(
+            line for line in text.splitlines() if line.startswith("| the 20 % that objects cover most |")
+        )
+        assert row.count("|") == 10
 
     def test_scores_groups_and_videos_of_a_model_that_reads_them(self, untrained, monkeypatch):
         monkeypatch.setenv("RCB_ROOT", str(untrained))

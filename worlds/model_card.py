@@ -76,7 +76,7 @@ CARD_FILE = "README.md"
 
 
 PRUNED = "fewer_tokens"
-"""Key of what `worlds.fewer_tokens.fewer_token_scores` returned, with its split, number of images and seed."""
+"""Key of what `worlds.fewer_tokens.fewer_token_scores` returned, with number of images and seed."""
 
 SHORT_LABELS = {
     "one_word": "one word",
@@ -341,9 +341,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.fewer_tokens:
         model, processor = load_model(options.model, device=options.device)
         n_images, seed = options.fewer_tokens, options.seed
-        found = fewer_token_scores(
-            model, processor, "validation", n_images, seed, batch_size=options.batch_size
-        )
+        found = fewer_token_scores(model, processor, n_images, seed, batch_size=options.batch_size)
         told = {"n_images": n_images, "seed": seed, "provenance": provenance()}
         scores[PRUNED] = {**told, "settings": found}
     write_card(folder, recipe, records, scores)
