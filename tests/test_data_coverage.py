@@ -136,7 +136,7 @@ def test_boxes_that_miss_the_image_are_errors(box):
 
 def test_the_visible_box_is_the_central_square():
     assert visible_box(640, 480) == (80, 0, 560, 480)
-    assert visible_box(480, 640) == (0, 80, 480, 560)
+    assert visible_box(480, 641) == (0, 80.5, 480, 560.5)
     assert visible_box(96, 96) == visible_box(96, 96, 96) == visible_box(96, 96, 336) == (0, 0, 96, 96)
     assert visible_box(640, 480, 336) == pytest.approx((80, 0, 560, 480))
     with pytest.raises(ParameterError, match="width: got 0"):
@@ -155,12 +155,15 @@ def test_the_visible_box_is_a_square_inside_the_image(width, height, size):
     assert sides == [short, pytest.approx(size * long / (size * long // short))]
 
 
+@pytest.mark.parametrize("resized", [336, 384, 300], ids="shorter side to {}".format)
 @pytest.mark.parametrize("size", [(640, 427), (427, 640), (500, 333), (800, 350), (333, 500)])
-def test_the_visible_box_is_what_clips_processor_crops(size):
+def test_the_visible_box_is_what_clips_processor_crops(size, resized):
     """A bright rectangle with known edges comes out of the real processor where the box says."""
     from transformers import CLIPImageProcessorPil
 
-    processor = CLIPImageProcessorPil(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336})
+    processor = CLIPImageProcessorPil(
+        size={"shortest_edge": resized}, crop_size={"height": 336, "width": 336}
+    )
     width, height = size
     sample = sample_of(size, [("cat", width // 3, height // 4, width // 3, height // 2)])
     mask = np.repeat(masks_of(sample)[0][..., None] * np.uint8(255), 3, 2)
@@ -168,5 +171,5 @@ def test_the_visible_box_is_what_clips_processor_crops(size):
         Image.fromarray(mask), do_normalize=False, resample=Image.Resampling.BILINEAR, return_tensors="np"
     ).pixel_values[0][0]
     expected = torch.from_numpy(pixels.reshape(24, 14, 24, 14).mean((1, 3)).reshape(-1))
-    found = object_coverage(sample, 24, 24, visible_box(width, height, 336)).share
+    found = object_coverage(sample, 24, 24, visible_box(width, height, resized, 336)).share
     torch.testing.assert_close(found, expected.float(), atol=0.02, rtol=0)

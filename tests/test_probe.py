@@ -8,6 +8,7 @@ import signal
 
 import numpy as np
 import pandas as pd
+import PIL.Image
 import pytest
 import tiny
 import torch
@@ -20,7 +21,7 @@ from rcblib.data.opening import world_note
 from rcblib.mllm import ADAPTERS, adapter_for
 from rcblib.mllm.fingerprint import model_fingerprint
 from rcblib.probe.config import ProbeConfig
-from rcblib.probe.pictures import view_pictures
+from rcblib.probe.pictures import view_coverage, view_pictures
 from rcblib.probe.run import probe
 from rcblib.probe.store import probe_dataset, read_probe, shared_probe
 from rcblib.records import ONE_WORD_QUESTION, ImageError, ParameterError, Sample, SceneObject
@@ -586,6 +587,27 @@ def test_progress_is_visible(pair, tmp_path, capsys):
         "probing: image 2 of 2 (id 11)",
     ]
     assert all("images/s" in line for line in lines)
+
+
+@pytest.mark.parametrize("shortest", [24, 40])
+def test_coverage_is_of_what_the_processor_crops(shortest):
+    """Also where the shorter side is resized to more than is cropped, as DINOv2's own processor does."""
+    model, processor = FAMILIES["llava with DINOv2"].build()
+    processor.image_processor.size = {"shortest_edge": shortest}
+    mask = np.zeros((120, 200), np.uint8)
+    mask[30:80, 40:110] = 1
+    rle = encode(mask.copy(order="F"))
+    cat = SceneObject(
+        "cat", (40, 30, 70, 50), {"size": [120, 200], "counts": rle["counts"]}, float(mask.sum())
+    )
+    picture = PIL.Image.fromarray(np.repeat(mask[..., None] * np.uint8(255), 3, 2))
+    sample = Sample(0, lambda: picture, 200, 120, objects=(cat,))
+    (view,) = adapter_for(model, processor).encode([picture])[0].views
+    (shown,) = view_pictures(processor, picture)
+    expected = shown.mean(-1).reshape(6, 4, 6, 4).mean((1, 3)).ravel()
+    found = view_coverage(processor, sample, view).share.numpy()
+    np.testing.assert_allclose(found, expected, atol=0.06)  # the processor smoothes edges
+    assert found.max() == 1 and found.min() == 0
 
 
 # Models

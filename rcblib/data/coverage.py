@@ -13,16 +13,21 @@ from rcblib.records import ParameterError, Sample
 from rcblib.tensors.checks import check_integer
 
 
-def visible_box(width: int, height: int, size: int | None = None) -> tuple[float, float, float, float]:
-    """Return the region that CLIP's processor keeps: shorter side resized, centre cropped.
+def visible_box(
+    width: int, height: int, size: int | None = None, crop: int | None = None
+) -> tuple[float, float, float, float]:
+    """Return the region that a processor keeps which resizes the shorter side and crops the centre.
 
     Parameters
     ----------
     width, height : int
         Size of the image in pixels.
     size : int, optional
-        Side of what the encoder sees in pixels (336 for LLaVA-1.5). With it the processor's rounding to whole
+        What the shorter side is resized to, in pixels (336 for LLaVA-1.5). With it the processor's rounding to whole
         resized pixels is followed; without it the region is the central square.
+    crop : int, optional
+        Side of the square that is cropped of it and that the encoder sees, where it is another than `size` (DINOv2's
+        own processor: 224 of 256). Where it is larger, the region reaches beyond the image.
 
     Returns
     -------
@@ -36,14 +41,20 @@ def visible_box(width: int, height: int, size: int | None = None) -> tuple[float
     """
     check_integer("width", width, 1)
     check_integer("height", height, 1)
-    short, long = min(width, height), max(width, height)
-    if size is None:
-        start, stop = (long - short) / 2, (long + short) / 2
-    else:
-        resized = check_integer("size", size, 1) * long // short
-        first = (resized - size) // 2
-        start, stop = first * long / resized, (first + size) * long / resized
-    return (start, 0.0, stop, float(height)) if width > height else (0.0, start, float(width), stop)
+    short = min(width, height)
+    if size is not None:
+        check_integer("size", size, 1)
+        crop = size if crop is None else check_integer("crop", crop, 1)
+
+    def kept(length: int) -> tuple[float, float]:
+        if size is None:
+            return (length - short) / 2, (length + short) / 2
+        resized = size * length // short
+        first = (resized - crop) // 2
+        return first * length / resized, (first + crop) * length / resized
+
+    (left, right), (top, bottom) = kept(width), kept(height)
+    return left, top, right, bottom
 
 
 @dataclass(frozen=True)

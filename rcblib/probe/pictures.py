@@ -56,7 +56,9 @@ def view_coverage(processor: Any, sample: AnySample, view: VisualView, picture: 
     elif view.kind != "image":
         return None
     elif getattr(processor.image_processor, "do_center_crop", False):
-        box = visible_box(known.width, known.height, processor.image_processor.crop_size["height"])
+        settings = processor.image_processor
+        crop, shortest = settings.crop_size["height"], settings.size.get("shortest_edge")
+        box = visible_box(known.width, known.height, crop if shortest is None else shortest, crop)
     else:
         box = (0.0, 0.0, width, height)
     return object_coverage(known, *view.grid, box)
