@@ -122,14 +122,6 @@ PRESETS: dict[str, CodebookCriterion] = {
 }
 """Criteria of the released codebooks, and of the script as released, whose runs are 13B's."""
 
-N_PUBLISHED_IMAGES = {
-    "llava-1.5-7b": 500,
-    "llava-1.5-13b-script": 500,
-    "llava-next-8b": 100,
-    "llava-onevision-7b": 1200,
-}
-"""Images that the released codebook of each preset was made from; `min_images` is meant for that many."""
-
 FAMILY_PRESETS = {
     "llava": "llava-1.5-7b",
     "llava_next": "llava-next-8b",
