@@ -1,6 +1,10 @@
 # make book   environment, experiments and site: book/_build/html/index.html
 # make test   the checks
+# make full   recorded stages at their full setting, hours: data/recorded
 #
+# MODELS    models that `make full` records           (all)
+# STAGES    stages that `make full` records           (all)
+# ARGS      further options of Snakemake, such as --executor slurm --jobs 20
 # PYTHON    interpreter that makes the environment    (python3)
 # RCB_VENV  folder of the environment                 (.venv)
 # CORES     cores that experiments and checks may use (2)
@@ -16,11 +20,16 @@ STAMP := $(RCB_VENV)/.rcblib-installed
 export PATH := $(BIN):$(PATH)
 export PYTHONUNBUFFERED := 1
 
-.PHONY: book test lint install format clean
+.PHONY: book full test lint install format clean
 
 book: $(STAMP)
 	snakemake --cores $(CORES) --rerun-incomplete --quiet rules -p
 	@echo "book/_build/html/index.html"
+
+full: $(STAMP)
+	snakemake --snakefile workflow/full.smk --cores $(CORES) --rerun-incomplete --keep-going --quiet rules -p \
+		$(ARGS) --config models="$(MODELS)" stages="$(STAGES)"
+	@echo "data/recorded"
 
 test: $(STAMP) lint
 	OMP_NUM_THREADS=1 python -m pytest -n $(CORES) --dist worksteal

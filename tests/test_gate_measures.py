@@ -17,7 +17,9 @@ from rcblib.mllm import adapter_for
 from rcblib.reading.gate_results import GATES, gate_states, read_gates
 from rcblib.reading.gates import judge_gates
 from rcblib.records import ParameterError, Sample
+from rcblib.runs.agreement import compare_with_record
 from rcblib.runs.files import read_table
+from rcblib.runs.records import merge_tables, read_record, write_record
 from worlds.scenes.coco import export_coco
 from worlds.scenes.generator import generate_scene
 
@@ -137,3 +139,28 @@ def test_gates_run_on_a_coco_folder_through_the_command(coco_folder, tmp_path, c
         "not measured",
         "the codebook does not say how many images its clusters draw from",
     )
+
+
+def test_gates_run_in_shards_and_are_recorded(coco_folder, tmp_path):
+    saved = tiny.save_tiny_llava(tmp_path / "model")
+    arguments = ["gates", "--model", str(saved), "--images", f"coco:{coco_folder}", "--split", "validation"]
+    arguments += ["--tasks", "one_word", "--n-token-images", "4", "--max-new-tokens", "2"]
+    arguments += ["--images-per-part", "3", "--retain-ratio", "0.2"]
+
+    def measured(name, *more):
+        table = tmp_path / f"{name}.parquet"
+        assert main([*arguments, *more, "--folder", str(tmp_path / name), "--table", str(table)]) == 0
+        return table
+
+    write_record(tmp_path / "tiny/whole.parquet", *merge_tables([measured("whole")]))
+    shards = [measured(f"shard {i}", "--shard", f"{i}/2") for i in (1, 2)]
+    write_record(tmp_path / "tiny/gates.parquet", *merge_tables(shards))
+    record = read_record(tmp_path / "tiny/gates.parquet")
+    assert record.path.read_bytes() == (tmp_path / "tiny/whole.parquet").read_bytes()
+    assert len(part_of(record.table, TOKENS)) == 4 * 36
+    agreement = compare_with_record(record, *read_table(measured("again", "--first", "2")))
+    assert agreement.disagreements == ()
+    assert (agreement.n_images, agreement.n_rows) == (
+        3,
+        3 * 36 + 3 * 6,
+    )  # a part of three images, six conditions

@@ -61,7 +61,7 @@ def test_a_stage_runs_on_each_of_its_models_for_the_notebooks_that_read_it(tmp_p
         ("probing", "results/probing"),
         ("probing-other-model", "results/other-model/probing"),
     ]
-    assert " ".join(found.find("probing-other-model").arguments) == (
+    assert " ".join(found.find("probing-other-model").arguments()) == (
         "probe --folder results/other-model/probing --model other-model --positions grid "
         "--retain-ratio 0.1 0.2 --no-attention"
     )

@@ -1,8 +1,10 @@
-"""Name the model in the executed copy of a notebook that ran on another model than its own default.
+"""Say in the executed copy of a notebook what was computed by this build and what recorded, and name another model.
 
-The first heading gains the model's title, so that two pages of one notebook can be told apart, links to other notebooks
-lead to the pages of the same model where the book has them, and commands that run a notebook name the model: the first
-with all parameters of this run, the others with the model and where its results go.
+Below the first heading of a notebook that reads stages stands what it read: a table of this build, or a recorded one,
+with its date, hardware and code. A notebook that ran on another model than its own default gains that model's title, so
+that two pages of one notebook can be told apart; links to other notebooks lead to the pages of the same model where the
+book has them, and commands that run a notebook name the model: the first with all parameters of this run, the others
+with the model and where its results go.
 
     python -m tools.name_run COPY RUN      COPY is written anew; RUN as in workflow/notebooks.yml, name-model
 """
@@ -18,14 +20,23 @@ from typing import Any
 
 import nbformat
 
-from tools.notebook_list import NotebookList, read_notebook_list
+from rcblib.runs.files import read_json
+from tools.notebook_list import NotebookList, Stage, read_notebook_list
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def name_run(notebook: nbformat.NotebookNode, run: str, listed: NotebookList) -> None:
-    """Add the model's title to the heading and turn links to the model's own pages, in place."""
+def name_run(notebook: nbformat.NotebookNode, run: str, listed: NotebookList, root: Path = ROOT) -> None:
+    """Say what was run where; add another model's title to the heading and turn links to its own pages, in place."""
     entry = listed.find(run)
+    if entry.reads:
+        said = " ".join(_origin(listed.find(stage), root) for stage in entry.reads.values())
+        notebook.cells[0].source = re.sub(
+            r"\A(# .+)",
+            lambda heading: f"{heading[1]}\n\n*{said}*",
+            notebook.cells[0].source.lstrip("\n"),
+            count=1,
+        )
     if not entry.model:
         return
     pages = {other.name: other.run for other in listed.notebooks if other.model == entry.model}
@@ -44,6 +55,20 @@ def name_run(notebook: nbformat.NotebookNode, run: str, listed: NotebookList) ->
         if number == 0:
             cell.source = re.sub(r"\A(# .+)", rf"\1: {entry.title}", cell.source.lstrip("\n"), count=1)
         cell.source = re.sub(r"\]\(([a-z0-9_]+)\.ipynb\)", own_page, cell.source)
+
+
+def _origin(stage: Stage, root: Path) -> str:
+    """Say of a stage whether this build computed it, or what it checked of the record."""
+    what = stage.name.replace("_", " ").capitalize()
+    if not stage.recorded:
+        return f"{what}: computed by this build."
+    checked = read_json(root / stage.result)
+    limit, share = checked["tolerance"]["absolute"], checked["tolerance"]["differing"]
+    allowed = f", but for at most {share:.1%} of the rows" if share else ""
+    return (
+        f"{what}: {checked['origin']}; of {checked['n_recorded']} images this build computed {checked['n_images']} "
+        f"again, which agree within {limit:g}{allowed}."
+    )
 
 
 def _options(parameters: Mapping[str, Any]) -> str:

@@ -4,11 +4,38 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+IN_PARTS = ("evaluate", "gates")
+"""Commands that answer questions, those about so many images together."""
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """Say how a stage that takes hours is run once, and how a build checks what was recorded of it.
+
+    Attributes
+    ----------
+    shards : int
+        Jobs that share the images.
+    first : int
+        Images that every build computes again.
+    absolute, columns, differing
+        How far these may be from the record, see `rcblib.runs.agreement.Tolerance`.
+    drop : tuple of str
+        Columns that nothing reads, and the record does without.
+    """
+
+    shards: int = 8
+    first: int = 2
+    absolute: float = 0.0001
+    columns: dict[str, float] = field(default_factory=dict)
+    differing: float = 0.0
+    drop: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -20,13 +47,15 @@ class Stage:
     name : str
         Name of the stage, and of the folder that it writes.
     command : str
-        ``"probe"`` or ``"evaluate"``.
+        ``"probe"``, ``"evaluate"`` or ``"gates"``.
     model : str
         Name of the model that replaces the default one; empty for that.
     options : dict
         Options of the command, underscores in place of hyphens; those of a flag are ``True``.
     inputs : tuple of str
         Files on which it depends besides the code, as for a notebook.
+    recorded : Recorded, optional
+        Of a stage that notebooks read from ``data/recorded``; a build only checks it.
     """
 
     name: str
@@ -34,6 +63,7 @@ class Stage:
     model: str = ""
     options: dict[str, Any] = field(default_factory=dict)
     inputs: tuple[str, ...] = ()
+    recorded: Recorded | None = None
 
     @property
     def run(self) -> str:
@@ -46,10 +76,24 @@ class Stage:
         return f"results/{self.model}/{self.name}" if self.model else f"results/{self.name}"
 
     @property
-    def arguments(self) -> list[str]:
-        """Return the command's arguments."""
+    def record(self) -> str:
+        """Return the recorded table; `rcblib.runs.records` says what lies beside it."""
+        return f"data/recorded/{Path(self.options['model']).name}/{self.name}.parquet"
+
+    @property
+    def source(self) -> str:
+        """Return what notebooks get: the folder, or the recorded table."""
+        return self.record if self.recorded else self.folder
+
+    @property
+    def result(self) -> str:
+        """Return the file that a build writes last: the table of all it found, or how the record was checked."""
+        return f"{self.folder}.checked.json" if self.recorded else f"{self.folder}.parquet"
+
+    def arguments(self, folder: str = "") -> list[str]:
+        """Return the command's arguments, for another folder than its own if one is given."""
         words = [self.command]
-        for name, value in {"folder": self.folder, **self.options}.items():
+        for name, value in {"folder": folder or self.folder, **self.options}.items():
             values = [] if value is True else value if isinstance(value, list) else [value]
             words += [f"--{name.replace('_', '-')}", *map(str, values)]
         return words
@@ -76,7 +120,7 @@ class Notebook:
     inputs : tuple of str
         Glob patterns of files, relative to the repository, on which it depends besides the code.
     reads : dict
-        Parameter to the run of the stage whose folder it gets.
+        Parameter to the run of the stage whose folder or recorded table it gets.
     """
 
     name: str
@@ -140,11 +184,14 @@ def read_notebook_list(path: Path) -> NotebookList:
     default, titles = content.get("default_model", ""), content.get("models") or {}
     stages: list[Stage] = []
     for entry in content.get("stages") or []:
-        name = _name(entry, {"name", "command", "options", "inputs", "models"}, path, stages)
+        name = _name(entry, {"name", "command", "options", "inputs", "models", "recorded"}, path, stages)
         for model, own in _by_model(entry, titles, path).items():
             options = {"model": model or default} | (entry.get("options") or {}) | own
+            recorded = _recorded(options.pop("recorded", entry.get("recorded")), f"{path}: {name}")
+            if recorded and entry.get("command") in IN_PARTS and "images_per_part" not in options:
+                raise ValueError(f"{path}: {name} is recorded; accepted: with the option images_per_part")
             inputs = _inputs(content, entry, model or default)
-            stages.append(Stage(name, entry.get("command", ""), model, options, inputs))
+            stages.append(Stage(name, entry.get("command", ""), model, options, inputs, recorded))
     notebooks: list[Notebook] = []
     for entry in content.get("notebooks") or []:
         keys = {"name", "needs", "reads", "threads", "parameters", "inputs", "models"}
@@ -161,7 +208,7 @@ def read_notebook_list(path: Path) -> NotebookList:
         for model, given in _by_model(entry, titles, path).items():
             own = {"model": model, "results_folder": f"results/{model}"} if model else {}
             read = {key: _stage(stage, stages, model, f"{path}: {name}") for key, stage in reads.items()}
-            own |= {key: stage.folder for key, stage in read.items()}
+            own |= {key: stage.source for key, stage in read.items()}
             notebooks.append(
                 Notebook(
                     name=name,
@@ -200,6 +247,13 @@ def _by_model(entry: dict[str, Any], titles: dict[str, str], path: Path) -> dict
 def _inputs(content: dict[str, Any], entry: dict[str, Any], model: str) -> tuple[str, ...]:
     patterns = [*(content.get("inputs") or []), *(entry.get("inputs") or [])]
     return tuple(pattern.replace("{model}", model) for pattern in patterns)
+
+
+def _recorded(given: Any, where: str) -> Recorded | None:
+    if not isinstance(given, dict):
+        return Recorded() if given else None
+    _check_keys(given, {entry.name for entry in fields(Recorded)}, f"{where}: recorded")
+    return Recorded(**given | {"drop": tuple(given.get("drop") or ())})
 
 
 def _stage(name: str, stages: Sequence[Stage], model: str, where: str) -> Stage:

@@ -65,7 +65,8 @@ def measure_gates(
     retain_ratios : sequence of float
         Budgets of the claims, at which the oracle, and random tokens beside it, answer.
     n_token_images : int
-        Of the first so many samples, single images, tokens are measured; none with 0, or of other kinds of samples.
+        Of the first so many samples, single images, tokens are measured where questions are asked about them; none
+        with 0, or of other kinds of samples.
     influence : bool
         As in `measure_tokens`.
     batch_size, max_new_tokens, folder, images_per_part, shard, progress
@@ -101,8 +102,9 @@ def measure_gates(
         progress=progress,
     )
     parts = [answers.assign(part=ANSWERS)]
+    # Tokens go with the answers about their image, so that all of an image is one shard's.
     chosen = [sample for sample in listed if sample.kind == "image"][:n_token_images]
-    chosen = chosen if shard is None else shard.of(chosen)
+    chosen = [sample for sample in chosen if str(sample.image_id) in facts["samples"]]
     if chosen:
         tokens = measure_tokens(
             model,

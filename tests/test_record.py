@@ -1,0 +1,237 @@
+"""Record stages through the workflow in a small project, and check what was recorded."""
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+
+from rcblib.runs.files import read_json, write_json
+from rcblib.runs.records import read_record
+from tools import name_run, record
+from tools.notebook_list import Recorded, read_notebook_list
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+COMMAND = '''
+"""Stand in for the library's command: probe eight images, whose values are their numbers."""
+import argparse, pathlib, sys
+import pandas as pd
+from rcblib.runs.files import write_table
+from rcblib.runs.records import table_facts
+from rcblib.runs.shards import Shard
+
+parser = argparse.ArgumentParser()
+for name in ("--folder", "--model", "--table", "--shard", "--scale"):
+    parser.add_argument(name)
+parser.add_argument("--first", type=int)
+options = parser.parse_args(sys.argv[2:])
+kept = pathlib.Path(options.folder)
+kept.mkdir(parents=True, exist_ok=True)
+shard = Shard.parse(options.shard, options.first)
+ids = shard.of(range(8))
+if (kept / "stop").exists() and shard.number == 2:
+    sys.exit("stopped")
+for i in ids:
+    if not (kept / str(i)).exists():
+        (kept / str(i)).write_text("")
+        print("probed", i, flush=True)
+made = {"date": "2026-01-02", "cpu": "a processor", "gpu": "none", "git_commit": None}
+table = pd.DataFrame({"image_id": ids, "token": 0, "value": [i * float(options.scale) for i in ids]})
+description = {"model": options.model, "model_fingerprint": MODEL, "code": "c0de"}
+units = [{"seconds": 1.0, "provenance": made}] * len(ids)
+facts = table_facts(description, ["token"], {i: str(i) for i in ids}, units)
+write_table(options.table, table, facts)
+'''
+
+LIST = {
+    "default_model": "small",
+    "models": {"large": "Large"},
+    "inputs": ["data/models/{model}/*"],
+    "stages": [
+        {
+            "name": "probing",
+            "command": "probe",
+            "options": {"scale": 1.5},
+            "models": {"large": {"recorded": {"shards": 3, "first": 2}}},
+        }
+    ],
+    "notebooks": [{"name": "a", "reads": {"probed": "probing"}, "models": {"large": {}}}],
+}
+
+
+@pytest.fixture
+def project(tmp_path):
+    """Make a project of one recorded stage around the real workflow."""
+    pytest.importorskip("snakemake")
+    for name in ("workflow/Snakefile", "workflow/full.smk", "tools", "pyproject.toml"):
+        source, target = REPOSITORY / name, tmp_path / name
+        target.parent.mkdir(exist_ok=True)
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, target)
+    shutil.copytree(REPOSITORY / "rcblib", tmp_path / "rcblib", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "workflow/notebooks.yml").write_text(yaml.safe_dump(LIST), encoding="utf-8")
+    (tmp_path / "data/models/large").mkdir(parents=True)
+    (tmp_path / "data/models/large/config.json").write_text("{}", encoding="utf-8")
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "notebooks/a.ipynb").write_text(json.dumps({"cells": []}), encoding="utf-8")
+    write_command(tmp_path, "first")
+    return tmp_path
+
+
+def write_command(root, model):
+    (root / "rcblib/__main__.py").write_text(COMMAND.replace("MODEL", repr(model)), encoding="utf-8")
+
+
+def snakemake(root, *arguments):
+    command = [sys.executable, "-m", "snakemake", "--cores", "2", *arguments]
+    answer = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    return answer.returncode, answer.stdout + answer.stderr
+
+
+def make_full(root, *arguments):
+    return snakemake(
+        root, "--snakefile", "workflow/full.smk", "--rerun-incomplete", "--keep-going", *arguments
+    )
+
+
+CHECKED = "results/large/probing.checked.json"
+
+
+def test_a_stage_is_recorded_in_shards_and_checked_by_a_build(project):
+    kept = project / "results/full/probing-large/kept"
+    kept.mkdir(parents=True)
+    (kept / "stop").touch()
+    status, told = make_full(project)
+    assert status != 0 and "probing-large: to be recorded" in told and "[probing-large] stopped" in told
+    assert not (project / "data/recorded").exists()
+    (kept / "stop").unlink()
+    status, told = make_full(project)
+    assert status == 0, told
+    assert told.count("] probed") == 3  # those of the shard that had been stopped
+    assert "8 rows of 8 images in data/recorded/large/probing.parquet" in told
+    recorded = read_record(project / "data/recorded/large/probing.parquet")
+    assert recorded.table["value"].tolist() == [1.5 * i for i in range(8)]
+    assert recorded.facts["seconds"] == 8.0
+    assert recorded.facts["stage"]["options"] == {"model": "large", "scale": 1.5}
+    assert list(recorded.facts["stage"]["inputs"]) == ["data/models/large/config.json"]
+
+    status, told = make_full(project, "--dry-run", "--config", "models=large", "stages=")
+    assert status == 0 and "probing-large: recorded already" in told and "probing_large" not in told
+
+    status, told = snakemake(project, CHECKED)
+    assert status == 0, told
+    assert told.count("] probed") == 2 and "2 of 8 images computed again agree" in told
+    assert "a processor, 0.0022 h, commit unknown, code c0de (that of today)" in told
+    checked = read_json(project / CHECKED)
+    assert (checked["n_images"], checked["n_recorded"], checked["largest"]) == (2, 8, {"value": 0.0})
+
+
+@pytest.fixture
+def listed(tmp_path):
+    """Write a list and a record of eight images; return the list, and how to write tables of some of them."""
+    (tmp_path / "workflow").mkdir()
+    (tmp_path / "workflow/notebooks.yml").write_text(yaml.safe_dump(LIST), encoding="utf-8")
+    script = COMMAND.replace("MODEL", "'first'")
+
+    def compute(name, *arguments):
+        command = [
+            sys.executable,
+            "-c",
+            script,
+            "probe",
+            "--folder",
+            "kept",
+            "--model",
+            "large",
+            "--table",
+            name,
+        ]
+        environment = {"PYTHONPATH": str(REPOSITORY)}
+        subprocess.run([*command, *arguments], cwd=tmp_path, env=environment, check=True, capture_output=True)
+        return str(tmp_path / name)
+
+    return read_notebook_list(tmp_path / "workflow/notebooks.yml"), compute
+
+
+def test_what_differs_from_the_record_stops_with_one_line(listed, tmp_path, capsys):
+    found, compute = listed
+    shards = [compute(f"{i}.parquet", "--scale", "1.5", "--shard", f"{i}/2") for i in (1, 2)]
+    assert record.main(["write", "probing-large", *shards], tmp_path) == 0
+    stage = found.find("probing-large")
+    assert record.is_current(stage, found, tmp_path)
+    assert not record.is_current(dataclasses.replace(stage, inputs=("workflow/*",)), found, tmp_path)
+    assert not record.is_current(
+        dataclasses.replace(stage, options={**stage.options, "scale": 2}), found, tmp_path
+    )
+    output = tmp_path / "checked.json"
+    again = compute("again.parquet", "--scale", "1.50005", "--first", "2")
+    assert record.main(["check", "probing-large", again, str(output)], tmp_path) == 0
+    assert read_json(output)["largest"]["value"] == pytest.approx(0.00005)
+    output.unlink()
+    again = compute("again.parquet", "--scale", "1.6", "--first", "2")
+    capsys.readouterr()
+    assert record.main(["check", "probing-large", again, str(output)], tmp_path) == 1
+    assert capsys.readouterr().err == (
+        "the record does not agree with what was computed again: large/probing: "
+        "column value, image 1: recorded 1.5, found 1.6 (1 of 2 rows differ)\n"
+    )
+    assert not output.exists()
+    (tmp_path / "data/recorded/large/probing.json").write_text("{}", encoding="utf-8")
+    assert record.main(["check", "probing-large", again, str(output)], tmp_path) == 2
+    assert not record.is_current(stage, found, tmp_path)
+    assert "record: large/probing: got 'a table of sha256" in capsys.readouterr().err
+
+
+def test_recorded_stages_are_chosen_by_model_and_name(listed):
+    found, _ = listed
+    (stage,) = record.chosen_stages(found, [], [])
+    assert (stage.run, stage.recorded) == ("probing-large", Recorded(shards=3, first=2))
+    assert (stage.source, stage.result) == (stage.record, "results/large/probing.checked.json")
+    assert found.find("a-large").parameters["probed"] == "data/recorded/large/probing.parquet"
+    assert (
+        found.find("a").parameters["probed"] == "results/probing"
+    )  # the same stage, live on the default model
+    assert record.chosen_stages(found, ["large"], ["probing"]) == [stage]
+    with pytest.raises(ValueError, match=r"MODELS: got \['small'\]; accepted: \['large'\]"):
+        record.chosen_stages(found, ["small"], [])
+    with pytest.raises(ValueError, match=r"STAGES: got \['pruning'\]; accepted: \['probing'\]"):
+        record.chosen_stages(found, [], ["pruning"])
+
+
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [
+        ({"recorded": {"shard": 3}}, r"s: recorded: unknown \['shard'\]; accepted: .*'shards'"),
+        (
+            {"recorded": True, "command": "evaluate"},
+            "s is recorded; accepted: with the option images_per_part",
+        ),
+    ],
+)
+def test_mistakes_of_recorded_stages_are_named(tmp_path, stage, message):
+    path = tmp_path / "notebooks.yml"
+    path.write_text(yaml.safe_dump({"stages": [{"name": "s", "command": "probe"} | stage]}), encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        read_notebook_list(path)
+
+
+def test_pages_say_what_was_recorded_and_what_this_build_computed(listed, tmp_path):
+    found, _ = listed
+    checked = {"origin": "recorded: 2026-01-02, a processor", "n_recorded": 8, "n_images": 2}
+    write_json(tmp_path / CHECKED, checked | {"tolerance": {"absolute": 0.0001, "differing": 0.0}})
+    for run, expected in (
+        ("a", "# A title\n\n*Probing: computed by this build.*\n\nText"),
+        (
+            "a-large",
+            "# A title: Large\n\n*Probing: recorded: 2026-01-02, a processor; of 8 images this build computed 2 again, "
+            "which agree within 0.0001.*\n\nText",
+        ),
+    ):
+        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# A title\n\nText")])
+        name_run.name_run(notebook, run, found, tmp_path)
+        assert notebook.cells[0].source == expected

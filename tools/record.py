@@ -1,0 +1,138 @@
+"""Record what a stage found at its full setting, and check the record with a few images that are computed again.
+
+    python -m tools.record write RUN SHARD...        puts the tables of all shards together into data/recorded
+    python -m tools.record check RUN TABLE OUTPUT    fails with a line where a table differs from the record
+
+RUN is a stage as in workflow/notebooks.yml, name-model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rcblib.records import ParameterError
+from rcblib.runs.agreement import Tolerance, compare_with_record
+from rcblib.runs.command import run_command
+from rcblib.runs.digest import code_digest
+from rcblib.runs.files import file_sha256, read_table, to_plain, write_json
+from rcblib.runs.records import merge_tables, read_record, write_record
+from tools.notebook_list import NotebookList, Stage, read_notebook_list
+
+ROOT = Path(__file__).resolve().parents[1]
+
+COMMAND = ["rcblib.__main__", "rcblib.data.opening"]
+COMMANDS = {
+    "probe": [*COMMAND, "rcblib.probe.store"],
+    "evaluate": [*COMMAND, "rcblib.evaluate.parts", "rcblib.pruners.registry", "rcblib.data.questions"],
+    "gates": [*COMMAND, "rcblib.evaluate.gates", "rcblib.pruners.registry", "rcblib.data.questions"],
+}
+"""Modules that each command computes with."""
+
+
+def files(root: Path, *patterns: str) -> list[str]:
+    """List the files below a repository that match glob patterns, sorted."""
+    found = {path for pattern in patterns for path in root.glob(pattern) if path.is_file()}
+    return sorted(path.relative_to(root).as_posix() for path in found if "__pycache__" not in path.parts)
+
+
+def stage_code(stage: Stage, listed: NotebookList) -> str:
+    """Return the digest of the code that a stage runs."""
+    return code_digest(*COMMANDS[stage.command], *listed.modules)
+
+
+def state_of(stage: Stage, listed: NotebookList, root: Path) -> dict[str, Any]:
+    """Return all that a stage's table depends on, known without running it: a record of the same state is current."""
+    inputs = {name: file_sha256(root / name) for name in files(root, *stage.inputs)}
+    code = stage_code(stage, listed)
+    return to_plain({"command": stage.command, "options": stage.options, "code": code, "inputs": inputs})
+
+
+def is_current(stage: Stage, listed: NotebookList, root: Path) -> bool:
+    """Tell whether a stage has been recorded as it would be now, and the record is whole."""
+    try:
+        recorded = read_record(root / stage.record).facts
+    except ParameterError:
+        return False
+    return recorded.get("stage") == state_of(stage, listed, root)
+
+
+def chosen_stages(listed: NotebookList, models: list[str], names: list[str]) -> list[Stage]:
+    """Return the recorded stages of some models and names, all where none is given.
+
+    Raises
+    ------
+    ValueError
+        If a name is that of no recorded stage or model.
+    """
+    recorded = [stage for stage in listed.stages if stage.recorded]
+    for what, given, known in (
+        ("MODELS", models, [stage.options["model"] for stage in recorded]),
+        ("STAGES", names, [stage.name for stage in recorded]),
+    ):
+        if unknown := sorted(set(given) - set(known)):
+            raise ValueError(f"{what}: got {unknown}; accepted: {sorted(set(known))}")
+    return [
+        stage
+        for stage in recorded
+        if (not models or stage.options["model"] in models) and (not names or stage.name in names)
+    ]
+
+
+def write(stage: Stage, listed: NotebookList, shards: list[Path], root: Path) -> None:
+    """Write the record of a stage from the tables of its shards."""
+    table, facts = merge_tables(shards)
+    drop = [name for name in stage.recorded.drop if name in table]
+    write_record(root / stage.record, table, facts | {"stage": state_of(stage, listed, root)}, drop)
+    size = (root / stage.record).stat().st_size / 1e6
+    print(f"{len(table)} rows of {len(facts['samples'])} images in {stage.record}, {size:.2f} MB")
+
+
+def check(stage: Stage, path: Path, output: Path, root: Path) -> bool:
+    """Compare a table with the record of its stage; write what was found, or print what differs, and tell which."""
+    record = read_record(root / stage.record)
+    found, facts = read_table(path)
+    limits = {name: getattr(stage.recorded, name) for name in ("absolute", "columns", "differing")}
+    agreement = compare_with_record(record, found, facts, Tolerance(**limits))
+    for problem in agreement.disagreements:
+        print(f"the record does not agree with what was computed again: {problem}", file=sys.stderr)
+    if not agreement.disagreements:
+        origin = record.origin(facts["description"]["code"])
+        n_recorded = len(record.facts["samples"])
+        write_json(
+            output, {"origin": origin, "n_recorded": n_recorded, "tolerance": limits} | asdict(agreement)
+        )
+        print(f"{origin}; {agreement.n_images} of {n_recorded} images computed again agree")
+    return not agreement.disagreements
+
+
+def main(arguments: list[str], root: Path = ROOT) -> int:
+    """Run a command; return 1 where a table differs from its record, 2 after a wrong input."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(required=True, dest="command")
+    for name in ("write", "check"):
+        command = commands.add_parser(name)
+        command.add_argument("run")
+        command.add_argument(
+            "tables" if name == "write" else "table", type=Path, nargs="+" if name == "write" else None
+        )
+    command.add_argument("output", type=Path)
+    options = parser.parse_args(arguments)
+    listed = read_notebook_list(root / "workflow" / "notebooks.yml")
+    stage, agrees = listed.find(options.run), True
+
+    def run() -> None:
+        nonlocal agrees
+        if options.command == "write":
+            write(stage, listed, options.tables, root)
+        else:
+            agrees = check(stage, options.table, options.output, root)
+
+    return run_command("record", run) or int(not agrees)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
