@@ -75,7 +75,8 @@ class LlavaAdapter(LlavaTypeAdapter):
 
     Notes
     -----
-    The word whose embedding replaces a token is id 0, as in the released pad embedding.
+    The word whose embedding replaces a token is id 0, as in the released pad embedding: Vicuna's ``<unk>``. With
+    another LLM the model's config may name another.
     """
 
     family = "llava"
