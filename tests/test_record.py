@@ -126,7 +126,7 @@ def test_a_stage_is_recorded_in_shards_and_checked_by_a_build(project):
     status, told = snakemake(project, CHECKED)
     assert status == 0, told
     assert told.count("] probed") == 2 and "2 of 8 images computed again agree" in told
-    assert "a processor, 0.0022 h, commit unknown, code c0de (that of today)" in told
+    assert "a processor, 0 min, commit unknown, code c0de (that of today)" in told
     checked = read_json(project / CHECKED)
     assert (checked["n_images"], checked["n_recorded"], checked["largest"]) == (2, 8, {"value": 0.0})
 
@@ -228,7 +228,7 @@ def test_pages_say_what_was_recorded_and_what_this_build_computed(listed, tmp_pa
         ("a", "# A title\n\n*Probing: computed by this build.*\n\nText"),
         (
             "a-large",
-            "# A title: Large\n\n*Probing: recorded: 2026-01-02, a processor; of 8 images this build computed 2 again, "
+            "# A title: Large\n\n*Probing, recorded: 2026-01-02, a processor; of 8 images this build computed 2 again, "
             "which agree within 0.0001.*\n\nText",
         ),
     ):

@@ -50,7 +50,7 @@ for stage in DUE:
             f"results/full/{stage.run}/{{shard}}-of-{stage.recorded.shards}.parquet",
         params:
             run=stage.run,
-            code=record.stage_code(stage, LIST),
+            code=record.stage_code(stage, LIST, record.NUMBERS),
             arguments=shlex.join(stage.arguments(f"results/full/{stage.run}/kept")),
             n=stage.recorded.shards,
         log:
