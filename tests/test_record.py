@@ -103,7 +103,7 @@ CHECKED = "results/large/probing.checked.json"
 
 
 def test_a_stage_is_recorded_in_shards_and_checked_by_a_build(project):
-    kept = project / "results/full/probing-large/kept"
+    kept = project / "runs/full/probing-large/kept"
     kept.mkdir(parents=True)
     (kept / "stop").touch()
     status, told = make_full(project)
@@ -196,6 +196,8 @@ def test_recorded_stages_are_chosen_by_model_and_name(listed):
     assert (
         found.find("a").parameters["probed"] == "results/probing"
     )  # the same stage, live on the default model
+    assert found.find("a-large").settings["probed"] == stage.record  # in a command, and on Colab
+    assert found.find("a").settings == {}
     assert record.chosen_stages(found, ["large"], ["probing"]) == [stage]
     with pytest.raises(ValueError, match=r"MODELS: got \['small'\]; accepted: \['large'\]"):
         record.chosen_stages(found, ["small"], [])
