@@ -315,7 +315,7 @@ _SHIPPED = (
     _dropped(LLAVA_SCENES, "dropped", 320, 32, 20),
     _dropped(LLAVA_NEXT_SCENES, "next_dropped", 150, 16, 21),
     _dropped(
-        LLAVA_ONEVISION_SCENES, "onevision_dropped", 120, 16, 22, forms=("images", "image", "video", "image")
+        LLAVA_ONEVISION_SCENES, "onevision_dropped", 80, 16, 22, forms=("images", "image", "video", "image")
     ),
 )
 
