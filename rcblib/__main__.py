@@ -97,10 +97,11 @@ def _parser() -> argparse.ArgumentParser:
     add_questions(evaluate)
     evaluate.add_argument(
         "--pruner",
-        action="append",
+        action="extend",
+        nargs="+",
         default=[],
         metavar="NAME:PARAMETER=VALUE,...",
-        help="a registered method, again for each; at every --retain-ratio unless it has a budget (default: random "
+        help="registered methods; at every --retain-ratio unless it has a budget (default: random "
         "tokens, and most and least similar to [CLS])",
     )
     evaluate.add_argument(

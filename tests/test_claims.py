@@ -7,6 +7,9 @@ import pytest
 import yaml
 
 from rcblib.reading.claims import Claim, Rule, claims_table, combine, read_claims
+from rcblib.reading.gate_results import GateResult
+from rcblib.reading.resampling import share
+from rcblib.reading.statistics import Estimate
 from rcblib.records import ParameterError
 
 CLAIMS = Path(__file__).resolve().parents[1] / "data" / "claims.yml"
@@ -49,6 +52,8 @@ def test_an_interval_that_does_not_ascend_is_an_error():
         (["holds", "undecided"], "undecided"),
         (["undecided", "does not hold"], "does not hold"),
         (["not measured", "does not hold"], "does not hold"),
+        (["not testable here", "does not hold"], "does not hold"),
+        (["not measured", "not testable here", "holds"], "not testable here"),
         (["not measured", "undecided", "holds"], "not measured"),
     ],
 )
@@ -73,25 +78,41 @@ def test_a_rule_that_cannot_be_applied_is_an_error(side, bound):
 def test_the_shipped_claims_are_read_with_their_rules():
     claims = read_claims(yaml.safe_load(CLAIMS.read_text(encoding="utf-8")))
     assert [claim.name for claim in claims] == ["C1", "C2", "C3", "C5"]
-    last = claims[2]
-    assert last.notebook == "pruned_inference"
-    assert [(r.result, r.side, r.bound) for r in last.rules] == [
-        ("codebook_relative_score_retain_20", "above", 0.9),
-        ("codebook_relative_score_retain_10", "above", 0.9),
+    pruning = claims[2]
+    assert pruning.source == "pruning"
+    assert pruning.gates == ("G1", "G2", "G3", "G5", "G6")
+    assert [(r.result, r.side, r.bound, r.retain_ratio) for r in pruning.rules] == [
+        ("relative_retain_20", "above", 0.9, 0.2),
+        ("above_random_retain_20", "above", 0.0, 0.2),
+        ("relative_retain_10", "above", 0.9, 0.1),
+        ("above_random_retain_10", "above", 0.0, 0.1),
     ]
+    assert {claims[3].source_of(rule) for rule in claims[3].rules} == {"pruning_groups", "pruning_videos"}
+    # What the book judged by before stays on record.
+    assert pruning.before["verdicts"]["llava-scenes"] == "does not hold"
+    assert "above 0.9" in pruning.before["rules"][0]
 
 
 def entry(**changes):
     one = {"result": "score", "reads": "it ", "side": "above", "bound": 0.5}
-    return {"C": {"claim": "that ", "notebook": "n", "rules": [one], **changes}}
+    known = {
+        "claim": "that ",
+        "source": "n",
+        "gates": [],
+        "rules": [one],
+        "before": {"rules": [], "verdicts": {}},
+    }
+    return {"C": known | changes}
 
 
 @pytest.mark.parametrize(
     "content",
     [
-        {"C": {"claim": "that", "notebook": "n"}},
+        {"C": {"claim": "that", "source": "n"}},
         entry(rules=[]),
         entry(rules=[{"result": "score"}]),
+        entry(gates=["G8"]),
+        entry(before={}),
         entry(extra=1),
         {"C": "that"},
     ],
@@ -101,17 +122,27 @@ def test_incomplete_claims_are_an_error(content):
         read_claims(content)
 
 
+def measured(value, low, high, p_value=0.001):
+    return {"value": value, "n": 300, "interval": [low, high], "n_clusters": 30, "p_value": p_value}
+
+
+def gate(name, passes=True, **more):
+    value = {True: 0.9, False: 0.1, None: np.nan}[passes]
+    return GateResult(name, f"{name}'s measure", value, value, value, "at least", 0.5, **more)
+
+
+def claim(name="C3", gates=(), rules=None, source="pruning"):
+    return Claim(name, "that", source, gates, rules or (rule(result="a"),))
+
+
 def test_the_table_has_a_row_a_rule_and_the_verdict_of_the_claim():
     claims = [
-        Claim("C1", "one", "first", (rule(result="a"), rule(result="b"))),
-        Claim("C2", "two", "second", (rule("below", 0.1, "c"),)),
-        Claim("C3", "three", "third", (rule(result="d"),)),
+        claim("C1", rules=(rule(result="a"), rule(result="b")), source="first"),
+        claim("C2", rules=(rule("below", 0.1, "c"),), source="second"),
+        claim("C3", rules=(rule(result="d"),), source="third"),
     ]
     results = {
-        "first": {
-            "a": {"value": 0.95, "n": 300, "interval": [0.92, 0.97], "n_clusters": 30},
-            "b": {"value": 0.90, "n": 300, "interval": [0.86, 0.93], "n_clusters": 30},
-        },
+        "first": {"a": measured(0.95, 0.92, 0.97), "b": measured(0.90, 0.86, 0.93)},
         "second": {"c": {"value": None, "n": 0, "interval": None}},
     }
     table = claims_table(claims, results)
@@ -122,3 +153,84 @@ def test_the_table_has_a_row_a_rule_and_the_verdict_of_the_claim():
     np.testing.assert_array_equal(table["low"], [0.92, 0.86, np.nan, np.nan])
     np.testing.assert_array_equal(table["n_images"], [30, 30, np.nan, np.nan])
     assert np.isnan(table["value"].iloc[2])
+
+
+@pytest.mark.parametrize(
+    ("gates", "verdict", "why"),
+    [
+        ([gate("G2"), gate("G3")], "holds", ""),
+        ([gate("G2"), gate("G3", False)], "not testable here", "G3: G3's measure is 0.10, not at least 0.5"),
+        ([gate("G2", None, why="no task"), gate("G3")], "not measured", "G2: no task"),
+        (
+            [gate("G2", None), gate("G3", False)],
+            "not testable here",
+            "G3: G3's measure is 0.10, not at least 0.5",
+        ),
+        ([gate("G3")], "not measured", "G2: not measured"),
+        ([gate("G2"), gate("G3"), gate("G4", False)], "holds", ""),  # not among the claim's
+    ],
+)
+def test_no_verdict_without_its_gates(gates, verdict, why):
+    results = {"pruning": {"a": measured(0.95, 0.92, 0.97)}}
+    row = claims_table([claim(gates=("G2", "G3"))], results, gates).iloc[0]
+    assert (row["verdict"], row["why"]) == (verdict, why)
+    assert row["low"] == 0.92  # what was measured is shown all the same
+
+
+def test_a_gate_stops_the_rule_of_its_budget_and_samples_only():
+    rules = (
+        Rule("a", "at a fifth", "above", 0.9, 0.2),
+        Rule("b", "at a tenth", "above", 0.9, 0.1),
+        Rule("a", "of videos", "above", 0.9, 0.2, "videos"),
+    )
+    gates = [gate("G3", retain_ratio=0.2), gate("G3", False, retain_ratio=0.1)]
+    gates += [gate("G3", False, retain_ratio=0.2, data="videos")]
+    results = {
+        "pruning": {"a": measured(0.95, 0.92, 0.97), "b": measured(0.5, 0.4, 0.6)},
+        "pruning_videos": {"a": measured(0.95, 0.92, 0.97)},
+    }
+    table = claims_table([claim(gates=("G3",), rules=rules)], results, gates)
+    assert table["rule_verdict"].tolist() == ["holds", "not testable here", "not testable here"]
+    assert set(table["verdict"]) == {"not testable here"}
+
+
+def test_a_declared_reason_comes_first():
+    results = {"pruning": {"a": measured(0.95, 0.92, 0.97)}}
+    declared = {("drawn", "C3"): "trained on them"}
+    for model, verdict in (("drawn", "not testable here"), ("other", "holds")):
+        row = claims_table([claim()], results, model=model, declared=declared).iloc[0]
+        assert row["verdict"] == verdict
+        assert row["why"] == ("trained on them" if model == "drawn" else "")
+
+
+def test_verdicts_are_corrected_for_the_number_of_claims():
+    def verdicts(*p_values):
+        found = [claim(f"x{i}", source=f"s{i}") for i in range(len(p_values))]
+        results = {f"s{i}": {"a": measured(0.95, 0.91, 0.97, p)} for i, p in enumerate(p_values)}
+        return claims_table(found, results)
+
+    assert verdicts(0.01, 0.01, 0.01)["verdict"].tolist() == ["holds"] * 3
+    table = verdicts(0.001, 0.04, 0.045)
+    assert table["verdict"].tolist() == ["holds", "undecided", "undecided"]
+    assert table["p_holm"].tolist() == pytest.approx([0.003, 0.08, 0.08])
+    assert table["rule_verdict"].tolist() == ["holds"] * 3
+    assert table["why"].iloc[1] == "holds by itself, not among 3 claims (p 0.08)"
+    assert verdicts(0.001, 0.02, 0.045)["verdict"].tolist() == ["holds"] * 3
+
+
+def test_all_rules_have_to_hold_and_one_that_fails_is_corrected_for_the_others():
+    rules = (rule(result="a"), rule(result="b"))
+    both = {"pruning": {"a": measured(0.95, 0.91, 0.97, 0.01), "b": measured(0.95, 0.91, 0.97, 0.03)}}
+    assert claims_table([claim(rules=rules)], both)["p_holm"].tolist() == [0.03, 0.03]
+    one = {"pruning": {"a": measured(0.5, 0.4, 0.6, 0.03), "b": measured(0.95, 0.91, 0.97, 0.01)}}
+    table = claims_table([claim(rules=rules)], one)
+    assert table["p_holm"].iloc[0] == pytest.approx(0.06)
+    assert table["verdict"].tolist() == ["undecided"] * 2
+
+
+def test_a_rule_takes_the_p_value_of_the_draws():
+    found = share([1] * 90 + [0] * 10, generator=np.random.default_rng(0))
+    result = rule(bound=0.7).result_of(found)
+    assert result["interval"] == [found.low, found.high]
+    assert result["p_value"] < 0.01 < rule(bound=0.89).result_of(found)["p_value"]
+    assert rule().result_of(Estimate(0.5, 0.4, 0.6, 3, 3))["p_value"] is None

@@ -11,6 +11,7 @@ from rcblib.reading.comparison import (
     average_seeds,
     corrected_scores,
     guessing_scores,
+    pruning_results,
     relative_score,
     relative_table,
     score_table,
@@ -266,3 +267,15 @@ def test_the_best_constant_caption_names_as_many_objects_as_pay():
     assert constant_scores(frame).isna().all()
     only = constant_scores(frame, {1: {"cat"}, 2: {"cat", "dog"}, 3: {"cat"}})
     assert only.tolist() == [1.0, pytest.approx(2 / 3), 1.0]
+
+
+def test_the_results_of_a_claim_on_pruning_come_with_their_controls(graded_frame, generator):
+    frame = graded_frame.replace({"method": {"random": "random tokens"}})
+    found = pruning_results(frame, ["a", "b"], [0.2, 0.1], generator=generator)
+    assert found["relative_retain_20"].value == pytest.approx(2 / 3)
+    assert found["above_random_retain_20"].value == pytest.approx(0.5)
+    assert found["score_unpruned"].value == 1.0
+    assert found["score_guessing"].value == pytest.approx(0.375)
+    assert found["score_random_retain_20"].value == 0.5
+    assert not any("oracle" in name or name.endswith("_10") for name in found)  # not asked
+    assert pruning_results(frame, [], [0.2], generator=generator) == {}

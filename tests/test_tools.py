@@ -117,6 +117,24 @@ def test_a_notebook_runs_on_each_of_its_models_with_what_that_model_has_run(tmp_
     assert found.find("second").results == "results/second.json"
 
 
+def test_a_notebook_may_need_stages_on_every_model(tmp_path):
+    text = """
+models: {other-model: Other}
+stages:
+  - {name: asking, command: evaluate, models: {other-model: {}}}
+notebooks:
+  - {name: first, models: {other-model: {}}}
+  - {name: last, needs: [asking, first]}
+"""
+    found = read_notebook_list(write_list(tmp_path, text))
+    needs = found.find("last").needs
+    assert needs == ("asking", "asking-other-model", "first", "first-other-model")
+    assert [found.output(run) for run in needs[1:3]] == [
+        "results/other-model/asking.parquet",
+        "results/first.json",
+    ]
+
+
 def test_the_contents_list_a_notebooks_models_below_it(tmp_path):
     found = read_notebook_list(write_list(tmp_path, BY_MODEL)).notebooks
     assert make_config.notebook_entries(found) == [

@@ -10,8 +10,6 @@ from typing import Any
 
 import yaml
 
-from rcblib.runs.records import is_record
-
 IN_PARTS = ("evaluate", "gates")
 """Commands that answer questions, those about so many images together."""
 
@@ -114,7 +112,7 @@ class Notebook:
     title : str
         What the book calls that model.
     needs : tuple of str
-        Runs (see `run`) that must have ended before.
+        Runs (see `run`) of notebooks and stages that must have ended before.
     threads : int
         Cores it occupies.
     parameters : dict
@@ -146,15 +144,8 @@ class Notebook:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Return the parameters that mean something elsewhere: without folders that only the workflow fills.
-
-        Recorded tables are part of every checkout.
-        """
-        return {
-            name: value
-            for name, value in self.parameters.items()
-            if name not in self.reads or is_record(value)
-        }
+        """Return the parameters that mean something elsewhere: without folders that only the workflow fills."""
+        return {name: value for name, value in self.parameters.items() if name not in self.reads}
 
     @property
     def results(self) -> str:
@@ -174,6 +165,11 @@ class NotebookList:
     def find(self, run: str) -> Notebook | Stage:
         """Return the run of that name."""
         return next(entry for entry in (*self.notebooks, *self.stages) if entry.run == run)
+
+    def output(self, run: str) -> str:
+        """Return the file that a run writes last."""
+        entry = self.find(run)
+        return entry.result if isinstance(entry, Stage) else entry.results
 
 
 def read_notebook_list(path: Path) -> NotebookList:
@@ -205,7 +201,7 @@ def read_notebook_list(path: Path) -> NotebookList:
     for entry in content.get("notebooks") or []:
         keys = {"name", "needs", "reads", "threads", "parameters", "inputs", "models"}
         name = _name(entry, keys, path, [*stages, *notebooks])
-        for what, before in (("needs", notebooks), ("reads", stages)):
+        for what, before in (("needs", [*stages, *notebooks]), ("reads", stages)):
             wanted = entry.get(what) or {}
             known = list(dict.fromkeys(other.name for other in before))
             unknown = sorted(set(wanted.values() if isinstance(wanted, dict) else wanted) - set(known))
@@ -223,7 +219,9 @@ def read_notebook_list(path: Path) -> NotebookList:
                     name=name,
                     model=model,
                     title=titles.get(model, ""),
-                    needs=_runs(entry.get("needs") or [], notebooks, model, bool(entry.get("models"))),
+                    needs=_runs(
+                        entry.get("needs") or [], [*stages, *notebooks], model, bool(entry.get("models"))
+                    ),
                     threads=entry.get("threads", 1),
                     parameters=(entry.get("parameters") or {}) | own | given,
                     inputs=_inputs(content, entry, model or default),

@@ -116,7 +116,8 @@ def measure_gates(
             progress=progress,
         )
         parts.append(tokens.assign(part=TOKENS))
-    return pd.concat(parts, ignore_index=True), facts
+    keys = [*facts["keys"], "part", "view", "position"]
+    return pd.concat(parts, ignore_index=True), facts | {"keys": keys}
 
 
 def part_of(table: pd.DataFrame, part: str) -> pd.DataFrame:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
@@ -236,7 +237,7 @@ class CorrectedScores:
 
     def _estimate(self, values: np.ndarray, task: str | None) -> Estimate:
         chosen = values.mean(1) if task is None else values[:, self.draws.tasks.index(task)]
-        return self.draws.estimate(chosen)
+        return self.draws.estimate(chosen, task)
 
     def _corrected(self, name: str) -> np.ndarray:
         guessing = self.draws["guessing"]
@@ -299,6 +300,61 @@ def corrected_scores(
         n_resamples=n_resamples,
     )
     return CorrectedScores(draws, reference)
+
+
+def pruning_results(
+    answers: pd.DataFrame,
+    tasks: Collection[str],
+    retain_ratios: Sequence[float],
+    *,
+    method: str = "codebook",
+    others: Mapping[str, str] = MappingProxyType({"random": "random tokens", "oracle": "oracle by masks"}),
+    generator: np.random.Generator,
+) -> dict[str, Estimate]:
+    """Estimate what the claims on pruning are judged by, with the controls of each budget.
+
+    Parameters
+    ----------
+    answers : pandas.DataFrame
+        From `rcblib.evaluate.grid.evaluate_grid`: all tokens, the method, and the others as far as they were asked.
+    tasks : collection of str
+        Those that a gate lets pass.
+    retain_ratios : sequence of float
+        Budgets; those that the method lacks are left out.
+    method : str
+        The one to judge.
+    others : Mapping
+        Short name to method of the controls.
+    generator : numpy.random.Generator
+        Source of the draws.
+
+    Returns
+    -------
+    dict of Estimate
+        With R for the budget in percent: ``relative_retain_R`` and ``above_random_retain_R`` of the method (relative
+        scores, and their difference from random tokens'); ``relative_<other>_retain_R``; plain scores, means over
+        tasks: ``score_retain_R``, ``score_<other>_retain_R``, ``score_unpruned``, ``score_guessing``. Empty without
+        tasks.
+    """
+    found: dict[str, Estimate] = {}
+    available = answers[["method", "retain_ratio"]].drop_duplicates()
+    for ratio in retain_ratios if tasks else ():
+        here = set(available.loc[np.isclose(available["retain_ratio"].astype(float), ratio), "method"])
+        if method not in here:
+            continue
+        controls = {short: name for short, name in others.items() if name in here}
+        settings = {ALL_TOKENS: (ALL_TOKENS, None), method: (method, ratio)}
+        settings |= {name: (name, ratio) for name in controls.values()}
+        scores = corrected_scores(answers, settings, tasks, generator=generator)
+        end = f"retain_{ratio * 100:g}"
+        found[f"relative_{end}"] = scores.relative(method)
+        if "random" in controls:
+            found[f"above_random_{end}"] = scores.difference(method, controls["random"])
+        found |= {f"relative_{short}_{end}": scores.relative(name) for short, name in controls.items()}
+        found[f"score_{end}"] = scores.score(method)
+        found |= {f"score_{short}_{end}": scores.score(name) for short, name in controls.items()}
+        found["score_unpruned"], found["score_guessing"] = scores.score(ALL_TOKENS), scores.score("guessing")
+    return found
 
 
 def _settings(frame: pd.DataFrame) -> Iterator[tuple[dict, pd.DataFrame]]:

@@ -95,10 +95,10 @@ class GateResult:
         return PASSED if _SIDES[self.side](self.value, self.bound) else FAILED
 
     def concerns(self, retain_ratio: float | None, data: str) -> bool:
-        """Tell whether the result is about a budget and some samples; a codebook (G6) is the same for all."""
+        """Tell whether the result is about a budget and some samples; how a codebook came about (G5, G6) is for all."""
         is_budget = retain_ratio is None or np.isnan(self.retain_ratio)
         is_budget = is_budget or np.isclose(self.retain_ratio, retain_ratio)
-        return bool(is_budget and (self.data == data or self.gate == "G6"))
+        return bool(is_budget and (self.data == data or self.gate in ("G5", "G6")))
 
     def __str__(self) -> str:
         """Say in words how far from its bound the value is."""
@@ -117,7 +117,7 @@ def gate_states(
     retain_ratio : float, optional
         Budget of the rule that asks; results about another one do not count.
     data : str
-        Samples of the rule that asks. G6 is about a codebook, so about all.
+        Samples of the rule that asks. G5 and G6 are about the making of a codebook, so about all.
 
     Returns
     -------

@@ -38,21 +38,27 @@ class Draws:
         In order of first appearance.
     means : Mapping
         Name of a quantity to ``(1 + n_resamples, n_tasks)`` mean scores, the first row those of the sample.
-    n, n_images : int
-        Rows of the first quantity, and images of all.
+    counts : tuple of int
+        Rows of each task, of the first quantity.
+    n_images : int
+        Images of all.
     """
 
     tasks: tuple[str, ...]
     means: Mapping[str, np.ndarray]
-    n: int
+    counts: tuple[int, ...]
     n_images: int
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self.means[name]
 
-    def estimate(self, values: np.ndarray, level: float = 0.95) -> Estimate:
-        """Turn what was computed from the means, ``(1 + n_resamples,)``, into an estimate; NaN draws are left out."""
-        return estimate_of(values, self.n, self.n_images, level)
+    def estimate(self, values: np.ndarray, task: str | None = None, level: float = 0.95) -> Estimate:
+        """Turn what was computed from the means, ``(1 + n_resamples,)``, into an estimate; NaN draws are left out.
+
+        Its `n` counts the rows of a task, or of all.
+        """
+        n = sum(self.counts) if task is None else self.counts[self.tasks.index(task)]
+        return estimate_of(values, n, self.n_images, level)
 
 
 def estimate_of(values: np.ndarray, n: int, n_images: int, level: float = 0.95) -> Estimate:
@@ -125,7 +131,8 @@ def draw_means(
             by_seed[seeds],
             generator,
         )
-    return Draws(tuple(tasks), means, len(first), len(images))
+    counts = first["task"].value_counts()
+    return Draws(tuple(tasks), means, tuple(int(counts[task]) for task in tasks), len(images))
 
 
 def share(
@@ -153,7 +160,7 @@ def share(
     if seeds is not None:
         frame["seed"] = np.asarray(seeds)
     draws = draw_means({"values": frame}, generator=generator, n_resamples=n_resamples)
-    return draws.estimate(draws["values"][:, 0], level)
+    return draws.estimate(draws["values"][:, 0], level=level)
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
