@@ -22,7 +22,6 @@ from rcblib.runs.command import (
 
 if TYPE_CHECKING:
     from rcblib.data.base import Dataset
-    from rcblib.pruners import Pruner
     from rcblib.records import Question
 
 
@@ -109,6 +108,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--rule", default="max_cosine", help="how a codebook scores (default: max_cosine)")
     evaluate.add_argument("--max-similarity", type=float, nargs="+", default=[], help="cosine cut-offs")
+    evaluate.add_argument(
+        "--n-calibration",
+        type=int,
+        help="also prune by cut-offs that retain each share on average over so many images",
+    )
+    evaluate.add_argument(
+        "--calibration-split", default="train", help="where those are from (default: train)"
+    )
     evaluate.add_argument(
         "--retain-ratio", type=float, nargs="+", default=[], help="shares of tokens to keep"
     )
@@ -289,14 +296,25 @@ def _gates(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
+    from rcblib.codebook.codebook import load_codebook
     from rcblib.evaluate.parts import evaluate_parts
     from rcblib.mllm import adapter_for
+    from rcblib.pruners.asked import asked_pruners, calibrated_cut_offs, cut_off_pruners
     from rcblib.runs.files import write_table
     from rcblib.runs.shards import Shard
 
     # Everything that can be wrong is looked at before a model is loaded.
     shard = Shard.parse(options.shard, options.first)
-    pruners = _pruners(options)
+    pruners = asked_pruners(
+        options.pruner,
+        options.codebook,
+        options.rule,
+        options.retain_ratio,
+        options.max_similarity,
+        options.random_seeds,
+    )
+    if options.n_calibration and not (options.codebook and options.retain_ratio):
+        raise ParameterError("n-calibration", options.n_calibration, "images, with codebook and retain-ratio")
     samples = _samples(options)
     questions = _questions(options, samples)
     model, processor = _model(options, samples)
@@ -306,6 +324,12 @@ def _evaluate(options: argparse.Namespace) -> None:
         pruners = {name: given for name, given in pruners.items() if name not in unfit}
         if unfit:
             print(f"Left out, as the vision encoder has not what they need: {', '.join(unfit)}", flush=True)
+    if options.n_calibration:
+        others = {"split": options.calibration_split, "n_images": options.n_calibration}
+        calibration = _samples(argparse.Namespace(**vars(options) | others))
+        book, adapter = load_codebook(options.codebook), adapter_for(model, processor)
+        cuts = calibrated_cut_offs(adapter, book, calibration, options.retain_ratio, options.batch_size)
+        pruners |= cut_off_pruners(book, cuts)
     frame, facts = evaluate_parts(
         model,
         processor,
@@ -330,38 +354,6 @@ def _evaluate(options: argparse.Namespace) -> None:
         .round(3)
         .to_string()
     )
-
-
-def _pruners(options: argparse.Namespace) -> dict[str, list[Pruner]]:
-    """Return the methods at the budgets asked for, all of them checked."""
-    from rcblib.codebook.codebook import load_codebook
-    from rcblib.pruners.registry import PRUNERS, baseline_pruners, read_pruner
-    from rcblib.tensors.checks import check_integer
-
-    n_seeds = check_integer("random-seeds", options.random_seeds, 0)
-    ratios, cut_offs = options.retain_ratio, options.max_similarity
-    if cut_offs and not options.codebook:
-        raise ParameterError("max-similarity", cut_offs, "cut-offs together with a codebook")
-    if options.codebook and not (ratios or cut_offs):
-        raise ParameterError(
-            "codebook", options.codebook, "a codebook together with retain-ratio or max-similarity"
-        )
-    asked = [read_pruner(text) for text in options.pruner]
-    if options.codebook:
-        given = {"codebook": load_codebook(options.codebook), "rule": options.rule}
-        asked += [(PRUNERS["codebook"], given)] if ratios else []
-        asked += [(PRUNERS["codebook"], given | {"max_similarity": cut_off}) for cut_off in cut_offs]
-    pruners = {PRUNERS["all"].label: [PRUNERS["all"].make()]}
-    if not options.pruner:
-        pruners |= {name: made for name, made in baseline_pruners(ratios, n_seeds).items() if made}
-    for method, settings in asked:
-        takes_ratios = bool(ratios) and method.waits_for_ratio(settings)
-        budgets = [{"retain_ratio": ratio} for ratio in ratios] if takes_ratios else [{}]
-        draws = "seed" in method.parameters and "seed" not in settings
-        seeds = [{"seed": seed} for seed in range(n_seeds)] if draws else [{}]
-        made = [method.make(settings | budget | seed) for budget in budgets for seed in seeds]
-        pruners.setdefault(method.label, []).extend(made)
-    return pruners
 
 
 def _models(options: argparse.Namespace) -> None:

@@ -1,5 +1,6 @@
 """Run every command on a tiny model, and check that wrong inputs end in one line."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -12,15 +13,17 @@ from pruner_examples import First, Smaller
 
 from rcblib import __version__
 from rcblib.__main__ import main
-from rcblib.codebook.codebook import Codebook
+from rcblib.codebook.codebook import Codebook, load_codebook
 from rcblib.data.opening import open_images
 from rcblib.data.questions import questions_for
-from rcblib.evaluate.grid import evaluate_grid
-from rcblib.mllm import load_model
+from rcblib.evaluate.grid import evaluate_grid, setting_of
+from rcblib.mllm import adapter_for, load_model
 from rcblib.probe.store import read_probe
 from rcblib.pruners import PRUNERS, ClsSimilarityPruner, RandomPruner, register
+from rcblib.pruners.asked import calibrated_cut_offs, cut_off_pruners
 from rcblib.runs.files import read_table
 from rcblib.tensors.geometry import paper_ranks
+from rcblib.tensors.scoring import redundancy_scores
 
 COMMANDS = ["probe", "codebook", "evaluate", "models", "info"]
 
@@ -184,6 +187,45 @@ def test_what_was_evaluated_is_found_again_by_name_of_what_it_depends_on(model, 
     options = {"max_new_tokens": 2, "folder": tmp_path / "kept", "progress": False}
     evaluate_grid(*load_model(model), asked, samples, pruners, **options)
     assert sorted((tmp_path / "kept").iterdir()) == before
+
+
+def test_evaluate_calibrates_cut_offs_on_other_images(model, tmp_path):
+    tokens = tiny.torch.randn(4, 40, generator=tiny.torch.Generator().manual_seed(0))
+    Codebook(tokens, (0, 1, 2, 3), "llava").save_pretrained(tmp_path / "book")
+    options = [
+        "--images",
+        "auto",
+        "--split",
+        "test",
+        "--n-images",
+        "4",
+        "--tasks",
+        "count",
+        "--n-per-task",
+        "2",
+    ]
+    options += ["--codebook", str(tmp_path / "book"), "--retain-ratio", "0.5", "0.2", "--n-calibration", "3"]
+    options += ["--max-new-tokens", "1", "--folder", str(tmp_path), "--table", str(tmp_path / "t.parquet")]
+    assert main(["evaluate", "--model", model, *options, "--pruner", "random"]) == 0
+    table, facts = read_table(tmp_path / "t.parquet")
+    rows = table[table["method"] == "codebook, cut-off"]
+    adapter, book = adapter_for(*load_model(model)), load_codebook(str(tmp_path / "book"))
+    images = open_images("scenes", "train", 3)
+    cuts = calibrated_cut_offs(adapter, book, images, [0.5, 0.2], batch_size=2)
+    assert sorted(set(rows["max_similarity"])) == pytest.approx(sorted(cuts.values()))
+    scores = [
+        redundancy_scores(image.tokens, book.prototypes)
+        for image in adapter.encode([s.image for s in images])
+    ]
+    for ratio, cut in cuts.items():
+        assert sum((each < cut).double().mean() for each in scores) / 3 == pytest.approx(
+            ratio, abs=1 / 36 / 3
+        )
+    nearly = dataclasses.replace(
+        cut_off_pruners(book, cuts)["codebook, cut-off"][0], max_similarity=cuts[0.5] + 1e-8
+    )
+    assert setting_of(nearly) in facts["settings"]
+    assert main(["evaluate", "--model", model, *options[:8], "--folder", "f", "--n-calibration", "3"]) == 2
 
 
 def test_evaluate_asks_about_groups_and_leaves_out_what_needs_cls(onevision, tmp_path, capsys):

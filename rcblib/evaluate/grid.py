@@ -211,8 +211,14 @@ def with_budget(frame: pd.DataFrame, method: str, pruner: Pruner) -> pd.DataFram
 
 
 def setting_of(pruner: Pruner) -> str:
-    """Name a pruner with all its parameters by a hash, the codebook's prototypes included."""
-    return config_hash(pruner.description())
+    """Name a pruner with all its parameters by a hash, the codebook's prototypes included.
+
+    Numbers count with six digits: a cut-off that was calibrated on another machine is the same setting.
+    """
+    described = pruner.description().items()
+    return config_hash(
+        {n: float(f"{value:.6g}") if isinstance(value, float) else value for n, value in described}
+    )
 
 
 def evaluation_code(pruner: Pruner) -> str:
