@@ -49,8 +49,8 @@ def llava_with_dinov2():
 
 
 def next_with_dinov2():
-    """Build LLaVA-NeXT with DINOv2."""
-    return tiny.with_dinov2(tiny.tiny_next(), 24)
+    """Build LLaVA-NeXT with DINOv2 and an LLM whose head shares the word embeddings."""
+    return tiny.with_dinov2(tiny.tiny_next(), 24, is_tied=True)
 
 
 NEXT_GRIDS = ([(6, 6)] + [(5, 6)] * 4, [(6, 6)] + [(6, 3)] * 2, [(6, 6)] + [(6, 4)] * 3)

@@ -8,6 +8,7 @@ import pytest
 import tiny
 import tiny_qwen
 import torch
+from families import FAMILIES
 from pruner_examples import First, LastAttention, Smaller
 from pycocotools.mask import encode
 
@@ -120,6 +121,30 @@ def plain_answer(pair, question, samples, pruner):
         n_kept = len(pruner.kept[0])
     new = sequence[0, inputs["input_ids"].shape[1] :]
     return processor.tokenizer.decode(new, skip_special_tokens=True).strip(), n_kept
+
+
+@pytest.mark.parametrize("keep_all", [None, RandomPruner(1.0)], ids=["unpruned", "everything kept"])
+def test_answers_end_where_the_llm_ends_them_though_it_pads_with_the_same_word(questions, samples, keep_all):
+    """Some of a batch's answers have ChatML's mark in them, others go on."""
+    model, processor = FAMILIES["llava with DINOv2"].build()
+    tokenizer, end = processor.tokenizer, processor.tokenizer.eos_token_id
+    assert (tokenizer.pad_token_id, tokenizer.eos_token) == (end, "<|im_end|>")
+    pictures = {sample.image_id: sample.image for sample in samples}
+
+    def said(question):
+        prompt = adapter_for(model, processor).prompt(question.text)
+        inputs = processor(text=[prompt], images=[pictures[question.image_id]], return_tensors="pt")
+        return model.generate(**inputs, max_new_tokens=N_NEW, do_sample=False)[0, -N_NEW:].tolist()
+
+    swapped = [said(questions[0])[2], end]  # the third word of an answer becomes the mark
+    model.lm_head.weight.data[swapped] = model.lm_head.weight.data[swapped[::-1]]
+    whole = [said(question) for question in questions]
+    cut = [ids[: ids.index(end)] if end in ids else ids for ids in whole]
+    assert {len(ids) for ids in cut} > {N_NEW}
+    expected = [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in cut]
+    model.generation_config.eos_token_id = end
+    frame = evaluate(model, processor, questions, samples, keep_all, batch_size=9, max_new_tokens=N_NEW)
+    assert frame["prediction"].tolist() == expected
 
 
 @every_pruner

@@ -15,6 +15,7 @@ import PIL.Image
 import pytest
 import tiny
 import warm
+from families import FAMILIES
 
 from rcblib.codebook.codebook import Codebook
 from rcblib.data.questions import questions_for
@@ -335,11 +336,6 @@ def test_the_entry_point_names_a_model_that_lmms_eval_runs(local, questions, tmp
     ]
 
 
-@pytest.fixture(scope="module")
-def onevision(tmp_path_factory):
-    return tiny.save(tmp_path_factory.mktemp("onevision"), *tiny.tiny_onevision())
-
-
 def sequences(kind):
     pictures = [tuple(tiny.random_images(3, seed=i)) for i in range(2)]
     return [
@@ -349,18 +345,22 @@ def sequences(kind):
 
 
 @with_lmms_eval
-@pytest.mark.parametrize("kind", ["images", "video"])
-def test_several_images_and_videos_are_answered_as_evaluate_does(kind, onevision, tmp_path):
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [("llava_onevision", "images"), ("llava_onevision", "video"), ("llava with DINOv2", "images")],
+)
+def test_several_images_and_videos_are_answered_as_evaluate_does(family, kind, tmp_path):
+    folder = tiny.save(tmp_path / "model", *FAMILIES[family].build())
     samples = sequences(kind)
     asked = [
         Question(sample.image_id, "multi_image", "What does this image show ?", "a") for sample in samples
     ]
     write_task(tmp_path, "sequences", samples, asked, max_new_tokens=4)
-    model, processor = load_model(onevision, "cpu", "float32")
+    model, processor = load_model(folder, "cpu", "float32")
     for given, pruner in (({}, None), ({"pruner": "random", "retain_ratio": 0.3}, RandomPruner(0.3))):
         found = run_tasks(
             ["sequences"],
-            {"pretrained": str(onevision), "device": "cpu", "batch_size": 2, **given},
+            {"pretrained": str(folder), "device": "cpu", "batch_size": 2, **given},
             include_path=[tmp_path],
         )
         expected = evaluate(model, processor, asked, samples, pruner, max_new_tokens=4)

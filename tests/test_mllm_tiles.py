@@ -6,6 +6,7 @@ import math
 import pytest
 import tiny
 import torch
+from families import FAMILIES
 from transformers import (
     CLIPVisionConfig,
     LlavaOnevisionConfig,
@@ -26,9 +27,9 @@ from rcblib.records import (
 QUESTION = "What does this image show ?"
 
 
-@pytest.fixture(scope="module")
-def tiled():
-    return adapter_for(*tiny.tiny_next())
+@pytest.fixture(scope="module", params=["llava_next", "llava_next with DINOv2"])
+def tiled(request):
+    return adapter_for(*FAMILIES[request.param].build())
 
 
 @pytest.fixture(scope="module")
@@ -80,17 +81,21 @@ ONEVISION_CASES = {
 
 @pytest.mark.parametrize(
     ("family", "size"),
-    [("tiled", size) for size in NEXT_CASES] + [("onevision", size) for size in ONEVISION_CASES],
+    [
+        (family, size)
+        for family, cases in (("llava_next", NEXT_CASES), ("llava_onevision", ONEVISION_CASES))
+        for size in cases
+    ],
     ids=str,
 )
-def test_tokens_are_those_of_the_model(family, size, request):
-    adapter = request.getfixturevalue(family)
+def test_tokens_are_those_of_the_model(family, size):
+    adapter = adapter_for(*FAMILIES[family].build())
     images = tiny.random_images(1, size)
     (image,) = adapter.encode(images)
     (rows,) = own_features(adapter, pixels_of(adapter, images))
     assert torch.equal(adapter.assemble(image).rows, rows)
     assert adapter.n_placeholders(image) == image.n_rows == len(rows)
-    expected = (NEXT_CASES if family == "tiled" else ONEVISION_CASES)[size]
+    expected = (NEXT_CASES if family == "llava_next" else ONEVISION_CASES)[size]
     assert [view.grid for view in image.views] == expected
     assert [view.kind for view in image.views] == ["image"] + ["tile"] * (len(expected) - 1)
     for view in image.views:
@@ -270,7 +275,8 @@ def test_images_and_videos_of_a_batch_come_in_this_order(onevision):
 
 
 def test_small_vocabularies_replace_by_their_padding(tiled, onevision):
-    assert tiled.replacement_token_id == onevision.replacement_token_id == 0
+    assert tiled.replacement_token_id == tiled.processor.tokenizer.pad_token_id
+    assert onevision.replacement_token_id == 0
     model, _ = tiny.tiny_onevision()
     model.config.text_config.pad_token_id = 7
     adapter = adapter_for(model)
@@ -352,11 +358,11 @@ def test_a_photo_so_long_that_no_token_lies_on_it_is_read_as_the_model_reads_it(
 # Loading
 
 
-@pytest.mark.parametrize("build", [tiny.tiny_llava, tiny.tiny_next, tiny.tiny_onevision])
+@pytest.mark.parametrize("family", FAMILIES.keys() - {"qwen2_5_vl"})
 @pytest.mark.parametrize("drop_file", [False, True], ids=["without its settings", "without its file"])
-def test_a_processor_that_was_saved_without_what_it_needs_counts_as_the_model(build, drop_file, tmp_path):
+def test_a_processor_that_was_saved_without_what_it_needs_counts_as_the_model(family, drop_file, tmp_path):
     """Older snapshots of checkpoints have processors of this kind."""
-    adapter = adapter_for(*build())
+    adapter = adapter_for(*FAMILIES[family].build())
     folder = tiny.save(tmp_path, adapter.model, adapter.processor)
     path = folder / "processor_config.json"
     settings = json.loads(path.read_text(encoding="utf-8"))

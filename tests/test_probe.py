@@ -76,7 +76,10 @@ def plain_logits(pair, rows):
 # Signals
 
 
-def test_every_output_signal_equals_one_plain_run_for_each_input(pair, image, table):
+@pytest.mark.parametrize("family", ["llava", "llava with DINOv2"])
+def test_every_output_signal_equals_one_plain_run_for_each_input(family, image):
+    pair = tiny.tiny_llava(ARTICLE_SEED) if family == "llava" else FAMILIES[family].build()
+    table = probe(*pair, image, QUESTION)
     tokens = adapter_for(*pair).encode([image])[0].tokens
     replacement = pair[0].get_input_embeddings().weight[0].detach()
     whole, whole_article = plain_logits(pair, tokens)
@@ -109,6 +112,22 @@ def test_every_output_signal_equals_one_plain_run_for_each_input(pair, image, ta
             assert row[f"{level}_divergence_textbook"] == pytest.approx(textbook, abs=1e-5)
         influence = row["region_divergence"] + 16 * row["global_divergence"]
         assert row["influence"] == pytest.approx(influence, abs=1e-12)
+
+
+@pytest.mark.parametrize("piece", ["A", " A", "cat", " cat"])
+def test_first_pieces_are_words_with_and_without_a_blank_before_them(piece, image):
+    """Behind ChatML's line break an answer begins without a blank, unless the LLM writes one."""
+    model, processor = FAMILIES["llava with DINOv2"].build()
+    said = probe(model, processor, image, QUESTION, positions=[14])["top1_id"][0]
+    (wanted,) = processor.tokenizer(piece)["input_ids"]
+    head = model.lm_head.weight.data
+    head[[said, wanted]] = head[[wanted, said]]
+    row = probe(model, processor, image, QUESTION, positions=[14]).iloc[0]
+    tokens = adapter_for(model, processor).encode([image])[0].tokens
+    logits, article = plain_logits((model, processor), tokens[14:15])
+    assert row["single_article"] == article == (piece.strip() == "A")
+    assert row["top1_id"] == int(logits.argmax())
+    assert article or row["top1_word"] == "cat"
 
 
 KNOWN_MEANS = {

@@ -39,9 +39,10 @@ TILED_SEED, ONEVISION_SEED = 2, 1
 LEVELS = ("single", "region", "region_ablated", "global", "global_ablated")
 
 
-@pytest.fixture(scope="module")
-def tiled():
-    return tiny.tiny_next(TILED_SEED)
+@pytest.fixture(scope="module", params=["CLIP", "DINOv2"])
+def tiled(request):
+    pair = tiny.tiny_next(TILED_SEED)
+    return pair if request.param == "CLIP" else tiny.with_dinov2(pair, 24)
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +104,7 @@ def check_row(pair, row, rows, number, places, grid, placeholder="image"):
 
     `places` are the rows of the view's tokens among those of picture `number`, in raster order.
     """
-    replacement = pair[0].get_input_embeddings().weight[0].detach()
+    replacement = adapter_for(*pair).replacement_embedding()
     cells = window(row["position"], *grid)
     tokens = rows[number][places]
     target_out, window_out = tokens.clone(), [each.clone() for each in rows]

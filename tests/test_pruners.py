@@ -10,6 +10,7 @@ from typing import ClassVar
 import pytest
 import tiny
 import torch
+from families import FAMILIES
 from transformers import GenerationConfig
 
 from benchmarks.checkpoints import CHECKPOINTS, empty_model
@@ -610,7 +611,7 @@ def test_cls_similarity_keeps_its_end_of_the_order(model_and_processor, batch, k
 
 
 def test_cls_similarity_needs_a_cls(single):
-    model = tiny.tiny_llava_without_cls()
+    model, _ = FAMILIES["llava with SigLIP"].build()
     with pytest.raises(ParameterError, match=r"without \[CLS\] similarity.*does not serve"):
         generate(model, single, ClsSimilarityPruner(0.25))
     assert generate(model, single, RandomPruner(0.25)).shape[1] == single["input_ids"].shape[1] + 6

@@ -103,7 +103,7 @@ CHECKED = "results/large/probing.checked.json"
 
 
 def test_a_stage_is_recorded_in_shards_and_checked_by_a_build(project):
-    kept = project / "results/full/probing-large/kept"
+    kept = project / "runs/full/probing-large/kept"
     kept.mkdir(parents=True)
     (kept / "stop").touch()
     status, told = make_full(project)
@@ -126,7 +126,7 @@ def test_a_stage_is_recorded_in_shards_and_checked_by_a_build(project):
     status, told = snakemake(project, CHECKED)
     assert status == 0, told
     assert told.count("] probed") == 2 and "2 of 8 images computed again agree" in told
-    assert "a processor, 0.0022 h, commit unknown, code c0de (that of today)" in told
+    assert "a processor, 0 min, commit unknown, code c0de (that of today)" in told
     checked = read_json(project / CHECKED)
     assert (checked["n_images"], checked["n_recorded"], checked["largest"]) == (2, 8, {"value": 0.0})
 
@@ -196,6 +196,8 @@ def test_recorded_stages_are_chosen_by_model_and_name(listed):
     assert (
         found.find("a").parameters["probed"] == "results/probing"
     )  # the same stage, live on the default model
+    assert found.find("a-large").settings["probed"] == stage.record  # in a command, and on Colab
+    assert found.find("a").settings == {}
     assert record.chosen_stages(found, ["large"], ["probing"]) == [stage]
     with pytest.raises(ValueError, match=r"MODELS: got \['small'\]; accepted: \['large'\]"):
         record.chosen_stages(found, ["small"], [])
@@ -228,7 +230,7 @@ def test_pages_say_what_was_recorded_and_what_this_build_computed(listed, tmp_pa
         ("a", "# A title\n\n*Probing: computed by this build.*\n\nText"),
         (
             "a-large",
-            "# A title: Large\n\n*Probing: recorded: 2026-01-02, a processor; of 8 images this build computed 2 again, "
+            "# A title: Large\n\n*Probing, recorded: 2026-01-02, a processor; of 8 images this build computed 2 again, "
             "which agree within 0.0001.*\n\nText",
         ),
     ):

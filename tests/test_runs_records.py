@@ -17,7 +17,7 @@ from rcblib.records import ParameterError, Question, Sample
 from rcblib.runs import records
 from rcblib.runs.agreement import Tolerance, compare_with_record
 from rcblib.runs.files import write_table
-from rcblib.runs.records import merge_tables, read_record, table_facts, write_record
+from rcblib.runs.records import Record, merge_tables, read_record, table_facts, write_record
 from rcblib.runs.shards import Shard
 
 MADE = {"date": "2026-01-02T03:04:05+00:00", "cpu": "a processor", "gpu": "none", "git_commit": "c0ffee123"}
@@ -129,9 +129,13 @@ def test_long_columns_are_kept_in_single_precision(tmp_path):
 
 def test_the_origin_says_when_on_what_and_by_which_code(record):
     assert record.origin("today") == (
-        "recorded: 2026-01-02, a processor, 0.0028 h, commit c0ffee1, code today (that of today)"
+        "recorded: 2026-01-02, a processor, 0 min, commit c0ffee1, code today (that of today)"
     )
     assert "code today (not that of today: `make full` computes it anew)" in record.origin("tomorrow")
+    for seconds, words in ((90.0, "2 min"), (5400.0, "1.5 h")):
+        assert f", {words}, commit" in Record("", {**record.facts, "seconds": seconds}, record.path).origin(
+            "today"
+        )
 
 
 def test_machines_and_dates_of_all_shards_are_kept(tmp_path):

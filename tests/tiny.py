@@ -321,7 +321,7 @@ def with_encoder(
 
 
 def with_dinov2(
-    pair: tuple[torch.nn.Module, LlavaProcessor], image_size: int
+    pair: tuple[torch.nn.Module, LlavaProcessor], image_size: int, is_tied: bool = False
 ) -> tuple[torch.nn.Module, LlavaProcessor]:
     """Return a tiny model like another with DINOv2, its positions of `image_size`, and an LLM that talks ChatML."""
     model, processor = pair
@@ -329,8 +329,9 @@ def with_dinov2(
     processor.tokenizer.padding_side = "left"
     processor.image_token_id = CHATML_IDS["image"]
     text = {f"{name}_token_id": CHATML_IDS[name] for name in ("bos", "eos", "pad")}
-    text_config = LlamaConfig(**TINY_TEXT | text | {"vocab_size": 112})
+    text_config = LlamaConfig(**TINY_TEXT | text | {"vocab_size": 112, "tie_word_embeddings": is_tied})
     model.config.update({"text_config": text_config, "image_token_index": CHATML_IDS["image"]})
+    model.config.tie_word_embeddings = is_tied
     return with_encoder((model, processor), Dinov2Config(image_size=image_size, **TINY_DINOV2), "default")
 
 

@@ -66,7 +66,7 @@ def _origin(stage: Stage, root: Path) -> str:
     limit, share = checked["tolerance"]["absolute"], checked["tolerance"]["differing"]
     allowed = f", but for at most {share:.1%} of the rows" if share else ""
     return (
-        f"{what}: {checked['origin']}; of {checked['n_recorded']} images this build computed {checked['n_images']} "
+        f"{what}, {checked['origin']}; of {checked['n_recorded']} images this build computed {checked['n_images']} "
         f"again, which agree within {limit:g}{allowed}."
     )
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from rcblib.runs.records import is_record
+
 IN_PARTS = ("evaluate", "gates")
 """Commands that answer questions, those about so many images together."""
 
@@ -144,8 +146,15 @@ class Notebook:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Return the parameters that mean something elsewhere: without folders that only the workflow fills."""
-        return {name: value for name, value in self.parameters.items() if name not in self.reads}
+        """Return the parameters that mean something elsewhere: without folders that only the workflow fills.
+
+        Recorded tables are part of every checkout.
+        """
+        return {
+            name: value
+            for name, value in self.parameters.items()
+            if name not in self.reads or is_record(value)
+        }
 
     @property
     def results(self) -> str:

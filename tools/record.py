@@ -30,7 +30,19 @@ COMMANDS = {
     "evaluate": [*COMMAND, "rcblib.evaluate.parts", "rcblib.pruners.registry", "rcblib.data.questions"],
     "gates": [*COMMAND, "rcblib.evaluate.gates", "rcblib.pruners.registry", "rcblib.data.questions"],
 }
-"""Modules that each command computes with."""
+"""Modules that each command runs."""
+NUMBERS = {
+    "probe": ["rcblib.probe.run"],
+    "evaluate": ["rcblib.evaluate.session", "rcblib.pruners.registry", "rcblib.data.questions"],
+    "gates": [
+        "rcblib.evaluate.session",
+        "rcblib.evaluate.swapping",
+        "rcblib.evaluate.tokens",
+        "rcblib.pruners.oracle",
+        "rcblib.data.questions",
+    ],
+}
+"""Those that decide its numbers: a record is not made anew for how results are kept or told."""
 
 
 def files(root: Path, *patterns: str) -> list[str]:
@@ -39,15 +51,16 @@ def files(root: Path, *patterns: str) -> list[str]:
     return sorted(path.relative_to(root).as_posix() for path in found if "__pycache__" not in path.parts)
 
 
-def stage_code(stage: Stage, listed: NotebookList) -> str:
-    """Return the digest of the code that a stage runs."""
-    return code_digest(*COMMANDS[stage.command], *listed.modules)
+def stage_code(stage: Stage, listed: NotebookList, of: dict[str, list[str]] = COMMANDS) -> str:
+    """Return the digest of the code that a stage runs, or of that which decides its numbers."""
+    return code_digest(*of[stage.command], *listed.modules)
 
 
 def state_of(stage: Stage, listed: NotebookList, root: Path) -> dict[str, Any]:
     """Return all that a stage's table depends on, known without running it: a record of the same state is current."""
-    inputs = {name: file_sha256(root / name) for name in files(root, *stage.inputs)}
-    code = stage_code(stage, listed)
+    read = [name for name in files(root, *stage.inputs) if not name.endswith(".md")]  # cards decide nothing
+    inputs = {name: file_sha256(root / name) for name in read}
+    code = stage_code(stage, listed, NUMBERS)
     return to_plain({"command": stage.command, "options": stage.options, "code": code, "inputs": inputs})
 
 

@@ -1,7 +1,7 @@
 """Run recorded stages at their full setting, in shards, and write what they found to data/recorded.
 
 Run by ``make full``, which passes MODELS and STAGES on. What has been recorded by the same code, options and files is left
-alone. A shard goes on where it was stopped: what it has finished lies in ``results/full/<run>/kept``.
+alone. A shard goes on where it was stopped: what it has finished lies in ``runs/full/<run>/kept``.
 """
 
 import os
@@ -36,7 +36,7 @@ localrules: full
 
 rule full:
     input:
-        [f"results/full/{stage.run}/recorded.json" for stage in DUE],
+        [f"runs/full/{stage.run}/recorded.json" for stage in DUE],
 
 
 for stage in DUE:
@@ -47,11 +47,11 @@ for stage in DUE:
         input:
             record.files(ROOT, *stage.inputs),
         output:
-            f"results/full/{stage.run}/{{shard}}-of-{stage.recorded.shards}.parquet",
+            f"runs/full/{stage.run}/{{shard}}-of-{stage.recorded.shards}.parquet",
         params:
             run=stage.run,
-            code=record.stage_code(stage, LIST),
-            arguments=shlex.join(stage.arguments(f"results/full/{stage.run}/kept")),
+            code=record.stage_code(stage, LIST, record.NUMBERS),
+            arguments=shlex.join(stage.arguments(f"runs/full/{stage.run}/kept")),
             n=stage.recorded.shards,
         log:
             f"results/logs/full-{stage.run}-{{shard}}-of-{stage.recorded.shards}.log",
@@ -63,11 +63,11 @@ for stage in DUE:
             f"{stage.run}_record".replace("-", "_")
         input:
             [
-                f"results/full/{stage.run}/{shard}-of-{stage.recorded.shards}.parquet"
+                f"runs/full/{stage.run}/{shard}-of-{stage.recorded.shards}.parquet"
                 for shard in range(1, stage.recorded.shards + 1)
             ],
         output:
-            f"results/full/{stage.run}/recorded.json",
+            f"runs/full/{stage.run}/recorded.json",
         params:
             run=stage.run,
             record=Path(stage.record).with_suffix(".json").as_posix(),

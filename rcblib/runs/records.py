@@ -98,10 +98,12 @@ class Record:
         machines = list(dict.fromkeys(m["cpu"] if m["gpu"] == "none" else m["gpu"] for m in made))
         commits = list(dict.fromkeys((m["git_commit"] or "unknown")[:7] for m in made))
         own = self.description["code"]
+        seconds = self.facts["seconds"]
+        took = f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.0f} min"
         today = "that of today" if own == code else "not that of today: `make full` computes it anew"
         return (
             f"recorded: {max(m['date'] for m in made)[:10]}, {', '.join(machines)}, "
-            f"{self.facts['seconds'] / 3600:.2g} h, commit {', '.join(commits)}, code {own} ({today})"
+            f"{took}, commit {', '.join(commits)}, code {own[:12]} ({today})"
         )
 
 

@@ -313,9 +313,9 @@ _SHIPPED = (
     LLAVA_NEXT_SCENES,
     LLAVA_ONEVISION_SCENES,
     _dropped(LLAVA_SCENES, "dropped", 320, 32, 20),
-    _dropped(LLAVA_NEXT_SCENES, "next_dropped", 160, 16, 21),
+    _dropped(LLAVA_NEXT_SCENES, "next_dropped", 150, 16, 21),
     _dropped(
-        LLAVA_ONEVISION_SCENES, "onevision_dropped", 180, 16, 22, forms=("images", "image", "video", "image")
+        LLAVA_ONEVISION_SCENES, "onevision_dropped", 80, 16, 22, forms=("images", "image", "video", "image")
     ),
 )
 
