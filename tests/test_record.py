@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from rcblib.runs.files import read_json, write_json
-from rcblib.runs.records import read_record
+from rcblib.runs.records import MAX_BYTES, read_record
 from tools import name_run, record
 from tools.notebook_list import Recorded, read_notebook_list
 
@@ -97,6 +97,20 @@ def make_full(root, *arguments):
     return snakemake(
         root, "--snakefile", "workflow/full.smk", "--rerun-incomplete", "--keep-going", *arguments
     )
+
+
+def test_shipped_records_are_whole_and_each_is_a_stage_s():
+    listed = read_notebook_list(REPOSITORY / "workflow/notebooks.yml")
+    stages = {stage.record: stage for stage in listed.stages if stage.recorded}
+    paths = sorted((REPOSITORY / "data/recorded").rglob("*.parquet"))
+    assert [path.relative_to(REPOSITORY).as_posix() for path in paths] == sorted(stages)
+    assert sum(path.stat().st_size for path in paths) <= MAX_BYTES
+    for name, stage in stages.items():
+        recorded = read_record(REPOSITORY / name)
+        assert recorded.facts["stage"]["options"] == stage.options, (
+            f"{name}: `make full` records what is asked for"
+        )
+        assert len(recorded.table) == recorded.facts["n_rows"]
 
 
 CHECKED = "results/large/probing.checked.json"
