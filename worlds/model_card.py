@@ -84,6 +84,7 @@ SHORT_LABELS = {
     "yes_no": "yes/no",
     "count": "how many",
     "position": "where",
+    "corrected": "relative, above guessing",
 }
 
 
