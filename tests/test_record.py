@@ -11,7 +11,7 @@ import nbformat
 import pytest
 import yaml
 
-from rcblib.runs.files import read_json, write_json
+from rcblib.runs.files import read_json, read_table, write_json, write_table
 from rcblib.runs.records import MAX_BYTES, read_record
 from tools import name_run, record
 from tools.notebook_list import Recorded, read_notebook_list
@@ -42,7 +42,8 @@ for i in ids:
         (kept / str(i)).write_text("")
         print("probed", i, flush=True)
 made = {"date": "2026-01-02", "cpu": "a processor", "gpu": "none", "git_commit": None}
-table = pd.DataFrame({"image_id": ids, "token": 0, "value": [i * float(options.scale) for i in ids]})
+values = [i * float(options.scale) for i in ids]
+table = pd.DataFrame({"image_id": ids, "token": 0, "value": values, "word": "a word"})
 description = {"model": options.model, "model_fingerprint": MODEL, "code": "c0de"}
 units = [{"seconds": 1.0, "provenance": made}] * len(ids)
 facts = table_facts(description, ["token"], {i: str(i) for i in ids}, units)
@@ -188,11 +189,13 @@ def test_what_differs_from_the_record_stops_with_one_line(listed, tmp_path, caps
     assert read_json(output)["largest"]["value"] == pytest.approx(0.00005)
     output.unlink()
     again = compute("again.parquet", "--scale", "1.6", "--first", "2")
+    table, facts = read_table(again)
+    write_table(again, table.assign(word="other"), facts)
     capsys.readouterr()
     assert record.main(["check", "probing-large", again, str(output)], tmp_path) == 1
     assert capsys.readouterr().err == (
         "the record does not agree with what was computed again: large/probing: "
-        "column value, image 1: recorded 1.5, found 1.6 (1 of 2 rows differ)\n"
+        "column value, image 1: recorded 1.5, found 1.6 (1 of 2 rows differ); also word\n"
     )
     assert not output.exists()
     (tmp_path / "data/recorded/large/probing.json").write_text("{}", encoding="utf-8")

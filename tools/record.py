@@ -98,8 +98,8 @@ def chosen_stages(listed: NotebookList, models: list[str], names: list[str]) -> 
 def write(stage: Stage, listed: NotebookList, shards: list[Path], root: Path) -> None:
     """Write the record of a stage from the tables of its shards."""
     table, facts = merge_tables(shards)
-    drop = [name for name in stage.recorded.drop if name in table]
-    write_record(root / stage.record, table, facts | {"stage": state_of(stage, listed, root)}, drop)
+    facts |= {"stage": state_of(stage, listed, root)}
+    write_record(root / stage.record, table, facts, stage.recorded.drop)
     size = (root / stage.record).stat().st_size / 1e6
     print(f"{len(table)} rows of {len(facts['samples'])} images in {stage.record}, {size:.2f} MB")
 
@@ -110,9 +110,11 @@ def check(stage: Stage, path: Path, output: Path, root: Path) -> bool:
     found, facts = read_table(path)
     limits = {name: getattr(stage.recorded, name) for name in ("absolute", "columns", "differing")}
     agreement = compare_with_record(record, found, facts, Tolerance(**limits))
-    for problem in agreement.disagreements:
-        print(f"the record does not agree with what was computed again: {problem}", file=sys.stderr)
-    if not agreement.disagreements:
+    if agreement.disagreements:
+        first, *others = agreement.disagreements
+        more = f"; also {', '.join(problem.column for problem in others)}" if others else ""
+        print(f"the record does not agree with what was computed again: {first}{more}", file=sys.stderr)
+    else:
         origin = record.origin(facts["description"]["code"])
         n_recorded = len(record.facts["samples"])
         write_json(
