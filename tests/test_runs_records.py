@@ -13,7 +13,7 @@ from rcblib.probe import store
 from rcblib.probe.config import ProbeConfig
 from rcblib.probe.store import probe_dataset, shared_probe
 from rcblib.pruners import CodebookPruner, RandomPruner
-from rcblib.records import ParameterError, Question, Sample
+from rcblib.records import ParameterError, Question, Sample, SequenceSample
 from rcblib.runs import records
 from rcblib.runs.agreement import Tolerance, compare_with_record
 from rcblib.runs.files import write_table
@@ -412,3 +412,22 @@ def test_parts_that_are_answered_again_agree_with_their_record(evaluated):
     found.loc[3, "prediction"] = "another"
     (problem,) = compare_with_record(record, found, facts).disagreements
     assert (problem.column, problem.found) == ("prediction", "another")
+
+
+def test_tokens_of_tiles_and_videos_are_encoded_as_they_were_probed(tmp_path):
+    model, processor = tiny.tiny_onevision()
+    frames = tiny.random_images(2, size=(24, 24))
+    photo = tiny.random_images(1, size=(48, 24))[0]
+    inputs = [
+        Sample(1, lambda: photo, *photo.size, source="photos"),
+        SequenceSample(2, lambda: tuple(frames), "video", tuple(frame.size for frame in frames)),
+    ]
+    config = ProbeConfig(positions=(0, 3), batch_size=8, attention=False)
+    live = probe_dataset(model, processor, inputs, config, tmp_path / "run", progress=False)
+    write_table(tmp_path / "1.parquet", live.table, live.facts)
+    write_record(tmp_path / "tiny/probing.parquet", *merge_tables([tmp_path / "1.parquet"]))
+    found = shared_probe(model, processor, inputs, config, tmp_path / "tiny/probing.parquet")
+    pd.testing.assert_frame_equal(found.table, live.table)
+    for image_id, n_views in ((1, 7), (2, 2)):
+        assert found.tokens[image_id].equal(live.tokens[image_id])
+        assert found.table["view"][found.table["image_id"] == image_id].nunique() == n_views
