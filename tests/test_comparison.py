@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rcblib.evaluate.guessing import constant_scores
+from rcblib.evaluate.guessing import constant_scores, kinds_of
 from rcblib.reading.comparison import (
     ALL_TASKS,
     advantage_table,
@@ -279,3 +279,16 @@ def test_the_results_of_a_claim_on_pruning_come_with_their_controls(graded_frame
     assert found["score_random_retain_20"].value == 0.5
     assert not any("oracle" in name or name.endswith("_10") for name in found)  # not asked
     assert pruning_results(frame, [], [0.2], generator=generator) == {}
+
+
+def test_kinds_of_questions_about_sequences_count_as_tasks():
+    frame = pd.DataFrame(
+        {
+            "task": ["video", "video", "yes_no", "video"],
+            "subset": ["order", "count", "popular", "order"],
+            "answer": ["b", "c", "no", "b"],
+        }
+    )
+    assert kinds_of(frame).tolist() == ["order", "count", "yes_no", "order"]
+    assert kinds_of(frame.drop(columns="subset")).tolist() == frame["task"].tolist()
+    assert constant_scores(frame).tolist() == [1.0, 1.0, 1.0, 1.0]  # "b" for order, "c" for count

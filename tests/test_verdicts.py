@@ -68,7 +68,7 @@ def test_tables_are_found_by_model_and_recorded_ones_take_the_place_of_live_ones
     assert set(found["first"].tables) == {("gates", "images"), ("pruning", "images")}
     assert found["first"].results["intermediate_states"]["cls_reliability_for_recognisable"]["value"] == 0.1
     assert found["first"].origins["pruning"] == "computed in this build"
-    assert found["second"].origins["pruning"] == "recorded: 2026-11-29, a CPU, 2 h, commit abcdef0"
+    assert found["second"].origins["pruning"] == "recorded: 2026-11-29, a CPU, 2.0 h, commit abcdef0"
     answered = found["second"].tables["pruning", "images"]
     assert answered.loc[answered["method"] == "codebook", "score"].sum() == 2 * 60
     assert collect(folders[0] / "nowhere", folders[1] / "nowhere", []) == {}

@@ -15,14 +15,13 @@ from rcblib.evaluate.tokens import measure_tokens
 from rcblib.pruners.all import AllTokens
 from rcblib.pruners.base import Pruner
 from rcblib.pruners.oracle import OraclePruner
-from rcblib.pruners.random import RandomPruner
 from rcblib.records import Question
 from rcblib.runs.shards import Shard
 from rcblib.tensors.checks import check_integer
 
 UNPRUNED = "all tokens"
 SHUFFLED, BACKGROUND, OBJECTS = "shuffled image", "background swapped", "objects swapped"
-ORACLE, RANDOM = "oracle by masks", "random tokens"
+ORACLE = "oracle by masks"
 ANSWERS, TOKENS = "answers", "tokens"
 
 
@@ -34,7 +33,6 @@ def conditions(retain_ratios: Sequence[float]) -> dict[str, list[Pruner]]:
         BACKGROUND: [SwapPruner("background")],
         OBJECTS: [SwapPruner("objects")],
         ORACLE: [OraclePruner(ratio) for ratio in retain_ratios],
-        RANDOM: [RandomPruner(ratio) for ratio in retain_ratios],
     }
 
 
@@ -63,7 +61,7 @@ def measure_gates(
     questions, samples
         As in `evaluate_parts`; the samples have masks.
     retain_ratios : sequence of float
-        Budgets of the claims, at which the oracle, and random tokens beside it, answer.
+        Budgets of the claims, at which the oracle answers.
     n_token_images : int
         Of the first so many samples, single images, tokens are measured where questions are asked about them; none
         with 0, or of other kinds of samples.

@@ -9,16 +9,24 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from rcblib.evaluate.metrics import normalize_answer
+from rcblib.evaluate.metrics import CHOICE_TASKS, normalize_answer
+
+
+def kinds_of(frame: pd.DataFrame) -> pd.Series:
+    """Return what each question counts under: its task, or of multiple choice about sequences its kind (``subset``)."""
+    if "subset" not in frame:
+        return frame["task"]
+    return frame["task"].mask(frame["task"].isin(CHOICE_TASKS) & (frame["subset"] != ""), frame["subset"])
 
 
 def constant_scores(frame: pd.DataFrame, present: Mapping[Any, Collection[str]] | None = None) -> pd.Series:
-    """Score, question by question, the best constant answer of each task.
+    """Score, question by question, the best constant answer of each task, or kind of question (`kinds_of`).
 
     Parameters
     ----------
     frame : pandas.DataFrame
-        One row a question, with ``task`` and ``answer``; captions also need ``image_id``.
+        One row a question, with ``task``, ``answer`` and, where there are kinds, ``subset``; captions also need
+        ``image_id``.
     present : Mapping, optional
         Image id to the categories in it; captions are not guessed without.
 
@@ -30,7 +38,7 @@ def constant_scores(frame: pd.DataFrame, present: Mapping[Any, Collection[str]] 
         frequent categories, as many of them as score best. NaN for captions without `present`.
     """
     scores = pd.Series(np.nan, index=frame.index, name="guess")
-    for task, rows in frame.groupby("task", sort=False):
+    for task, rows in frame.groupby(kinds_of(frame), sort=False):
         if task == "caption":
             if present is not None:
                 scores[rows.index] = _caption_scores([present[image_id] for image_id in rows["image_id"]])

@@ -13,7 +13,7 @@ from types import MappingProxyType
 import numpy as np
 import pandas as pd
 
-from rcblib.evaluate.guessing import constant_scores
+from rcblib.evaluate.guessing import constant_scores, kinds_of
 from rcblib.reading.resampling import Draws, draw_means
 from rcblib.reading.statistics import Estimate, mean_interval, mean_of_ratios
 from rcblib.records import ParameterError
@@ -266,7 +266,8 @@ def corrected_scores(
     settings : Mapping
         Name to method and ``retain_ratio`` (``None`` for any: the method has one setting). The first is the reference.
     tasks : collection of str, optional
-        Those that count, such as the ones that a gate lets pass; by default all with a guess.
+        Those that count, such as the ones that a gate lets pass; by default all with a guess. Kinds of questions about
+        sequences count as tasks (`kinds_of`).
     generator, n_resamples
         As in `draw_means`.
 
@@ -275,6 +276,7 @@ def corrected_scores(
     ParameterError
         If a setting was not evaluated, or not on the questions of the first; or no task is left.
     """
+    frame = frame.assign(task=kinds_of(frame))
     known = frame[frame["guess"].notna() & (frame["task"].isin(tasks) if tasks is not None else True)]
     if known.empty:
         raise ParameterError("tasks", tasks, f"some of {sorted(frame['task'].unique())}")

@@ -131,11 +131,8 @@ def gate_states(
         failed = [each for each in own if each.verdict == FAILED]
         missing = [each for each in own if each.verdict == NOT_MEASURED]
         if gate == "G1" and own:
-            failing = {each.task for each in own if each.verdict != PASSED}
-            works = {each.task for each in own} - failing
-            states[gate] = (
-                (PASSED, "") if works else (FAILED, "no task works with the image and fails without")
-            )
+            works = {each.task for each in own} - {each.task for each in own if each.verdict != PASSED}
+            states[gate] = (PASSED, "") if works else (FAILED, "; ".join(map(str, failed)))
         elif failed:
             states[gate] = FAILED, "; ".join(map(str, failed))
         elif missing or not own:

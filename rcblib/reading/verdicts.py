@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from rcblib.codebook.codebook import load_codebook
+from rcblib.evaluate.guessing import kinds_of
 from rcblib.reading.claims import DATA, Claim, claims_table
 from rcblib.reading.comparison import pruning_results
 from rcblib.reading.gate_results import GateResult, Limits
@@ -148,7 +149,7 @@ def weigh(
         answers = evidence.tables.get((PRUNING_STAGE, data))
         if answers is None:
             continue
-        tasks = evidence.tasks.get(data) or sorted(set(answers.loc[answers["guess"].notna(), "task"]))
+        tasks = evidence.tasks.get(data) or sorted(set(kinds_of(answers[answers["guess"].notna()])))
         generator = np.random.default_rng(seed)
         estimates = pruning_results(answers, tasks, list(bounds), generator=generator)
         source = PRUNING_STAGE if data == "images" else f"{PRUNING_STAGE}_{data}"
