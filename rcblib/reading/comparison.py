@@ -15,7 +15,7 @@ import pandas as pd
 
 from rcblib.evaluate.guessing import constant_scores, kinds_of
 from rcblib.reading.resampling import Draws, draw_means
-from rcblib.reading.statistics import Estimate, mean_interval, mean_of_ratios
+from rcblib.reading.statistics import Estimate
 from rcblib.records import ParameterError
 
 SETTING = ["method", "retain_ratio", "max_similarity", "settings"]
@@ -63,7 +63,7 @@ def score_table(frame: pd.DataFrame, *, generator: np.random.Generator) -> pd.Da
     frame : pandas.DataFrame
         From `average_seeds`.
     generator : numpy.random.Generator
-        Source of the bootstrap over images.
+        Source of the draws over images (`rcblib.reading.resampling`).
 
     Returns
     -------
@@ -74,7 +74,8 @@ def score_table(frame: pd.DataFrame, *, generator: np.random.Generator) -> pd.Da
     rows = []
     for setting, group in _settings(frame):
         for task, answers in group.groupby("task", sort=False):
-            estimate = mean_interval(answers["score"], answers["image_id"], generator=generator)
+            draws = draw_means({"score": answers}, generator=generator)
+            estimate = draws.estimate(draws["score"][:, 0])
             rows.append({**setting, "task": task, **_numbers(answers, estimate)})
     return pd.DataFrame(rows)
 
@@ -89,7 +90,7 @@ def relative_table(
     frame : pandas.DataFrame
         From `average_seeds`.
     generator : numpy.random.Generator
-        Source of the bootstrap over images, which draws both scores of a question together.
+        Source of the draws over images, of both scores of a question together.
     reference : str
         Method with one setting, such as the unpruned model.
 
@@ -106,13 +107,7 @@ def relative_table(
         baseline = _matched(frame, reference, None, group)
         for task, chosen in [*group.groupby("task", sort=False).indices.items(), (ALL_TASKS, slice(None))]:
             answers = group.iloc[chosen]
-            estimate = mean_of_ratios(
-                answers["score"],
-                baseline[chosen],
-                answers["task"],
-                answers["image_id"],
-                generator=generator,
-            )
+            estimate = _ratio(answers, baseline[chosen], generator)
             if not np.isnan(estimate.value):
                 rows.append({**setting, "task": task, **_numbers(answers, estimate)})
     return pd.DataFrame(rows)
@@ -132,7 +127,7 @@ def advantage_table(
     others : sequence of str
         What it is compared with; budgets that they lack are left out.
     generator : numpy.random.Generator
-        Source of the bootstrap over images, which draws both scores of a question together.
+        Source of the draws over images, of both scores of a question together.
 
     Returns
     -------
@@ -146,14 +141,8 @@ def advantage_table(
             ratio = setting["retain_ratio"]
             if not ((frame["method"] == other) & (frame["retain_ratio"] == ratio)).any():
                 continue
-            difference = group["score"].to_numpy() - _matched(frame, other, ratio, group)
-            estimate = mean_of_ratios(
-                difference,
-                np.ones(len(group)),
-                group["task"],
-                group["image_id"],
-                generator=generator,
-            )
+            draws = _drawn(group, _matched(frame, other, ratio, group), generator)
+            estimate = draws.estimate((draws["own"] - draws["other"]).mean(1))
             row = {"other": other, "retain_ratio": ratio, "settings": setting["settings"]}
             row |= _numbers(group, estimate)
             rows.append({name: value for name, value in row.items() if name != "retained"})
@@ -180,7 +169,7 @@ def relative_score(
         given = (method, retain_ratio, *group["settings"].unique())
         raise ParameterError("setting", given, "a method and a budget that were evaluated, with one setting")
     baseline = _matched(frame, reference, None, group)
-    return mean_of_ratios(group["score"], baseline, group["task"], group["image_id"], generator=generator)
+    return _ratio(group, baseline, generator)
 
 
 def guessing_scores(questions: pd.DataFrame) -> dict[str, float]:
@@ -357,6 +346,17 @@ def pruning_results(
         found |= {f"score_{short}_{end}": scores.score(name) for short, name in controls.items()}
         found["score_unpruned"], found["score_guessing"] = scores.score(ALL_TOKENS), scores.score("guessing")
     return found
+
+
+def _drawn(answers: pd.DataFrame, others: np.ndarray, generator: np.random.Generator) -> Draws:
+    """Draw the scores of some answers, and others to the same questions, together."""
+    return draw_means({"own": answers, "other": answers.assign(score=others)}, generator=generator)
+
+
+def _ratio(answers: pd.DataFrame, others: np.ndarray, generator: np.random.Generator) -> Estimate:
+    """Estimate the mean over tasks of a score over another one; NaN where that one is 0 in a task."""
+    draws = _drawn(answers, others, generator)
+    return draws.estimate((draws["own"] / np.where(draws["other"] > 0, draws["other"], np.nan)).mean(1))
 
 
 def _settings(frame: pd.DataFrame) -> Iterator[tuple[dict, pd.DataFrame]]:
