@@ -286,7 +286,7 @@ def judge_gates(
             criterion=(codebook or {}).get("criterion"),
             generator=generator,
         )
-    if codebook is not None:
+    if codebook is not None and data == "images":  # G6 is the same for all samples
         results.append(prototypes_recur(codebook, limits))
     if len(tokens):
         results += tokens_speak(tokens, limits, generator=generator)
