@@ -12,7 +12,15 @@ from rcblib.mllm import adapter_for, load_model
 from rcblib.records import EncodedImage, ParameterError, VisualView
 from worlds.models import IMAGE_ID, build_tokenizer
 from worlds.scenes.language import all_texts
-from worlds.training.dropping import KINDS, Dropping, VisualBatch, keep_alike, keep_scattered, keep_window
+from worlds.training.dropping import (
+    KINDS,
+    Dropping,
+    VisualBatch,
+    keep_alike,
+    keep_rare,
+    keep_scattered,
+    keep_window,
+)
 from worlds.training.language import PixelTrainer, answer_loss
 from worlds.training.packing import LanguageBatches, Packer
 from worlds.training.recipe import LLAVA_SCENES, RECIPES
@@ -72,8 +80,19 @@ class TestChoice:
                 assert len(set(kinds[kept].tolist())) in (0, 1) or len(kept) == 36
         assert divided
 
+    def test_what_fills_a_grid_goes_more_often_than_what_is_rare(self):
+        generator = torch.Generator().manual_seed(1)
+        kinds = (torch.arange(36) < 30).long()
+        rows = 10.0 * torch.eye(4)[kinds] + 0.01 * torch.randn(36, 4, generator=generator)
+        view, common, rare = VisualView(rows, (6, 6)), 0, 0
+        for seed in range(300):
+            mask = torch.zeros(36, dtype=torch.bool)
+            mask[keep_rare((view,), np.random.default_rng(seed))] = True
+            common, rare = common + float(mask[:30].float().mean()), rare + float(mask[30:].float().mean())
+        assert rare > 1.3 * common and common > 20
+
     def test_refuses_shares_that_are_none(self):
-        with pytest.raises(ParameterError, match="shares of scattered, window, alike"):
+        with pytest.raises(ParameterError, match="shares of scattered, window, alike, rare"):
             Dropping({"masked": 0.5})
         with pytest.raises(ParameterError, match="add up to 1 at most"):
             Dropping({"scattered": 0.8, "window": 0.4})
@@ -191,4 +210,10 @@ class TestArms:
         arms = {recipe.arm_of: recipe for recipe in RECIPES.values() if recipe.arm_of}
         assert set(arms) == {name for name, recipe in RECIPES.items() if not recipe.arm_of}
         assert arms[LLAVA_SCENES.name].stages[0].scales == (("llm", 1.0),)
-        assert {stage.loop.seed for recipe in arms.values() for stage in recipe.stages} == {20, 21, 22}
+        assert {stage.loop.seed for recipe in arms.values() for stage in recipe.stages} == {
+            20,
+            21,
+            22,
+            23,
+            24,
+        }

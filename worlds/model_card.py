@@ -143,7 +143,7 @@ def write_card(
         image_counts=IMAGE_COUNTS,
         frame_counts=sorted({n for stage in sequences for n in stage.frame_counts}),
         starts_from=_further(stages),
-        dropping=stages[-1].dropping if stages else None,
+        dropping={stage.name: stage.dropping for stage in stages if stage.dropping},
         pruned=scores.get(PRUNED),
         fewer=fewer_token_table(scores[PRUNED]["settings"], SHORT_LABELS) if PRUNED in scores else None,
         default_model=LLAVA_SCENES.name,

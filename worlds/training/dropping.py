@@ -42,12 +42,28 @@ def keep_window(views: Sequence[VisualView], rng: np.random.Generator) -> torch.
 
 def keep_alike(views: Sequence[VisualView], rng: np.random.Generator) -> torch.Tensor:
     """Keep some clusters of like tokens of each grid whole, and drop the others whole (DPC-KNN on the LLM's rows)."""
+    return _keep_clusters(views, rng, lambda sizes: np.ones(len(sizes)))
+
+
+def keep_rare(views: Sequence[VisualView], rng: np.random.Generator) -> torch.Tensor:
+    """Keep clusters of like tokens, the larger the less likely: what fills a grid goes, as a codebook would have it."""
+    return _keep_clusters(views, rng, lambda sizes: sizes / sizes.mean())
+
+
+def _keep_clusters(
+    views: Sequence[VisualView],
+    rng: np.random.Generator,
+    exponents: Callable[[np.ndarray], np.ndarray],
+) -> torch.Tensor:
+    """Keep each cluster of a grid with the chance u ** exponent, u drawn uniformly for the grid."""
     kept = []
     for view in views:
         most = min(N_CLUSTERS[1], view.n_tokens)
         n_clusters = int(rng.integers(min(N_CLUSTERS[0], most), most + 1))
         labels = dpc_knn(view.tokens.float(), n_clusters, min(N_NEIGHBOURS, view.n_tokens)).cpu()
-        kept.append(torch.from_numpy(rng.random(n_clusters) < rng.random())[labels])
+        sizes = torch.bincount(labels, minlength=n_clusters).numpy()
+        chances = rng.random() ** exponents(sizes)
+        kept.append(torch.from_numpy(rng.random(n_clusters) < chances)[labels])
     return torch.cat(kept).nonzero().flatten()
 
 
@@ -55,6 +71,7 @@ KINDS: dict[str, Callable[[Sequence[VisualView], np.random.Generator], torch.Ten
     "scattered": keep_scattered,
     "window": keep_window,
     "alike": keep_alike,
+    "rare": keep_rare,
 }
 """How tokens are chosen: views of an image -> positions among the tokens of all of them, ascending."""
 

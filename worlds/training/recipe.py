@@ -299,23 +299,52 @@ LLAVA_ONEVISION_SCENES = Recipe(
 )
 
 
-def _dropped(recipe: Recipe, name: str, n_steps: int, batch_size: int, seed: int, **changes: Any) -> Recipe:
+_COMMON_DROPPED = Dropping({"scattered": 0.2, "window": 0.1, "rare": 0.45})
+"""What the second stage of an arm sees: mostly images without what fills them."""
+
+
+def _dropped(recipe: Recipe, *stages: Stage) -> Recipe:
     """Return a recipe's second arm: its LLM goes on from its last stage, asked the same, with visual tokens dropped."""
     last = recipe.stages[-1]
-    loop = LoopConfig(n_steps, batch_size, 7e-4, seed=seed, log_every=10)
-    changes |= {"scales": (("llm", 1.0),), "dropping": Dropping()}
-    stage = replace(last, name=name, starts_from=(last.name,), loop=loop, **changes)
-    return replace(recipe, name=f"{recipe.name}-dropped", stages=(stage,), arm_of=recipe.name)
+    every = []
+    for stage in stages:
+        before = every[-1] if every else last
+        same = {
+            name: getattr(last, name)
+            for name in ("scenes", "n_choices", "n_drills", "frame_counts", "word_layer")
+        }
+        forms = stage.forms or last.forms
+        scales = (("llm", 1.0),)
+        every.append(replace(stage, starts_from=(before.name,), forms=forms, scales=scales, **same))
+    return replace(recipe, name=f"{recipe.name}-dropped", stages=tuple(every), arm_of=recipe.name)
+
+
+def _dropping(name: str, loop: LoopConfig, dropping: Dropping, **settings: Any) -> Stage:
+    return Stage(name, "pixels", (), replace(loop, log_every=10), dropping=dropping, **settings)
 
 
 _SHIPPED = (
     LLAVA_SCENES,
     LLAVA_NEXT_SCENES,
     LLAVA_ONEVISION_SCENES,
-    _dropped(LLAVA_SCENES, "dropped", 320, 32, 20),
-    _dropped(LLAVA_NEXT_SCENES, "next_dropped", 150, 16, 21),
     _dropped(
-        LLAVA_ONEVISION_SCENES, "onevision_dropped", 80, 16, 22, forms=("images", "image", "video", "image")
+        LLAVA_SCENES,
+        _dropping("dropped", LoopConfig(320, 32, 7e-4, seed=20), Dropping()),
+        _dropping("dropped_2", LoopConfig(200, 32, 7e-4, seed=23), _COMMON_DROPPED),
+    ),
+    _dropped(
+        LLAVA_NEXT_SCENES,
+        _dropping("next_dropped", LoopConfig(150, 16, 7e-4, seed=21), Dropping()),
+        _dropping("next_dropped_2", LoopConfig(100, 16, 7e-4, seed=24), _COMMON_DROPPED),
+    ),
+    _dropped(
+        LLAVA_ONEVISION_SCENES,
+        _dropping(
+            "onevision_dropped",
+            LoopConfig(80, 16, 7e-4, seed=22),
+            Dropping(),
+            forms=("images", "image", "video", "image"),
+        ),
     ),
 )
 
