@@ -107,21 +107,27 @@ def test_gates_then_rules_then_verdicts(weighed):
 
 
 def test_no_verdict_on_pruning_without_its_controls(weighed):
-    lines = control_table(weighed.values(), CLAIMS).set_index(["model", "retain_ratio"])
+    table = verdict_table(weighed.values(), CLAIMS, {})
+    lines = control_table(weighed.values(), CLAIMS, table).set_index(["model", "retain_ratio"])
     assert len(lines) == 4  # two models, two budgets
     scores = lines.loc[("first", 0.2), ["unpruned", "codebook", "random", "oracle", "guessing"]]
     assert scores.tolist() == pytest.approx([0.95, 0.94, 0.60, 0.95, 0.25])
     assert lines.loc[("first", 0.2), "tasks"] == "count"
     assert lines.loc[("first", 0.2), "relative"].startswith("0.99 [")
+    assert lines.loc[("first", 0.2), "gates"].count("✓") == 5  # those of C3
+    assert lines["verdict"].tolist() == ["holds"] * 2 + ["does not hold"] * 2
 
 
 def test_a_model_without_gates_gets_no_verdict():
     evidence = Evidence("bare", {("pruning", "images"): pruning_of()})
     weigh(evidence, CLAIMS, LIMITS)
-    rows = verdict_table([evidence], CLAIMS, {}).set_index(["claim", "result"])
+    table = verdict_table([evidence], CLAIMS, {})
+    rows = table.set_index(["claim", "result"])
     assert rows.loc[("C3", "relative_retain_20"), "rule_verdict"] == "not measured"
     assert "G1: not measured" in rows.loc[("C3", "relative_retain_20"), "why"]
     assert np.isfinite(rows.loc[("C3", "relative_retain_20"), "low"])  # what was measured is shown
-    assert control_table([evidence], CLAIMS)["tasks"].tolist() == ["all, as none passes G1"] * 2
+    lines = control_table([evidence], CLAIMS, table)
+    assert lines["tasks"].tolist() == ["all, as none passes G1"] * 2
+    assert lines["gates"].str.count(r"\?").tolist() == [5, 5]
     assert N == rows.loc[("C3", "relative_retain_20"), "n"]
     assert set(verdict_table([], CLAIMS, {})["verdict"]) == {"not measured"}

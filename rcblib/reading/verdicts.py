@@ -15,13 +15,15 @@ from rcblib.codebook.codebook import load_codebook
 from rcblib.evaluate.guessing import kinds_of
 from rcblib.reading.claims import DATA, Claim, claims_table
 from rcblib.reading.comparison import pruning_results
-from rcblib.reading.gate_results import GateResult, Limits
+from rcblib.reading.gate_results import FAILED, NOT_MEASURED, PASSED, GateResult, Limits, gate_states
 from rcblib.reading.gates import judge_gates
 from rcblib.records import CodebookError, ParameterError
 from rcblib.runs.files import read_json, read_table
 from rcblib.runs.records import read_record
 
 GATES_STAGE, PRUNING_STAGE = "gates", "pruning"
+
+_MARKS = {PASSED: "\u202f✓", FAILED: "\u202f✗", NOT_MEASURED: "\u202f?"}
 
 _STAGES = {
     stage if data == "images" else f"{stage}_{data}": (stage, data)
@@ -173,15 +175,25 @@ def verdict_table(
     )
 
 
-def control_table(evidence: Iterable[Evidence], claims: Sequence[Claim]) -> pd.DataFrame:
-    """List the scores that a verdict on pruning has to be read beside, one line a model, claim and budget.
+def control_table(
+    evidence: Iterable[Evidence], claims: Sequence[Claim], verdicts: pd.DataFrame
+) -> pd.DataFrame:
+    """List what a verdict on pruning has to be read beside, one line a model, claim and budget.
+
+    Parameters
+    ----------
+    evidence, claims
+        As in `verdict_table`.
+    verdicts : pandas.DataFrame
+        From `verdict_table`.
 
     Returns
     -------
     pandas.DataFrame
         ``model``, ``claim``, ``data``, ``retain_ratio``, ``tasks``; plain scores, means over tasks: ``unpruned``,
-        ``codebook``, ``random``, ``oracle``, ``guessing`` (NaN where not asked); and with its interval as text the
-        ``relative`` score of the codebook.
+        ``codebook``, ``random``, ``oracle``, ``guessing`` (NaN where not asked); with its interval as text the
+        ``relative`` score of the codebook; ``gates``, those of the claim with a mark for passed, failed and not
+        measured; ``verdict`` and ``why``, of the whole claim.
     """
     rows = []
     for each in evidence:
@@ -199,6 +211,7 @@ def control_table(evidence: Iterable[Evidence], claims: Sequence[Claim]) -> pd.D
                     "guessing": "score_guessing",
                 }
                 scores = {key: found.get(name, {}).get("value", np.nan) for key, name in names.items()}
+                states = gate_states(each.gates, rule.retain_ratio, rule.data)
                 measured = found[rule.result]
                 interval = measured["interval"]
                 relative = (
@@ -215,9 +228,11 @@ def control_table(evidence: Iterable[Evidence], claims: Sequence[Claim]) -> pd.D
                         "tasks": ", ".join(each.tasks.get(rule.data, [])) or "all, as none passes G1",
                         **scores,
                         "relative": relative,
+                        "gates": " ".join(f"{gate}{_MARKS[states[gate][0]]}" for gate in claim.gates),
                     }
                 )
-    return pd.DataFrame(rows)
+    of_claims = verdicts.drop_duplicates(["model", "claim"])[["model", "claim", "verdict", "why"]]
+    return pd.DataFrame(rows).merge(of_claims, on=["model", "claim"]) if rows else pd.DataFrame()
 
 
 def _codebook_metadata(model: str) -> Mapping[str, Any] | None:
