@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -9,6 +10,8 @@ from codebook_examples import SMALL, flip_byte, recurring_world, sample_codebook
 from messages import one_line
 
 from rcblib.codebook.codebook import Codebook
+from rcblib.codebook.criterion import PRESETS
+from rcblib.codebook.files import _card, embedded_codebooks
 from rcblib.records import ChecksumError, CodebookError, ParameterError
 
 
@@ -151,3 +154,18 @@ def test_push_to_hub_uploads_what_save_pretrained_writes(monkeypatch):
     ]
     with pytest.raises(ParameterError, match="owner/name"):
         codebook.push_to_hub("codebook")
+
+
+@pytest.mark.parametrize("name", embedded_codebooks())
+def test_shipped_codebooks_follow_the_rule_and_come_from_committed_code(name):
+    folder = embedded_codebooks()[name]
+    metadata = Codebook.from_pretrained(folder).metadata
+    criterion, preset = metadata["criterion"], asdict(PRESETS[metadata["config"]["preset"]])
+    by_quantile = {"tau_p", "tau_jsd"}
+    assert {key: criterion[key] for key in preset.keys() - by_quantile} == {
+        key: preset[key] for key in preset.keys() - by_quantile
+    }
+    assert min(metadata["selection"]["images_per_cluster"]) > preset["min_images"]
+    assert metadata["model"] == name and metadata["provenance"]["git_dirty"] is False
+    description = json.loads((folder / "codebook.json").read_text())
+    assert (folder / "README.md").read_text() == _card(description)
