@@ -46,11 +46,12 @@ format: $(STAMP)
 	ruff check --fix .
 
 # Made again only when what it installs changes; the library itself is installed in place.
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt photographs-parts.txt
 	@test -x $(BIN)/python || { echo "making $(RCB_VENV) with $(PYTHON)"; $(PYTHON) -m venv $(RCB_VENV); }
 	@python -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer needed, {sys.executable} is {sys.version.split()[0]}")'
 	python -m pip install --no-compile --progress-bar off -c constraints.txt -e '.[all]'
 	python -m pip install --no-compile --progress-bar off -c constraints.txt --no-deps lmms-eval
+	python -m pip install --no-compile --progress-bar off --no-deps --require-hashes -r photographs-parts.txt
 	@touch $@
 
 clean:

@@ -246,7 +246,7 @@ def _codebook(options: argparse.Namespace) -> None:
 
 def _questions(options: argparse.Namespace, samples: Dataset) -> list[Question]:
     """Draw the questions asked for; with numbers that are out of range, before a model is loaded."""
-    from rcblib.data.questions import TASKS, questions_for
+    from rcblib.data.questions import default_tasks, questions_for
     from rcblib.tensors.checks import check_integer
 
     check_integer("batch_size", options.batch_size, 1)
@@ -258,7 +258,7 @@ def _questions(options: argparse.Namespace, samples: Dataset) -> list[Question]:
     n_asked = {"yes_no": options.n_yes_no}
     drawn = [
         questions_for(samples, [task], n_asked.get(task, options.n_per_task), options.seed)
-        for task in options.tasks or TASKS
+        for task in options.tasks or default_tasks(samples)
     ]
     return [question for of_task in drawn for question in of_task]
 

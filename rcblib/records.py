@@ -87,6 +87,8 @@ class Sample:
         Where the sample comes from: ``"scenes/<split>"``, ``"coco/<split>"`` or ``"photos"``.
     file_name : str
         File name inside its dataset.
+    backdrop : str or None
+        What is behind the objects, in a word, where it is known.
     """
 
     image_id: int
@@ -97,6 +99,7 @@ class Sample:
     objects: tuple[SceneObject, ...] | None = None
     source: str = "photos"
     file_name: str = ""
+    backdrop: str | None = None
 
     @property
     def image(self) -> PIL.Image.Image:
@@ -187,8 +190,8 @@ class Question:
     image_id : int
         The `Sample` or `SequenceSample` it is about.
     task : str
-        Question family: ``one_word``, ``caption``, ``yes_no``, ``color``, ``count``, ``position`` or ``digit``; of
-        several images ``multi_image`` or ``video``.
+        Question family: ``one_word``, ``caption``, ``yes_no``, ``color``, ``count``, ``position``, ``digit``,
+        ``larger``, ``left`` or ``backdrop``; of several images ``multi_image`` or ``video``.
     text : str
         What is asked, without chat template.
     answer : str

@@ -5,8 +5,8 @@ from collections import Counter
 import pytest
 
 from rcblib.data.coco import CocoDataset
-from rcblib.data.questions import POPE_SUBSETS, TASKS, questions_for
-from rcblib.records import ParameterError, Sample
+from rcblib.data.questions import POPE_SUBSETS, TASKS, default_tasks, questions_for
+from rcblib.records import ParameterError, Sample, SceneObject
 from worlds.datasets import GroupDataset, SceneDataset
 
 
@@ -17,10 +17,12 @@ def scene_samples():
 
 def test_families_get_the_same_number_of_questions(scene_samples):
     asked = questions_for(scene_samples, n_per_task=30)
-    assert Counter(question.task for question in asked) == dict.fromkeys(TASKS, 30)
-    assert list(dict.fromkeys(question.task for question in asked)) == list(TASKS)
+    tasks = [task for task in TASKS if task not in ("larger", "left", "backdrop")]
+    assert list(default_tasks(scene_samples)) == [*tasks, "backdrop"]
+    assert Counter(question.task for question in asked) == dict.fromkeys(tasks, 30)
+    assert list(dict.fromkeys(question.task for question in asked)) == tasks
     assert len(set(asked)) == len(asked)
-    for task in TASKS:
+    for task in tasks:
         images = [question.image_id for question in asked if question.task == task]
         assert images == sorted(images)
 
@@ -93,3 +95,28 @@ def test_wrong_questions_are_named(scene_samples):
         questions_for(GroupDataset("test", 2))
     with pytest.raises(ParameterError, match="image 77 without annotation"):
         questions_for([*few, bare])
+
+
+def test_two_objects_are_compared_where_they_differ_enough():
+    def thing(category, x, width, height=10):
+        return SceneObject(category, (x, 0, width, height), {}, width * height)
+
+    cat, dog, cup = thing("cat", 0, 20), thing("dog", 60, 30), thing("cup", 62, 22)
+    sample = Sample(
+        1,
+        lambda: None,
+        100,
+        100,
+        objects=(cat, dog, cup, thing("pea", 5, 1), thing("pea", 9, 1)),
+        backdrop="grass",
+    )
+    asked = questions_for([sample], ["larger", "left", "backdrop"])
+    found = {(q.task, frozenset(w for w in ("cat", "dog", "cup") if w in q.text)): q.answer for q in asked}
+    assert found == {
+        ("larger", frozenset({"cat", "dog"})): "dog",  # 300 against 200 px; cat and cup are too alike
+        ("larger", frozenset({"cup", "dog"})): "dog",
+        ("left", frozenset({"cat", "dog"})): "cat",
+        ("left", frozenset({"cat", "cup"})): "cat",  # dog and cup lie too close
+        ("backdrop", frozenset()): "grass",
+    }
+    assert "larger" in default_tasks([sample])

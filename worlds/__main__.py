@@ -50,7 +50,39 @@ def _parser() -> argparse.ArgumentParser:
     scenes.add_argument("--split", default="validation", help="train, validation or test, with --n")
     scenes.add_argument("--seed", type=int, default=0, help="stream of scenes, with --n")
     scenes.set_defaults(run=_scenes)
+    fetch = commands.add_parser("fetch", help="fetch the pictures that photographs are composed of (Debian)")
+    fetch.add_argument("--folder", type=Path, help="where they go (default: the user's cache)")
+    fetch.set_defaults(run=_fetch)
+    reading = commands.add_parser(
+        "photographs", help="write the sample, or train the model, a stage at a time"
+    )
+    reading.add_argument(
+        "--stage", required=True, help="features, words-<seed>, symbols, all-<seed>, dropped-<seed>"
+    )
+    reading.add_argument("--folder", type=Path, required=True, help="features, checkpoints, weights and logs")
+    reading.add_argument("--threads", type=int, help="cores (default: all)")
+    reading.set_defaults(run=_photographs)
     return parser
+
+
+def _fetch(options: argparse.Namespace) -> None:
+    from worlds.photographs.sources import default_folder, fetch
+
+    fetch(options.folder or default_folder())
+
+
+def _photographs(options: argparse.Namespace) -> None:
+    import torch
+
+    from worlds.photographs.dataset import write_sample
+    from worlds.photographs.training import Recipe, train_stage
+
+    if options.stage == "sample":
+        write_sample(options.folder)
+        return
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    train_stage(options.stage, options.folder, Recipe())
 
 
 def _scenes(options: argparse.Namespace) -> None:

@@ -134,6 +134,7 @@ class CocoDataset(Dataset[Sample]):
             objects=objects,
             source=self.source,
             file_name=entry.file_name,
+            backdrop=record.get("backdrop") if coco else None,
         )
 
     def _check_masks(self) -> None:

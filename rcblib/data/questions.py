@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import partial
+from itertools import combinations
 from typing import Protocol
 
 import numpy as np
@@ -18,7 +19,25 @@ COUNT_QUESTION = "How many objects are there in the image?"
 
 DIGIT_QUESTION = "Which digit is written in the image?"
 
-TASKS = ("one_word", "caption", "yes_no", "color", "count", "position", "digit")
+BACKDROP_QUESTION = "What is in the background of the image?"
+
+TASKS = (
+    "one_word",
+    "caption",
+    "yes_no",
+    "color",
+    "count",
+    "position",
+    "digit",
+    "larger",
+    "left",
+    "backdrop",
+)
+
+PAIR_RATIO, PAIR_DISTANCE = 1.3, 0.15
+"""Least ratio of two areas, and distance of two centres as a share of the width, for two objects to be compared."""
+
+PAIR_TASKS = ("larger", "left")
 
 POPE_SUBSETS = ("random", "popular", "adversarial")
 
@@ -69,6 +88,16 @@ def position_question(category: str) -> str:
     return f"Where in the image is the {category}?"
 
 
+def larger_question(first: str, second: str) -> str:
+    """Ask which of two named objects covers more of the image."""
+    return f"Which is larger in the image, the {first} or the {second}?"
+
+
+def left_question(first: str, second: str) -> str:
+    """Ask which of two named objects is further left."""
+    return f"Which is further left in the image, the {first} or the {second}?"
+
+
 def dominant(objects: Sequence[KnownObject]) -> KnownObject | None:
     """Return the object whose area is at least 1.5 times the next largest, or `None`."""
     by_area = sorted(objects, key=lambda o: -o.area)
@@ -90,16 +119,40 @@ def _unique(objects: Sequence[KnownObject]) -> list[KnownObject]:
     return [o for o in objects if times[o.category] == 1]
 
 
+def _pairs(objects: Sequence[KnownObject], width: int, task: str) -> list[tuple[str, str]]:
+    """Compare every two objects that differ enough; which of them is named first does not depend on the answer."""
+    pairs = []
+    for a, b in combinations(sorted(_unique(objects), key=lambda o: o.category), 2):
+        if sum(map(ord, a.category + b.category)) % 2:
+            a, b = b, a
+        if task == "larger" and max(a.area, b.area) >= PAIR_RATIO * min(a.area, b.area):
+            right = a if a.area > b.area else b
+            pairs.append((larger_question(a.category, b.category), right.category))
+        if task == "left" and abs(a.center[0] - b.center[0]) >= PAIR_DISTANCE * width:
+            right = a if a.center[0] < b.center[0] else b
+            pairs.append((left_question(a.category, b.category), right.category))
+    return pairs
+
+
 def task_questions(
-    image_id: int, objects: Sequence[KnownObject], width: int, height: int, caption: str | None, task: str
+    image_id: int,
+    objects: Sequence[KnownObject],
+    width: int,
+    height: int,
+    caption: str | None,
+    task: str,
+    backdrop: str | None = None,
 ) -> list[Question]:
     """List every question of a family that has one right answer for this image, yes/no excepted.
 
     Parameters
     ----------
     task : str
-        ``one_word``, ``caption``, ``color``, ``count``, ``position`` or ``digit``; yes/no questions need to know the
-        other images, see `pope_questions`.
+        ``one_word``, ``caption``, ``color``, ``count``, ``position``, ``digit``, ``larger`` or ``left`` (which of two
+        objects), ``backdrop`` (what is behind them); yes/no questions need to know the other images, see
+        `pope_questions`.
+    backdrop : str, optional
+        What is behind the objects, in a word.
 
     Raises
     ------
@@ -124,6 +177,10 @@ def task_questions(
     elif task == "digit":
         digits = [o.category for o in objects if o.category in DIGITS]
         pairs = [(DIGIT_QUESTION, digits[0])] if len(digits) == 1 else []
+    elif task in PAIR_TASKS:
+        pairs = _pairs(objects, width, task)
+    elif task == "backdrop":
+        pairs = [(BACKDROP_QUESTION, backdrop)] if backdrop else []
     else:
         raise ParameterError("task", task, ", ".join(t for t in TASKS if t != "yes_no"))
     return [Question(image_id, task, text, answer) for text, answer in pairs]
@@ -171,6 +228,16 @@ def pope_questions(
     return questions
 
 
+def default_tasks(samples: Iterable[Sample]) -> tuple[str, ...]:
+    """Return the families that samples are asked where nobody chose: all but those of `PAIR_TASKS`, as a rule.
+
+    Two objects are compared where backdrops are known, as of photographs: models of drawn scenes have no word for it.
+    """
+    if any(getattr(sample, "backdrop", None) for sample in samples):
+        return TASKS
+    return tuple(task for task in TASKS if task not in PAIR_TASKS)
+
+
 def questions_for(
     samples: Iterable[Sample],
     tasks: Sequence[str] | None = None,
@@ -184,8 +251,8 @@ def questions_for(
     samples : iterable of Sample
         Images with annotated objects. POPE's frequencies and co-occurrences are counted over all of them.
     tasks : sequence of str, optional
-        Families, of `TASKS`; by default every family that these samples have questions of:
-        colours are known of scenes only.
+        Families, of `TASKS`; by default those of `default_tasks` that these samples have questions of: colours are
+        known of scenes only.
     n_per_task : int, optional
         Questions a family, drawn without replacement; ``None`` means all there are, and for ``yes_no`` 6 an image. For
         ``yes_no`` it is rounded up to a multiple of 6: the three samplings ask about the same images, each as often
@@ -208,14 +275,14 @@ def questions_for(
     -----
     Source: Li et al. 2023 for yes/no questions.
     """
-    asked = TASKS if tasks is None else (tasks,) if isinstance(tasks, str) else tuple(tasks)
+    samples = list(samples)
+    asked = default_tasks(samples) if tasks is None else (tasks,) if isinstance(tasks, str) else tuple(tasks)
     unknown = [task for task in asked if task not in TASKS]
     if unknown or not asked:
         raise ParameterError("tasks", unknown or asked, ", ".join(TASKS))
     if n_per_task is not None:
         check_integer("n_per_task", n_per_task, 1)
     check_integer("seed", seed, 0)
-    samples = list(samples)
     if not samples:
         raise ParameterError("samples", "none", "at least one sample")
     bare = [sample.image_id for sample in samples if sample.objects is None]
@@ -256,7 +323,8 @@ def _one_answer(
     for sample in samples:
         # A caption is scored by the objects it names, so an image without any is not asked for one.
         caption = sample.captions[0] if sample.captions and sample.objects else None
-        found += task_questions(sample.image_id, sample.objects, sample.width, sample.height, caption, task)
+        size = sample.width, sample.height
+        found += task_questions(sample.image_id, sample.objects, *size, caption, task, sample.backdrop)
     drawn = np.sort(rng.permutation(len(found))[:n])
     return [found[i] for i in drawn], len(found)
 

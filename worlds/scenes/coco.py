@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterable
 from functools import partial
-from pathlib import Path
-from typing import Any
 
-import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
 from rcblib.records import ParameterError, Sample, SceneObject
+from worlds.coco import encode_mask, write_coco
 from worlds.scenes.captions import captions
 from worlds.scenes.generator import PlacedObject, Scene
 from worlds.scenes.vocabulary import CATEGORIES, SHAPES
-
-CATEGORY_IDS = {name: i for i, name in enumerate(CATEGORIES, 1)}
-
-
-def encode_mask(mask: np.ndarray) -> dict[str, Any]:
-    """Encode a boolean mask `(height, width)` as COCO's compressed run lengths: ``size`` and ``counts`` (bytes)."""
-    return coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
 
 
 def scene_object(item: PlacedObject, height: int, width: int) -> SceneObject:
@@ -91,58 +81,12 @@ def export_coco(scenes: Iterable[Scene], folder: str | os.PathLike, split: str) 
     if len({scene.index for scene in scenes}) < len(scenes):
         raise ParameterError("scenes", "an index more than once", "distinct indices")
 
-    pictures, annotations = Path(folder) / "images" / split, Path(folder) / "annotations"
-    pictures.mkdir(parents=True, exist_ok=True)
-    annotations.mkdir(parents=True, exist_ok=True)
-    images, instances, sentences = [], [], []
-    for scene in scenes:
-        sample = scene_sample(scene)
-        sample.image.save(pictures / sample.file_name, optimize=True)
-        images.append(
-            {
-                "id": sample.image_id,
-                "file_name": sample.file_name,
-                "width": sample.width,
-                "height": sample.height,
-                "background": scene.background,
-                "seed": scene.seed,
-                "index": scene.index,
-            }
-        )
-        for item in sample.objects:
-            instances.append(
-                {
-                    "id": len(instances) + 1,
-                    "image_id": sample.image_id,
-                    "category_id": CATEGORY_IDS[item.category],
-                    "bbox": list(item.box),
-                    "segmentation": {**item.rle, "counts": item.rle["counts"].decode("ascii")},
-                    "area": item.area,
-                    "iscrowd": 0,
-                    "color": item.color,
-                }
-            )
-        for caption in sample.captions:
-            sentences.append({"id": len(sentences) + 1, "image_id": sample.image_id, "caption": caption})
-
-    info = {"description": "Scenes of the embedded world", "source": "scenes", "split": split}
-    categories = [
-        {"id": i, "name": name, "supercategory": "shape" if name in SHAPES else "digit"}
-        for name, i in CATEGORY_IDS.items()
-    ]
-    common = {"info": info, "images": images}
-    _write(
-        annotations / f"instances_{split}.json",
-        {**common, "categories": categories, "annotations": instances},
+    write_coco(
+        [scene_sample(scene) for scene in scenes],
+        folder,
+        split,
+        info={"description": "Scenes of the embedded world", "source": "scenes", "split": split},
+        categories={name: "shape" if name in SHAPES else "digit" for name in CATEGORIES},
+        records=[{"background": s.background, "seed": s.seed, "index": s.index} for s in scenes],
+        optimize=True,
     )
-    _write(annotations / f"captions_{split}.json", {**common, "annotations": sentences})
-
-
-def _write(path: Path, value: Any) -> None:
-    """Write JSON with a record a line, so that a change shows as the lines it touches."""
-    parts = []
-    for key, entry in value.items():
-        is_table = isinstance(entry, list)
-        text = ",\n".join(map(json.dumps, entry)) if is_table else json.dumps(entry)
-        parts.append(f'"{key}": [\n{text}\n]' if is_table else f'"{key}": {text}')
-    path.write_text("{" + ",\n".join(parts) + "}\n", encoding="utf-8")

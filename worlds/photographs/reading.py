@@ -1,0 +1,345 @@
+"""Teach the LLM to read visual tokens: low-rank adapters and the connector, answers alone in the loss.
+
+First on symbolic scenes, whose rows are the LLM's own words for what stands there; then on photographs. An arm that is
+trained with dropping sees photographs with tokens left out, chosen without masks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from torch.utils.data import Dataset
+from transformers import AttentionInterface
+
+from rcblib.data.questions import task_questions, yes_no_question
+from rcblib.records import Question
+from worlds.photographs.sources import nouns
+from worlds.photographs.words import Connector
+from worlds.scenes.captions import captions
+from worlds.training.packing import IGNORED, block_mask
+
+SIDE = 12
+"""Tokens along a side of a picture."""
+
+N_TOKENS = SIDE * SIDE
+
+MIX = {
+    "one_word": 1.0,
+    "caption": 0.5,
+    "larger": 0.6,
+    "left": 0.6,
+    "count": 0.4,
+    "position": 0.4,
+    "backdrop": 0.4,
+}
+"""How often a question of a family is asked about an image that has one."""
+
+DROPPING = {"all": 0.2, "random": 0.3, "block": 0.2, "cluster": 0.3}
+"""How often which tokens are left: all, drawn at random, near a point, or clusters of like features."""
+
+KEPT_POSITIONS = 0.25
+"""Share of steps with dropped tokens in which those left keep their position ids."""
+
+
+@dataclass(frozen=True)
+class Thing:
+    """Describe one object as far as questions ask about it: noun, area, centre; units are those of the picture."""
+
+    category: str
+    area: float
+    center: tuple[float, float]
+    color: str | None = None
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Hold what is asked about one picture: its things, its backdrop, and its size."""
+
+    things: tuple[Thing, ...]
+    backdrop: str | None
+    side: float
+
+
+def training_questions(picture: Picture, rng: np.random.Generator) -> list[Question]:
+    """Draw what one picture is asked: a present and an absent noun, and some of the other families, in random order."""
+    asked = []
+    for task, share in MIX.items():
+        if rng.random() < share:
+            found = task_questions(
+                0,
+                picture.things,
+                picture.side,
+                picture.side,
+                captions(picture.things, "")[0],
+                task,
+                picture.backdrop,
+            )
+            asked += [found[i] for i in rng.permutation(len(found))[:1]]
+    present = [thing.category for thing in picture.things]
+    absent = [noun for noun in nouns() if noun not in present]
+    for noun, answer in (
+        (present[rng.integers(len(present))], "yes"),
+        (absent[rng.integers(len(absent))], "no"),
+    ):
+        asked.append(Question(0, "yes_no", yes_no_question(noun), answer))
+    return [asked[i] for i in rng.permutation(len(asked))]
+
+
+class ChatPacker:
+    """Lay the questions about one picture behind its visual tokens, in the words of a chat template.
+
+    Every question sees the picture and itself only and starts at the position that follows the picture, so that each
+    reads exactly what it would read alone.
+    """
+
+    def __init__(self, processor: Any):
+        self.tokenizer = processor.tokenizer
+        mark = "\x00"
+        content = [{"type": "image"}, {"type": "text", "text": mark}]
+        text = processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True
+        )
+        before, after = text.split(mark)
+        self.before = self.tokenizer(before.replace(processor.image_token, "\x00").split("\x00")[0]).input_ids
+        self.between = before.split(processor.image_token)[1]
+        self.after = after
+        self._ids = lru_cache(maxsize=20_000)(self._encode)
+
+    def _encode(self, question: str, answer: str) -> tuple[list[int], list[int]]:
+        asked = self.tokenizer(f"{self.between}{question}{self.after}", add_special_tokens=False).input_ids
+        said = self.tokenizer(answer, add_special_tokens=False).input_ids + [self.tokenizer.eos_token_id]
+        return asked + said, [IGNORED] * (len(asked) - 1) + said + [IGNORED]
+
+    def pack(self, pictures: Sequence[Sequence[Question]]) -> dict[str, torch.Tensor]:
+        """Return `ids`, `labels`, `segment` and `offset`, each ``(n_pictures, n_text)``, padded on the right."""
+        rows = []
+        for questions in pictures:
+            ids, labels, segment, offset = [], [], [], []
+            for number, question in enumerate(questions, 1):
+                part, said = self._ids(question.text, question.answer)
+                ids += part
+                labels += said
+                segment += [number] * len(part)
+                offset += range(len(part))
+            rows.append((ids, labels, segment, offset))
+        longest = max(len(row[0]) for row in rows)
+        fill = (self.tokenizer.pad_token_id, IGNORED, 0, 0)
+        return {
+            key: torch.tensor([row[i] + [fill[i]] * (longest - len(row[i])) for row in rows])
+            for i, key in enumerate(("ids", "labels", "segment", "offset"))
+        }
+
+
+def left_tokens(features: np.ndarray, n: int, kind: str, rng: np.random.Generator) -> np.ndarray:
+    """Choose which `n` tokens of a picture are left, without knowing what is where.
+
+    Parameters
+    ----------
+    features : numpy.ndarray
+        ``(N_TOKENS, d)`` rows of the encoder.
+    n : int
+        Tokens left.
+    kind : {"all", "random", "block", "cluster"}
+        `"block"`: those nearest to a point; `"cluster"`: those of clusters of like features, one cluster after the
+        other in random order.
+
+    Returns
+    -------
+    numpy.ndarray
+        ``(n,)`` ascending positions.
+    """
+    order = rng.permutation(N_TOKENS)
+    if kind == "block":
+        rows, columns = np.divmod(np.arange(N_TOKENS), SIDE)
+        y, x = rng.uniform(0, SIDE - 1, 2)
+        order = np.argsort(np.maximum(np.abs(rows - y), np.abs(columns - x)), kind="stable")
+    elif kind == "cluster":
+        unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+        nearest = (unit @ unit[order[: rng.integers(2, 7)]].T).argmax(1)
+        place = rng.permutation(nearest.max() + 1)[nearest]
+        order = order[np.argsort(place[order], kind="stable")]
+    return np.sort(order[:n])
+
+
+class PhotographBatches(Dataset):
+    """Draw the batch of step *k*: features of photographs, which tokens are left, and packed questions.
+
+    Parameters
+    ----------
+    features : numpy.ndarray
+        ``(n, N_TOKENS, d)`` of the training photographs.
+    pictures : sequence of Picture
+        What is asked about each.
+    dropping : bool
+        Whether tokens are left out.
+    """
+
+    def __init__(
+        self,
+        features: np.ndarray,
+        pictures: Sequence[Picture],
+        packer: ChatPacker,
+        seed: int,
+        batch_size: int,
+        dropping: bool,
+    ):
+        self.features, self.pictures, self.packer = features, pictures, packer
+        self.seed, self.batch_size, self.dropping = seed, batch_size, dropping
+
+    def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
+        rng = np.random.default_rng([self.seed, step, 11])
+        start = step * self.batch_size
+        epoch_order = [np.random.default_rng([self.seed, (start + i) // len(self.pictures)]) for i in (0,)]
+        order = epoch_order[0].permutation(len(self.pictures))
+        chosen = [order[(start + i) % len(order)] for i in range(self.batch_size)]
+        batch = self.packer.pack([training_questions(self.pictures[i], rng) for i in chosen])
+        kind = str(rng.choice(list(DROPPING), p=list(DROPPING.values()))) if self.dropping else "all"
+        n = N_TOKENS if kind == "all" else int(np.exp(rng.uniform(0, np.log(N_TOKENS * 0.75))))
+        rows = [self.features[i].astype(np.float32) for i in chosen]
+        left = np.stack([left_tokens(own, n, kind, rng) for own in rows])
+        batch["rows"] = torch.from_numpy(np.stack([own[kept] for own, kept in zip(rows, left, strict=True)]))
+        keeps = kind != "all" and rng.random() < KEPT_POSITIONS
+        places = left if keeps else np.broadcast_to(np.arange(n), left.shape)
+        batch["places"] = torch.from_numpy(places.astype(np.int64))
+        batch["n_places"] = torch.tensor(N_TOKENS if keeps else n)
+        return batch
+
+
+class SymbolicBatches(Dataset):
+    """Draw the batch of step *k* of symbolic scenes: no picture at all, rows are the LLM's words for what stands there.
+
+    Parameters
+    ----------
+    words : torch.Tensor
+        ``(n_nouns, d_model)`` word embeddings of the nouns.
+    """
+
+    def __init__(self, words: torch.Tensor, packer: ChatPacker, seed: int, batch_size: int):
+        self.words, self.packer, self.seed, self.batch_size = words, packer, seed, batch_size
+
+    def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
+        rng = np.random.default_rng([self.seed, step, 12])
+        side = int(rng.integers(4, SIDE + 1)) if rng.random() < 0.75 else SIDE
+        norm, width = float(self.words.norm(dim=-1).mean()), self.words.shape[-1]
+        pictures, rows = [], []
+        for _ in range(self.batch_size):
+            owner, things = _blobs(side, rng)
+            noise = (
+                torch.from_numpy(rng.standard_normal((side * side, width)).astype(np.float32)) / width**0.5
+            )
+            is_on = torch.from_numpy(owner >= 0)[:, None]
+            said = self.words[[nouns().index(t.category) for t in things]][np.maximum(owner, 0)]
+            rows.append(torch.where(is_on, said + 0.75 * norm * noise, rng.uniform(0.1, 0.6) * norm * noise))
+            pictures.append(Picture(tuple(things), None, float(side)))
+        batch = self.packer.pack([training_questions(picture, rng) for picture in pictures])
+        batch["rows"] = torch.stack(rows)
+        batch["places"] = torch.arange(side * side).expand(self.batch_size, -1)
+        batch["n_places"] = torch.tensor(side * side)
+        return batch
+
+
+def _blobs(side: int, rng: np.random.Generator) -> tuple[np.ndarray, list[Thing]]:
+    """Draw one to three ellipses on a grid; return each cell's owner, -1 for none, and the things by their nouns."""
+    n = int(rng.integers(1, 4))
+    rows, columns = np.divmod(np.arange(side * side), side)
+    owner = np.full(side * side, -1)
+    for k in range(n):
+        y, x = rng.uniform(0, side - 1, 2)
+        height, width = rng.uniform(0.15, 0.45, 2) * side
+        inside = ((rows - y) / height) ** 2 + ((columns - x) / width) ** 2 <= 1
+        inside[int(round(y)) * side + int(round(x))] = True
+        owner[inside] = k
+    there = [k for k in range(n) if (owner == k).any()]
+    names = rng.choice(nouns(), size=len(there), replace=False)
+    things = []
+    for k, name in zip(there, names, strict=True):
+        cells = np.flatnonzero(owner == k)
+        y, x = np.divmod(cells, side)
+        center = ((x.min() + x.max() + 1) / 2, (y.min() + y.max() + 1) / 2)
+        things.append(Thing(str(name), float(len(cells)), center))
+    renumber = {k: i for i, k in enumerate(there)} | {-1: -1}
+    return np.array([renumber[k] for k in owner]), things
+
+
+class Reader(nn.Module):
+    """Hold what is trained: a connector and an LLM with low-rank adapters on its attention.
+
+    Parameters
+    ----------
+    llm : transformers.LlamaForCausalLM
+        Frozen; its weights in bfloat16 where that is fast.
+    connector : Connector
+        Not used where rows are given as the LLM reads them.
+    before : sequence of int
+        Ids that stand before the picture.
+    """
+
+    def __init__(
+        self, llm: Any, connector: Connector, before: Sequence[int], rank: int, connect: bool = True
+    ):
+        super().__init__()
+        self.connector, self.connect = connector, connect
+        self.register_buffer("before", torch.tensor(before))
+        self.llm = llm if isinstance(llm, PeftModel) else get_peft_model(llm, lora_config(rank))
+
+    def loss(self, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
+        """Return the mean cross-entropy of the answers' tokens, and the share of them that would be said."""
+        decoder = self.llm.get_base_model()
+        table = decoder.get_input_embeddings()
+        rows = self.connector(batch["rows"]) if self.connect else batch["rows"]
+        n_pictures, n_before = len(rows), len(self.before)
+        before = table(self.before).expand(n_pictures, -1, -1)
+        embedded = torch.cat([before, rows.to(before.dtype), table(batch["ids"])], dim=1)
+        mask = block_mask(batch["segment"], n_before + rows.shape[1])
+        places = torch.cat(
+            [
+                torch.arange(n_before).expand(n_pictures, -1),
+                n_before + batch["places"],
+                n_before + batch["n_places"] + batch["offset"],
+            ],
+            dim=1,
+        )
+        zero = torch.zeros((), dtype=embedded.dtype)
+        bias = zero.where(mask, torch.finfo(embedded.dtype).min)[:, None]
+        hidden = decoder.model(
+            inputs_embeds=embedded, attention_mask=bias, position_ids=places
+        ).last_hidden_state
+        told = batch["labels"] != IGNORED
+        logits = decoder.lm_head(hidden[:, -batch["ids"].shape[1] :][told])
+        targets = batch["labels"][told]
+        value = nn.functional.cross_entropy(logits.float(), targets)
+        right = (logits.argmax(-1) == targets).float().mean()
+        return value, {"right": float(right)}
+
+
+def plain_attention(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor,
+    scaling: float,
+    dropout: float = 0.0,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attend by two products and a softmax: on a CPU in bfloat16 less than half the time of the fused kernel."""
+    n_pictures, n_heads, n, d = query.shape
+    grouped = query.view(n_pictures, key.shape[1], -1, n, d)
+    scores = grouped @ key.unsqueeze(2).transpose(-1, -2) * scaling + attention_mask.unsqueeze(1)
+    attended = scores.softmax(-1) @ value.unsqueeze(2)
+    return attended.view(n_pictures, n_heads, n, d).transpose(1, 2), None
+
+
+AttentionInterface.register("plain", plain_attention)
+
+
+def lora_config(rank: int) -> LoraConfig:
+    """Return which of the LLM's layers are adapted: the projections of attention."""
+    return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"])

@@ -1,0 +1,182 @@
+"""Teach a connector to say nouns: first from captions alone, then once more from labels that it gives itself.
+
+No mask is used anywhere: a caption says which nouns an image shows, not where.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+FEATURE_SCALE = 0.5
+"""Standard deviation of the encoder's hidden state -2, which the connector's first layer divides by."""
+
+
+@dataclass(frozen=True)
+class WordsConfig:
+    """Set both steps; the defaults are those that were used.
+
+    Attributes
+    ----------
+    n_steps, batch_size, learning_rate
+        Of the first step: images a batch; AdamW with a cosine to zero.
+    sharpness : float
+        Factor of the cosine inside the log-sum-exp over an image's patches.
+    norm_weight : float
+        Weight of the squared distance of a row's norm to that of the words.
+    n_again, batch_again, sharpness_again : int, int, float
+        Of the second step: patches with a noun a batch (a third as many without), factor of the cosine.
+    distance_weight, background_weight : float
+        Of the second step: squared distance to the noun's embedding, squared norm of patches without a noun.
+    """
+
+    n_steps: int = 500
+    batch_size: int = 64
+    learning_rate: float = 2e-3
+    sharpness: float = 20.0
+    norm_weight: float = 0.05
+    n_again: int = 2500
+    batch_again: int = 384
+    sharpness_again: float = 15.0
+    distance_weight: float = 0.5
+    background_weight: float = 0.15
+
+
+class Connector(nn.Module):
+    """Map encoder rows to rows of the LLM: Linear, GELU, Linear, named as in `LlavaMultiModalProjector`."""
+
+    def __init__(self, d_encoder: int, d_model: int):
+        super().__init__()
+        self.linear_1 = nn.Linear(d_encoder, d_model)
+        self.linear_2 = nn.Linear(d_model, d_model)
+        with torch.no_grad():
+            self.linear_1.weight /= FEATURE_SCALE
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Return ``(..., d_model)`` for features ``(..., d_encoder)``."""
+        return self.linear_2(F.gelu(self.linear_1(features)))
+
+
+def _cosine_schedule(optimizer: torch.optim.Optimizer, n_steps: int) -> torch.optim.lr_scheduler.LambdaLR:
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: 0.5 * (1 + math.cos(math.pi * k / n_steps)))
+
+
+def train_words(
+    features: torch.Tensor, named: torch.Tensor, words: torch.Tensor, config: WordsConfig, seed: int
+) -> Connector:
+    """Train a connector on which nouns captions name (multiple-instance learning).
+
+    Parameters
+    ----------
+    features : torch.Tensor
+        ``(n_images, n_patches, d_encoder)``, any float type.
+    named : torch.Tensor
+        Boolean ``(n_images, n_nouns)``: the nouns of each caption.
+    words : torch.Tensor
+        ``(n_nouns, d_model)`` word embeddings of the nouns.
+    config : WordsConfig
+        Length and weights.
+    seed : int
+        Of the initial weights and the order of images.
+
+    Returns
+    -------
+    Connector
+
+    Notes
+    -----
+    An image's score for a noun is the log-sum-exp over its patches of `sharpness` times the cosine to the noun's word;
+    each noun of its caption is set against all nouns that are not in it.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        connector = Connector(features.shape[-1], words.shape[-1])
+    unit, norm = F.normalize(words, dim=-1), words.norm(dim=-1).mean()
+    optimizer = torch.optim.AdamW(connector.parameters(), lr=config.learning_rate)
+    schedule = _cosine_schedule(optimizer, config.n_steps)
+    for step in range(config.n_steps):
+        chosen = torch.randint(len(features), (config.batch_size,), generator=generator)
+        rows = connector(features[chosen].float())
+        cosine = F.normalize(rows, dim=-1) @ unit.T
+        scores = torch.logsumexp(config.sharpness * cosine, dim=1)
+        present = named[chosen]
+        absent = scores.masked_fill(present, -torch.inf).logsumexp(1, keepdim=True)
+        loss = F.softplus(absent - scores)[present].mean()
+        loss = loss + config.norm_weight * (rows.norm(dim=-1) - norm).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        if step % 50 == 0 or step == config.n_steps - 1:
+            print(f"words {step}/{config.n_steps}: loss {loss.item():.3f}", flush=True)
+    return connector
+
+
+@torch.no_grad()
+def own_labels(
+    connector: Connector, features: torch.Tensor, named: torch.Tensor, words: torch.Tensor
+) -> torch.Tensor:
+    """Label each patch with its nearest noun where that stands in its image's caption, else with -1.
+
+    Returns
+    -------
+    torch.Tensor
+        int64 ``(n_images, n_patches)``.
+    """
+    unit, labels = F.normalize(words, dim=-1), []
+    for rows, present in zip(features.split(64), named.split(64), strict=True):
+        nearest = (F.normalize(connector(rows.float()), dim=-1) @ unit.T).argmax(-1)
+        labels.append(nearest.where(present.gather(1, nearest), torch.tensor(-1)))
+    return torch.cat(labels)
+
+
+def label_again(
+    connector: Connector,
+    features: torch.Tensor,
+    labels: torch.Tensor,
+    words: torch.Tensor,
+    config: WordsConfig,
+    seed: int,
+) -> None:
+    """Train the connector on labels of its own, so that its rows become the words that they ranked first.
+
+    Parameters
+    ----------
+    connector : Connector
+        From `train_words`; changed in place.
+    features : torch.Tensor
+        ``(n_images, n_patches, d_encoder)``.
+    labels : torch.Tensor
+        From `own_labels`.
+    words : torch.Tensor
+        ``(n_nouns, d_model)``.
+
+    Notes
+    -----
+    Cross-entropy over the nouns, and the squared distance to the noun's word: directions that only rank nouns are no
+    words to an LLM. Patches without a label are pulled towards zero.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    flat, labels, unit = features.flatten(0, 1), labels.flatten(), F.normalize(words, dim=-1)
+    told, untold = torch.nonzero(labels >= 0)[:, 0], torch.nonzero(labels < 0)[:, 0]
+    optimizer = torch.optim.AdamW(connector.parameters(), lr=config.learning_rate)
+    schedule = _cosine_schedule(optimizer, config.n_again)
+    for step in range(config.n_again):
+        some = told[torch.randint(len(told), (config.batch_again,), generator=generator)]
+        rest = untold[torch.randint(len(untold), (config.batch_again // 3,), generator=generator)]
+        rows = connector(flat[some].float())
+        target = labels[some]
+        loss = F.cross_entropy(config.sharpness_again * F.normalize(rows, dim=-1) @ unit.T, target)
+        loss = loss + config.distance_weight * (rows - words[target]).square().sum(-1).mean()
+        loss = loss + config.background_weight * connector(flat[rest].float()).square().sum(-1).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        if step % 500 == 0 or step == config.n_again - 1:
+            print(f"own labels {step}/{config.n_again}: loss {loss.item():.3f}", flush=True)
