@@ -300,7 +300,7 @@ LLAVA_ONEVISION_SCENES = Recipe(
 
 
 _COMMON_DROPPED = Dropping({"scattered": 0.2, "window": 0.1, "rare": 0.45})
-"""What the second stage of an arm sees: mostly images without what fills them."""
+"""What the second stage of an arm sees: mostly images without what fills them, as a codebook leaves them."""
 
 
 def _dropped(recipe: Recipe, *stages: Stage) -> Recipe:
