@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rcblib.runs.command import OneLineParser, run_command
 
@@ -71,15 +72,18 @@ def _fetch(options: argparse.Namespace) -> None:
     fetch(options.folder or default_folder())
 
 
-def _photographs(options: argparse.Namespace) -> None:
+def _photographs(options: argparse.Namespace) -> Any:
     import torch
 
     from worlds.photographs.dataset import write_sample
     from worlds.photographs.training import Recipe, train_stage
 
     if options.stage == "sample":
-        write_sample(options.folder)
-        return
+        return write_sample(options.folder)
+    if options.stage == "scores":
+        from worlds.photographs.scores import write_scores
+
+        return write_scores(options.folder)
     if options.threads:
         torch.set_num_threads(options.threads)
     train_stage(options.stage, options.folder, Recipe())
