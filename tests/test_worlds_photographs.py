@@ -14,6 +14,8 @@ from PIL import Image
 from rcblib.data.coco import CocoDataset
 from rcblib.data.opening import open_dataset
 from rcblib.data.questions import questions_for
+from rcblib.evaluate.grid import evaluate_grid
+from rcblib.mllm.loading import load_model
 from rcblib.records import ImageError, ParameterError, Question, UnsupportedModelError
 from worlds.photographs import assembly, compose, parts, reading, sources, words
 from worlds.photographs.dataset import SAMPLE_SIZES, PhotographDataset
@@ -269,3 +271,17 @@ def test_packed_questions_read_what_they_would_read_alone():
         assert own[: len(whole)] == whole
         assert processor.tokenizer.decode(own[len(whole) :]) == f"{question.answer}<|im_end|>"
     assert packer.before == processor.tokenizer(chat.split(processor.image_token)[0]).input_ids
+
+
+@pytest.mark.parametrize("name", ["llava-photographs", "llava-photographs-dropped"])
+def test_models_are_put_together_by_name_and_name_what_they_see(name):
+    needs_parts()
+    model, processor = load_model(name, "cpu", "bfloat16")
+    assert model.config.vision_config.model_type == "dinov2" and model.config.rcb_world == "photographs"
+    samples = open_dataset("photographs", "validation", 60)[:]
+    asked = questions_for(samples, ["one_word"])[:12]
+    answers = evaluate_grid(
+        model, processor, asked, samples, {"all tokens": None}, batch_size=12, progress=False
+    )
+    assert answers["score"].mean() >= 0.5  # guessing gets less than 0.1
+    assert set(answers["n_visual_tokens"]) == {144}

@@ -76,7 +76,7 @@ def _photographs(options: argparse.Namespace) -> Any:
     import torch
 
     from worlds.photographs.dataset import write_sample
-    from worlds.photographs.training import Recipe, train_stage
+    from worlds.photographs.training import PhotographRecipe, train_stage
 
     if options.stage == "sample":
         return write_sample(options.folder)
@@ -86,7 +86,7 @@ def _photographs(options: argparse.Namespace) -> Any:
         return write_scores(options.folder)
     if options.threads:
         torch.set_num_threads(options.threads)
-    train_stage(options.stage, options.folder, Recipe())
+    train_stage(options.stage, options.folder, PhotographRecipe())
 
 
 def _scenes(options: argparse.Namespace) -> None:

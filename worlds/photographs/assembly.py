@@ -186,8 +186,3 @@ def llava_photographs() -> Path:
 def llava_photographs_dropped() -> Path:
     """Return the LLaVA-type model of real parts, trained on inputs with tokens dropped too."""
     return assembled("llava-photographs-dropped")
-
-
-def llava_next_photographs() -> Path:
-    """Return the LLaVA-NeXT-type model of the same parts, trained with dropping."""
-    return assembled("llava-next-photographs")

@@ -268,7 +268,7 @@ def _blobs(side: int, rng: np.random.Generator) -> tuple[np.ndarray, list[Thing]
     return np.array([renumber[k] for k in owner]), things
 
 
-class Reader(nn.Module):
+class PhotographReader(nn.Module):
     """Hold what is trained: a connector and an LLM with low-rank adapters on its attention.
 
     Parameters

@@ -26,8 +26,8 @@ from worlds.photographs.parts import language_model, vision_encoder
 from worlds.photographs.reading import (
     ChatPacker,
     PhotographBatches,
+    PhotographReader,
     Picture,
-    Reader,
     SymbolicBatches,
     Thing,
 )
@@ -45,7 +45,7 @@ RANK = 8
 
 
 @dataclass(frozen=True)
-class Recipe:
+class PhotographRecipe:
     """Set how long each stage is.
 
     Attributes
@@ -140,11 +140,11 @@ def named_nouns(pictures: Sequence[Picture]) -> torch.Tensor:
 class _Trained(torch.nn.ParameterList):
     """Show a training loop only what is trained, so that checkpoints do not hold the frozen LLM."""
 
-    def __init__(self, reader: Reader):
+    def __init__(self, reader: PhotographReader):
         super().__init__([value for value in reader.parameters() if value.requires_grad])
 
 
-def train_stage(stage: str, folder: Path, recipe: Recipe) -> None:
+def train_stage(stage: str, folder: Path, recipe: PhotographRecipe) -> None:
     """Run one stage, or go on with it where it was interrupted.
 
     Parameters
@@ -153,7 +153,7 @@ def train_stage(stage: str, folder: Path, recipe: Recipe) -> None:
         ``features``, ``words-<seed>``, ``symbols``, or an arm of `ARMS` with its seed: ``dropped-0``.
     folder : path
         Where features, checkpoints, weights (``<stage>.safetensors``) and logs (``<stage>.json``) are.
-    recipe : Recipe
+    recipe : PhotographRecipe
         Lengths.
 
     Raises
@@ -184,7 +184,7 @@ def train_stage(stage: str, folder: Path, recipe: Recipe) -> None:
         packer, connector = ChatPacker(processor), Connector(384, words.shape[-1])
         symbolic = name == "symbols"
         config = recipe.symbols if symbolic else recipe.reading
-        reader = Reader(llm, connector, packer.before, RANK, connect=not symbolic)
+        reader = PhotographReader(llm, connector, packer.before, RANK, connect=not symbolic)
         if symbolic:
             batches: Any = SymbolicBatches(words, packer, seed, config.batch_size)
         else:
@@ -234,7 +234,7 @@ def ship(stage: str, folder: Path, target: Path, tiles: bool = False) -> None:
     """
     processor, llm = build_processor(), _llm()
     packer, connector = ChatPacker(processor), Connector(384, llm.config.hidden_size)
-    reader = Reader(llm, connector, packer.before, RANK)
+    reader = PhotographReader(llm, connector, packer.before, RANK)
     trained = load_file(folder / f"{stage}.safetensors")
     own = {key if key.startswith("connector.") else f"llm.{key}": value for key, value in trained.items()}
     unexpected = reader.load_state_dict(own, strict=False).unexpected_keys
