@@ -229,13 +229,13 @@ def pope_questions(
 
 
 def default_tasks(samples: Iterable[Sample]) -> tuple[str, ...]:
-    """Return the families that samples are asked where nobody chose: all but those of `PAIR_TASKS`, as a rule.
+    """Return the families that samples are asked where nobody chose.
 
     Two objects are compared where backdrops are known, as of photographs: models of drawn scenes have no word for it.
     """
     if any(getattr(sample, "backdrop", None) for sample in samples):
         return TASKS
-    return tuple(task for task in TASKS if task not in PAIR_TASKS)
+    return tuple(task for task in TASKS if task not in (*PAIR_TASKS, "backdrop"))
 
 
 def questions_for(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import pandas as pd
+import torch
 
 from rcblib.records import ParameterError, Sample, SceneObject, SequenceSample
 
@@ -64,6 +65,26 @@ def recognised(frame: pd.DataFrame, samples: Iterable[Sample | SequenceSample]) 
         for image_id, picture, word, category in said
     ]
     return pd.Series(found, index=frame.index, dtype=bool)
+
+
+def nearest_words(tokens: torch.Tensor, embeddings: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Find the word embedding that each visual token is nearest to by cosine.
+
+    Parameters
+    ----------
+    tokens : torch.Tensor
+        ``(n_tokens, d_model)`` rows that enter the LLM.
+    embeddings : torch.Tensor
+        ``(n_words, d_model)``, at least one.
+
+    Returns
+    -------
+    number, cosine : torch.Tensor
+        ``(n_tokens,)`` each: which word, the first of equals, and its cosine in [-1, 1].
+    """
+    unit = torch.nn.functional.normalize(embeddings, dim=-1)
+    cosine, number = (torch.nn.functional.normalize(tokens, dim=-1) @ unit.T).max(dim=-1)
+    return number, cosine
 
 
 def _objects_by_picture(sample: Sample | SequenceSample) -> Sequence[Sequence[SceneObject]]:
