@@ -4,9 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
+import torch
 from messages import one_line
 
-from rcblib.reading.recognition import recognised
+from rcblib.reading.recognition import nearest_words, recognised
 from rcblib.reading.signals import (
     area_table,
     as_estimates,
@@ -362,3 +363,10 @@ def test_a_tile_that_repeats_the_whole_image_counts_once():
     plain = table()[["image_id", "view", "position"]]
     plain = plain.assign(top1_id=range(60), top1_probability=0.1, entropy=1.0)
     pd.testing.assert_frame_equal(without_copies(plain), plain)
+
+
+def test_the_nearest_word_is_the_one_of_the_same_direction():
+    embeddings = torch.tensor([[1.0, 0.0], [0.0, 2.0], [0.0, 4.0]])
+    number, cosine = nearest_words(torch.tensor([[0.1, 3.0], [-5.0, 0.0], [2.0, 0.0]]), embeddings)
+    assert number.tolist() == [1, 1, 0]  # of equals the first
+    assert torch.allclose(cosine, torch.tensor([3 / 9.01**0.5, 0.0, 1.0]))
