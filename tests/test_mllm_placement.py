@@ -17,7 +17,7 @@ def folder(tmp_path_factory):
     return tiny.save_tiny_llava(tmp_path_factory.mktemp("tiny"))
 
 
-@pytest.mark.parametrize("family", FAMILIES.keys() - {"qwen2_5_vl"})
+@pytest.mark.parametrize("family", sorted(FAMILIES.keys() - {"qwen2_5_vl"}))
 def test_everything_but_the_llm_is_listed(family):
     model, _ = FAMILIES[family].build()
     listed = outside_llm(model)

@@ -84,6 +84,8 @@ def word_map(
     words: Sequence[str],
     probabilities: Sequence[float],
     grid: tuple[int, int],
+    *,
+    label: str = "probability of the word",
 ) -> Axes:
     """Write on each patch the word that its token says alone; the deeper the tint, the surer the word.
 
@@ -102,6 +104,8 @@ def word_map(
         ``(n_tokens,)`` probability of each word, in [0, 1].
     grid : tuple of int
         ``(height, width)`` in tokens.
+    label : str
+        Beside the colour bar, where it is another number in [0, 1] that tells how sure a word is.
     """
     pixels = pixels_of(image)
     words = _cells("words", np.array(words, dtype=object), grid)
@@ -118,7 +122,7 @@ def word_map(
         zorder=2,
     )
     opaque = ScalarMappable(drawn.norm, drawn.cmap)  # unlike what was drawn
-    _scale(axes, opaque, "probability of the word", ax=axes)
+    _scale(axes, opaque, label, ax=axes)
     _draw_grid_lines(axes, pixels, grid)
     _write_words(axes, pixels, words, probabilities, grid)
     return axes
