@@ -34,7 +34,7 @@ def test_a_name_or_folder_opens_its_dataset(coco, tmp_path):
 def test_names_that_open_nothing(tmp_path):
     with pytest.raises(
         ImageError,
-        match="images: got 'nowhere', which is no folder; accepted: 'groups', 'large-scenes', 'scenes', 'videos', ",
+        match="images: got 'nowhere', which is no folder; accepted: 'groups', 'large-scenes', 'photographs', ",
     ):
         open_dataset("nowhere")
     with pytest.raises(ImageError, match="without any photo"):

@@ -26,6 +26,7 @@ from rcblib.pruners.base import Pruner
 from rcblib.records import Question
 from rcblib.runs import digest as digests
 from rcblib.runs.digest import code_digest, digest_of, imported_modules
+from tools.record import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 
@@ -287,17 +288,15 @@ code_digest("own_method")
 
 
 def test_stages_depend_on_all_that_their_commands_import():
-    text = (ROOT / "workflow" / "Snakefile").read_text()
-    names = {}
-    exec(text[text.index("COMMAND = [") : text.index("localrules:")], names)
-    own = {"probe": ["_probe"], "evaluate": ["_evaluate", "_pruners"]}
-    for command, listed in names["COMMANDS"].items():
+    own = {"probe": ["_probe"], "evaluate": ["_evaluate", "_questions"], "gates": ["_gates", "_questions"]}
+    assert own.keys() == COMMANDS.keys()
+    for command, listed in COMMANDS.items():
         functions = [getattr(command_line, name) for name in ("_samples", "_model", *own[command])]
         source = "\n".join(textwrap.dedent(inspect.getsource(function)) for function in functions)
         covered = imported_modules(*listed)
         assert digests.modules_in(source) <= covered and command_line.__name__ in covered
     # The command itself counts, not what its other subcommands need.
-    assert "rcblib.pruners.random" not in imported_modules(*names["COMMANDS"]["probe"])
+    assert "rcblib.pruners.random" not in imported_modules(*COMMANDS["probe"])
 
 
 def test_a_class_of_a_kernel_is_known_by_its_cell():

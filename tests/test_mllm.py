@@ -112,7 +112,10 @@ def refuse():
 
 def test_names_are_offered_by_packages(offered, capsys):
     """Listing names puts nothing together; a name is then as good as the folder."""
-    assert set(model_names()) == {"tiny-offer", "no-parts", "no-code"} | embedded_models().keys()
+    photographs = {"llava-photographs", "llava-photographs-dropped"}
+    assert (
+        set(model_names()) == {"tiny-offer", "no-parts", "no-code", *photographs} | embedded_models().keys()
+    )
     with pytest.raises(UnsupportedModelError, match=r"'any-llava'; accepted: a model's name \(.*tiny-offer"):
         load_model("any-llava")
     for command in ("models", "info"):

@@ -594,7 +594,7 @@ def test_a_failing_notebook_fails_the_build_and_stays_for_inspection(project):
 @pytest.mark.parametrize(("minor", "works"), [(10, False), (11, True)])
 def test_make_refuses_an_old_python_in_one_line(tmp_path, minor, works):
     """Stand in for the environment's interpreter, which claims a version and does nothing else."""
-    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+    for name in ("Makefile", "pyproject.toml", "constraints.txt", "photographs-parts.txt"):
         shutil.copy(REPOSITORY / name, tmp_path / name)
     (tmp_path / "env/bin").mkdir(parents=True)
     stand_in = tmp_path / "env/bin/python"

@@ -26,8 +26,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 COMMAND = ["rcblib.__main__", "rcblib.data.opening"]
 COMMANDS = {
-    "probe": [*COMMAND, "rcblib.probe.store"],
-    "evaluate": [*COMMAND, "rcblib.evaluate.parts", "rcblib.pruners.registry", "rcblib.data.questions"],
+    "probe": [*COMMAND, "rcblib.probe.store", "rcblib.runs.shards"],
+    "evaluate": [*COMMAND, "rcblib.evaluate.parts", "rcblib.pruners.asked", "rcblib.data.questions"],
     "gates": [*COMMAND, "rcblib.evaluate.gates", "rcblib.pruners.registry", "rcblib.data.questions"],
 }
 """Modules that each command runs."""
