@@ -28,7 +28,7 @@ BEFORE = [dict(registry) for registry in REGISTRIES]
 for block in EXAMPLES:
     exec(block, {"__name__": "example"})
 ADDED = [
-    {name: registry.pop(name) for name in registry.keys() - before.keys()}
+    {name: registry.pop(name) for name in [*registry] if name not in before}
     for registry, before in zip(REGISTRIES, BEFORE, strict=True)
 ]
 TESTED = FAMILIES | ADDED[-1]
