@@ -28,6 +28,7 @@ from transformers import (
     ProcessorMixin,
 )
 
+from rcblib.runs.files import read_json
 from rcblib.runs.provenance import project_root
 from worlds.photographs.parts import FILES, language_model, llm_tokenizer, part, vision_encoder
 
@@ -150,15 +151,14 @@ def assembled(name: str) -> Path:
     trained = project_root() / "data" / "models" / name
     for package in FILES:
         part(package)
-    settings = json.loads((trained / "assembly.json").read_text(encoding="utf-8"))
-    source = trained.parent / settings.get("weights", name)
-    folder = Path(pooch.os_cache("rcblib")) / "models" / f"{name}-{_digest(source, settings)}"
+    settings = read_json(trained / "assembly.json")
+    folder = Path(pooch.os_cache("rcblib")) / "models" / f"{name}-{_digest(trained, settings)}"
     if not (folder / "config.json").is_file():
         print(f"{name}: assembled once, in {folder}", flush=True)
         folder.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(dir=folder.parent))
         build_processor(settings["tiles"]).save_pretrained(scratch)
-        build_model(source, settings["tiles"]).save_pretrained(scratch)
+        build_model(trained, settings["tiles"]).save_pretrained(scratch)
         try:
             scratch.replace(folder)
         except OSError:  # another process was faster
@@ -166,11 +166,11 @@ def assembled(name: str) -> Path:
     return folder
 
 
-def _digest(source: Path, settings: dict[str, Any]) -> str:
+def _digest(trained: Path, settings: dict[str, Any]) -> str:
     """Hash all that a checkpoint is made of: trained files, parts, this code, the library that writes it."""
     digest = hashlib.sha256(json.dumps([settings, FILES, version("transformers")], sort_keys=True).encode())
     for path in (
-        *sorted(source.rglob("*.safetensors")),
+        *sorted(trained.rglob("*.safetensors")),
         Path(__file__),
         Path(__file__).with_name("parts.py"),
     ):

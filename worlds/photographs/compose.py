@@ -11,8 +11,7 @@ from PIL import Image, ImageEnhance, ImageFilter
 
 from rcblib.records import ParameterError
 from worlds.photographs.sources import Background, catalogue, cutout_split, sources_folder
-
-SPLITS = ("train", "validation", "test")
+from worlds.scenes.generator import SPLITS, PlacedObject
 
 SIDE = 224
 """Pixels along a side of a composed photograph."""
@@ -28,24 +27,10 @@ RECURRING, SCENERY, LARGEST_OVERLAP, LARGEST_ENLARGEMENT = 0.6, 0.25, 0.1, 3.0
 
 
 @dataclass(frozen=True)
-class PastedObject:
-    """Describe one pasted object: its noun, which cut-out it is, and its visible pixels, boolean ``(SIDE, SIDE)``."""
+class PastedObject(PlacedObject):
+    """Describe one pasted object as a drawn one is, its mask as large as the picture, and say which cut-out it is."""
 
-    category: str
     cutout: int
-    mask: np.ndarray
-    color: str | None = None
-
-    @property
-    def area(self) -> int:
-        """Count the visible pixels."""
-        return int(np.count_nonzero(self.mask))
-
-    @property
-    def center(self) -> tuple[float, float]:
-        """Return the middle ``(x, y)`` of the tight box in pixels."""
-        rows, columns = np.flatnonzero(self.mask.any(1)), np.flatnonzero(self.mask.any(0))
-        return (columns[0] + columns[-1] + 1) / 2, (rows[0] + rows[-1] + 1) / 2
 
 
 @dataclass(frozen=True)
@@ -139,7 +124,7 @@ def compose(seed: int, index: int, split: str) -> Photograph:
                 scenery, taken = scenery & ~mask, taken | mask
                 break
             high = max(low, high * 0.8)
-    objects = [PastedObject(*entry) for entry in masks]
+    objects = [PastedObject(name, None, (0, 0), mask, number) for name, number, mask in masks]
     ordered = tuple(sorted(objects, key=lambda item: -item.area))
     return Photograph(np.asarray(canvas), ordered, background, scenery, split, seed, index)
 

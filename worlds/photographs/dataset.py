@@ -9,17 +9,17 @@ from pathlib import Path
 
 import pandas as pd
 from PIL import Image
-from pycocotools import mask as coco_mask
 
 from rcblib.data.base import Dataset
 from rcblib.data.coco import CocoDataset
-from rcblib.records import ParameterError, Sample, SceneObject
+from rcblib.records import ParameterError, Sample
 from rcblib.runs.provenance import project_root
 from rcblib.tensors.checks import check_integer
-from worlds.coco import encode_mask, write_coco
+from worlds.coco import write_coco
 from worlds.photographs.compose import SIDE, SPLITS, Photograph, compose
 from worlds.photographs.sources import catalogue, nouns, sources_folder
 from worlds.scenes.captions import captions
+from worlds.scenes.coco import scene_object
 
 SAMPLE_SIZES = {"validation": 300, "test": 640}
 """Photographs that come with the project: the first ones of stream 0."""
@@ -42,15 +42,7 @@ def photograph_sample(photograph: Photograph) -> Sample:
         width=SIDE,
         height=SIDE,
         captions=captions(photograph.objects, photograph.background.kind),
-        objects=tuple(
-            SceneObject(
-                category=item.category,
-                box=tuple(float(v) for v in coco_mask.toBbox(encode_mask(item.mask))),
-                rle=encode_mask(item.mask),
-                area=float(item.area),
-            )
-            for item in photograph.objects
-        ),
+        objects=tuple(scene_object(item, SIDE, SIDE) for item in photograph.objects),
         source=f"photographs/{photograph.split}",
         file_name=file_name(photograph),
         backdrop=photograph.background.kind,

@@ -23,7 +23,7 @@ from rcblib.records import Question
 from worlds.photographs.sources import nouns
 from worlds.photographs.words import Connector
 from worlds.scenes.captions import captions
-from worlds.training.packing import IGNORED, block_mask
+from worlds.training.packing import IGNORED, Packer, block_mask
 
 SIDE = 12
 """Tokens along a side of a picture."""
@@ -92,49 +92,24 @@ def training_questions(picture: Picture, rng: np.random.Generator) -> list[Quest
     return [asked[i] for i in rng.permutation(len(asked))]
 
 
-class ChatPacker:
-    """Lay the questions about one picture behind its visual tokens, in the words of a chat template.
-
-    Every question sees the picture and itself only and starts at the position that follows the picture, so that each
-    reads exactly what it would read alone.
-    """
+class ChatPacker(Packer):
+    """Lay the questions about one picture behind its visual tokens, in the words of a chat template."""
 
     def __init__(self, processor: Any):
         self.tokenizer = processor.tokenizer
         mark = "\x00"
         content = [{"type": "image"}, {"type": "text", "text": mark}]
-        text = processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True
-        )
-        before, after = text.split(mark)
-        self.before = self.tokenizer(before.replace(processor.image_token, "\x00").split("\x00")[0]).input_ids
-        self.between = before.split(processor.image_token)[1]
-        self.after = after
+        chat = [{"role": "user", "content": content}]
+        before, self.after = processor.apply_chat_template(chat, add_generation_prompt=True).split(mark)
+        before, self.between = before.split(processor.image_token)
+        self.before = self.tokenizer(before).input_ids
         self._ids = lru_cache(maxsize=20_000)(self._encode)
 
-    def _encode(self, question: str, answer: str) -> tuple[list[int], list[int]]:
+    def _encode(self, question: str, answer: str) -> tuple[list[int], list[int], list[int]]:
         asked = self.tokenizer(f"{self.between}{question}{self.after}", add_special_tokens=False).input_ids
         said = self.tokenizer(answer, add_special_tokens=False).input_ids + [self.tokenizer.eos_token_id]
-        return asked + said, [IGNORED] * (len(asked) - 1) + said + [IGNORED]
-
-    def pack(self, pictures: Sequence[Sequence[Question]]) -> dict[str, torch.Tensor]:
-        """Return `ids`, `labels`, `segment` and `offset`, each ``(n_pictures, n_text)``, padded on the right."""
-        rows = []
-        for questions in pictures:
-            ids, labels, segment, offset = [], [], [], []
-            for number, question in enumerate(questions, 1):
-                part, said = self._ids(question.text, question.answer)
-                ids += part
-                labels += said
-                segment += [number] * len(part)
-                offset += range(len(part))
-            rows.append((ids, labels, segment, offset))
-        longest = max(len(row[0]) for row in rows)
-        fill = (self.tokenizer.pad_token_id, IGNORED, 0, 0)
-        return {
-            key: torch.tensor([row[i] + [fill[i]] * (longest - len(row[i])) for row in rows])
-            for i, key in enumerate(("ids", "labels", "segment", "offset"))
-        }
+        nothing = [IGNORED] * (len(asked) + len(said))  # no options whose telling word would be practised
+        return asked + said, [IGNORED] * (len(asked) - 1) + said + [IGNORED], nothing
 
 
 def left_tokens(features: np.ndarray, n: int, kind: str, rng: np.random.Generator) -> np.ndarray:
@@ -196,8 +171,8 @@ class PhotographBatches(Dataset):
     def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
         rng = np.random.default_rng([self.seed, step, 11])
         start = step * self.batch_size
-        epoch_order = [np.random.default_rng([self.seed, (start + i) // len(self.pictures)]) for i in (0,)]
-        order = epoch_order[0].permutation(len(self.pictures))
+        epoch = start // len(self.pictures)
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.pictures))
         chosen = [order[(start + i) % len(order)] for i in range(self.batch_size)]
         batch = self.packer.pack([training_questions(self.pictures[i], rng) for i in chosen])
         kind = str(rng.choice(list(DROPPING), p=list(DROPPING.values()))) if self.dropping else "all"

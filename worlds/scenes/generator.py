@@ -85,7 +85,7 @@ class PlacedObject:
     """Describe one drawn object: `mask` is boolean, `(size, size)` of its box, `corner` the box's top left `(x, y)`."""
 
     category: str
-    color: str
+    color: str | None
     corner: tuple[int, int]
     mask: np.ndarray
 
