@@ -8,7 +8,6 @@ import torch
 from messages import one_line
 
 from rcblib.reading.recognition import nearest_words, recognised
-from rcblib.reading.reliability import reliability
 from rcblib.reading.signals import (
     area_table,
     as_estimates,
@@ -16,6 +15,7 @@ from rcblib.reading.signals import (
     available,
     correlation_table,
     least_low_share,
+    low_share,
     lower_half,
     most_influential,
     on_grid,
@@ -158,9 +158,9 @@ def test_the_low_share_of_a_perfect_signal_is_0_of_its_opposite_1_and_of_an_unre
     frame = table(n_images=200)
     chosen = most_influential(frame, "signal", 0.2)
     frame["opposite"] = -frame["signal"]
-    assert reliability(frame, chosen, "signal", generator=generator()).low_share.value == 0
-    assert reliability(frame, chosen, "opposite", generator=generator()).low_share.value == 1
-    unrelated = reliability(frame, chosen, "other", generator=generator()).low_share
+    assert low_share(frame, chosen, "signal", generator=generator()).value == 0
+    assert low_share(frame, chosen, "opposite", generator=generator()).value == 1
+    unrelated = low_share(frame, chosen, "other", generator=generator())
     assert unrelated.value == pytest.approx(0.5, abs=0.05)
     assert unrelated.low < 0.5 < unrelated.high
     assert (unrelated.n, unrelated.n_clusters) == (800, 200)
@@ -168,7 +168,7 @@ def test_the_low_share_of_a_perfect_signal_is_0_of_its_opposite_1_and_of_an_unre
 
 def test_nothing_chosen_has_no_low_share():
     frame = table()
-    assert reliability(frame, frame["signal"] > np.inf, "signal", generator=generator()) is None
+    assert low_share(frame, frame["signal"] > np.inf, "signal", generator=generator()) is None
     assert np.isnan(least_low_share(frame, frame["signal"] > np.inf))
 
 
@@ -176,7 +176,7 @@ def test_the_least_low_share_is_reached_by_a_perfect_signal():
     frame = table(n_images=2, grid=(1, 10))
     chosen = most_influential(frame, "signal", 0.8)  # 8 of 10, so 3 must be in the lower half
     assert least_low_share(frame, chosen) == pytest.approx(3 / 8)
-    assert reliability(frame, chosen, "signal", generator=generator()).low_share.value == pytest.approx(3 / 8)
+    assert low_share(frame, chosen, "signal", generator=generator()).value == pytest.approx(3 / 8)
     assert least_low_share(frame, most_influential(frame, "signal", 0.5)) == 0
 
 

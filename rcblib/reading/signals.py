@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from rcblib.reading.claims import interval_side
-from rcblib.reading.statistics import Estimate, kendall, roc_auc, spearman
+from rcblib.reading.statistics import Estimate, kendall, mean_interval, roc_auc, spearman
 from rcblib.records import ParameterError
 from rcblib.signals import SIGNALS, check_measured
 from rcblib.tensors.checks import check_grid
@@ -160,11 +160,37 @@ def most_influential(frame: pd.DataFrame, signal: str = "global_divergence", sha
     return groups.rank(method="first", ascending=False) <= wanted
 
 
-def least_low_share(frame: pd.DataFrame, chosen: pd.Series) -> float:
-    """Compute the least share of the chosen tokens that any signal must put into the lower half of their image.
+def low_share(
+    frame: pd.DataFrame, chosen: pd.Series, signal: str, *, generator: np.random.Generator
+) -> Estimate | None:
+    """Estimate how many of the chosen tokens a signal puts into the lower half of their image.
 
-    It is 0 unless more than half of an image is chosen.
+    Parameters
+    ----------
+    frame : pandas.DataFrame
+        Probe table.
+    chosen : pandas.Series
+        Booleans on its index, such as `recognised` or `most_influential`.
+    signal : str
+        Column; higher should mean that a token is worth keeping.
+    generator : numpy.random.Generator
+        Source of the bootstrap over images.
+
+    Returns
+    -------
+    Estimate or None
+        A fraction of the chosen tokens of all images together: 0 for a signal that puts every one into the upper
+        half (possible where they are no more than half, see `least_low_share`), 0.5 for one that knows nothing.
+        ``None`` where no token is chosen.
     """
+    is_low = lower_half(frame, signal)[chosen]
+    if is_low.empty:
+        return None
+    return mean_interval(is_low.to_numpy(float), frame["image_id"][chosen].to_numpy(), generator=generator)
+
+
+def least_low_share(frame: pd.DataFrame, chosen: pd.Series) -> float:
+    """Compute the smallest `low_share` that any signal could reach: 0 unless more than half of an image is chosen."""
     groups = chosen.groupby(frame["image_id"])
     n_chosen, n_tokens = groups.sum(), groups.size()
     beyond = (n_chosen - (n_tokens - n_tokens // 2)).clip(lower=0)
