@@ -254,3 +254,10 @@ def test_pages_say_what_was_recorded_and_what_this_build_computed(listed, tmp_pa
         notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# A title\n\nText")])
         name_run.name_run(notebook, run, found, tmp_path)
         assert notebook.cells[0].source == expected
+
+
+def test_a_page_stamped_before_any_build_says_no_more_than_that_it_reads_a_record(listed, tmp_path):
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# A title\n\nText")])
+    name_run.name_run(notebook, "a-large", listed[0], tmp_path)
+    expected = "# A title: Large\n\n*Probing: recorded, not computed again here.*\n\nText"
+    assert notebook.cells[0].source == expected

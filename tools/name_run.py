@@ -62,6 +62,8 @@ def _origin(stage: Stage, root: Path) -> str:
     what = stage.name.replace("_", " ").capitalize()
     if not stage.recorded:
         return f"{what}: computed by this build."
+    if not (root / stage.result).is_file():  # a copy of a source, stamped before any build
+        return f"{what}: recorded, not computed again here."
     checked = read_json(root / stage.result)
     limit, share = checked["tolerance"]["absolute"], checked["tolerance"]["differing"]
     allowed = f", but for at most {share:.1%} of the rows" if share else ""
