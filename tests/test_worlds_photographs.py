@@ -4,12 +4,15 @@ import json
 from collections import Counter
 from itertools import combinations
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+import tiny
 import torch
 from PIL import Image
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from rcblib.data.coco import CocoDataset
 from rcblib.data.opening import open_dataset
@@ -19,6 +22,7 @@ from rcblib.mllm.loading import load_model
 from rcblib.records import ImageError, ParameterError, Question, UnsupportedModelError
 from worlds.photographs import assembly, compose, parts, reading, sources, words
 from worlds.photographs.dataset import SAMPLE_SIZES, PhotographDataset
+from worlds.training.dropping import Dropping, VisualBatch
 
 SAMPLE = Path(__file__).parents[1] / "data" / "photographs"
 
@@ -178,37 +182,76 @@ def test_a_connector_learns_from_captions_which_patch_shows_what():
         for patch, noun in enumerate(torch.randperm(40, generator=generator)[: 1 + i % 3]):
             features[i, 3 * patch : 3 * patch + 2] += directions[noun] - background
             truth[i, 3 * patch : 3 * patch + 2], named[i, noun] = noun, True
+    places = words.PlaceCode(torch.randn(2, 64, generator=generator), 8.0)
+    features[..., :2] = places(3) @ places.axes.T  # the encoder knows where a patch is
     config = words.WordsConfig(n_steps=250, batch_size=64, n_again=500, batch_again=96)
     connector = words.train_words(features, named, embeddings, config, seed=1)
     labels = words.own_labels(connector, features, named, embeddings)
     told = labels >= 0
     assert ((labels == truth) & told).sum() / told.sum() > 0.8  # no patch was ever labelled from outside
-    words.label_again(connector, features, labels, embeddings, config, seed=1)
+    words.label_again(connector, features, labels, embeddings, places, config, seed=1)
     rows = connector(features)
     nearest = torch.cdist(rows[truth >= 0], embeddings).argmin(-1)
     assert (nearest == truth[truth >= 0]).float().mean() > 0.9
     assert rows[truth < 0].norm(dim=-1).mean() < 0.5 * rows[truth >= 0].norm(dim=-1).mean()
+    axes = torch.nn.functional.normalize(places.axes, dim=-1)
+    said, told = (each @ axes.T for each in (rows, places(3).expand_as(rows)))
+    assert torch.corrcoef(torch.stack([said[truth < 0][:, 0], told[truth < 0][:, 0]]))[0, 1] > 0.8
+
+
+def test_a_place_code_goes_from_edge_to_edge():
+    axes = torch.tensor([[3.0, 0, 0], [0, -5.0, 0]])
+    code = words.PlaceCode(axes, 10.0)(3)
+    assert torch.allclose(
+        code[[0, 2, 4, 8]], 2.0 * torch.tensor([[-1.0, 1, 0], [1, 1, 0], [0, 0, 0], [1, -1, 0]])
+    )
 
 
 # Reading
 
 
-@pytest.mark.parametrize("kind", ["random", "block", "cluster"])
-def test_tokens_left_are_as_many_as_asked_for_and_in_order(kind):
-    features = np.random.default_rng(1).standard_normal((reading.N_TOKENS, 8))
-    for n in (1, 9, 60):
-        left = reading.left_tokens(features, n, kind, np.random.default_rng(n))
-        assert len(left) == n and (np.diff(left) > 0).all() and left[-1] < reading.N_TOKENS
+def test_a_batch_holds_what_is_left_of_each_picture_and_where():
+    rng = np.random.default_rng(1)
+    features = rng.standard_normal((6, reading.N_TOKENS, 8)).astype(np.float16)
+    pictures = [reading.Picture((reading.Thing("dog", 40.0, (3.0, 5.0)),), "sky", 12.0)] * 6
+    packer = SimpleNamespace(pack=lambda scenes: {"n_asked": torch.tensor([len(asked) for asked in scenes])})
+    every = reading.PhotographBatches(features, pictures, packer, 0, 4, Dropping({}))[0]
+    assert every["rows"].shape == (4, reading.N_TOKENS, 8) and every["is_there"].all()
+    assert (every["offsets"] == torch.arange(reading.N_TOKENS)).all()
+    for kept_positions in (0, 1):
+        dropping = Dropping({"scattered": 0.5, "rare": 0.5}, kept_positions)
+        batches = reading.PhotographBatches(features, pictures, packer, 0, 4, dropping)
+        for step in range(3):
+            batch = batches[step]
+            for rows, there, offsets, end in zip(
+                *(batch[key] for key in ("rows", "is_there", "offsets", "n_positions")), strict=True
+            ):
+                n = int(there.sum())
+                assert 1 <= n <= reading.N_TOKENS and there[:n].all()
+                assert end == (reading.N_TOKENS if kept_positions else n)
+                found = (rows[:n, None, None] == torch.from_numpy(features).float()).all(-1)
+                _, picture, places = found.nonzero(as_tuple=True)
+                assert len(picture.unique()) == 1 and (places.diff() > 0).all()
+                assert (offsets[:n] == (places if kept_positions else torch.arange(n))).all()
 
 
-def test_clusters_and_blocks_keep_what_belongs_together():
-    features = np.zeros((reading.N_TOKENS, 2))
-    features[:72, 0], features[72:, 1] = 1, 1
-    rng = np.random.default_rng(0)
-    halves = [np.mean(reading.left_tokens(features, 30, "cluster", rng) < 72) for _ in range(60)]
-    assert np.isin(halves, (0, 1)).mean() > 0.5  # where both halves have a centre of their own
-    rows, columns = np.divmod(reading.left_tokens(features, 9, "block", rng), reading.SIDE)
-    assert np.ptp(rows) <= 4 and np.ptp(columns) <= 4
+def test_what_is_not_there_is_not_read():
+    torch.manual_seed(0)
+    llm = LlamaForCausalLM(LlamaConfig(**tiny.TINY_TEXT | {"vocab_size": 60}))
+    reader = reading.PhotographReader(llm, words.Connector(8, llm.config.hidden_size), [1, 2], 2)
+    rows = torch.randn(1, 5, 8)
+    asked = {
+        "ids": [[5, 6, 7]],
+        "labels": [[reading.IGNORED, 7, 8]],
+        "segment": [[1, 1, 1]],
+        "offset": [[0, 1, 2]],
+    }
+    batch = {key: torch.tensor(value) for key, value in asked.items()}
+    alone, _ = reader.loss(batch | vars(VisualBatch.of([(rows[0, :3], torch.arange(3), 3)])))
+    padded = VisualBatch.of([(rows[0, :3], torch.arange(3), 3), (rows[0], torch.arange(5), 5)])
+    first = {key: value[:1] for key, value in vars(padded).items()}
+    assert first["rows"].shape[1] == 5
+    assert torch.allclose(reader.loss(batch | first)[0], alone, atol=1e-6)
 
 
 def test_questions_of_training_are_about_the_picture():

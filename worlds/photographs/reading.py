@@ -1,6 +1,6 @@
 """Teach the LLM to read visual tokens: low-rank adapters and the connector, answers alone in the loss.
 
-First on symbolic scenes, whose rows are the LLM's own words for what stands there; then on photographs. An arm that is
+First on symbolic scenes, whose rows are the LLM's own words for what stands where; then on photographs. An arm that is
 trained with dropping sees photographs with tokens left out, chosen without masks.
 """
 
@@ -19,10 +19,11 @@ from torch.utils.data import Dataset
 from transformers import AttentionInterface
 
 from rcblib.data.questions import task_questions, yes_no_question
-from rcblib.records import Question
+from rcblib.records import Question, VisualView
 from worlds.photographs.sources import nouns
-from worlds.photographs.words import Connector
+from worlds.photographs.words import Connector, PlaceCode
 from worlds.scenes.captions import captions
+from worlds.training.dropping import Dropping, VisualBatch, left_positions
 from worlds.training.packing import IGNORED, Packer, block_mask
 
 SIDE = 12
@@ -35,17 +36,14 @@ MIX = {
     "caption": 0.5,
     "larger": 0.6,
     "left": 0.6,
-    "count": 0.4,
-    "position": 0.4,
+    "count": 0.5,
+    "position": 0.5,
     "backdrop": 0.4,
 }
 """How often a question of a family is asked about an image that has one."""
 
-DROPPING = {"all": 0.2, "random": 0.3, "block": 0.2, "cluster": 0.3}
-"""How often which tokens are left: all, drawn at random, near a point, or clusters of like features."""
-
-KEPT_POSITIONS = 0.25
-"""Share of steps with dropped tokens in which those left keep their position ids."""
+DROPPING = Dropping({"scattered": 0.3, "window": 0.15, "alike": 0.1, "rare": 0.15})
+"""How tokens are left out in the arm that is trained with dropping."""
 
 
 @dataclass(frozen=True)
@@ -112,37 +110,6 @@ class ChatPacker(Packer):
         return asked + said, [IGNORED] * (len(asked) - 1) + said + [IGNORED], nothing
 
 
-def left_tokens(features: np.ndarray, n: int, kind: str, rng: np.random.Generator) -> np.ndarray:
-    """Choose which `n` tokens of a picture are left, without knowing what is where.
-
-    Parameters
-    ----------
-    features : numpy.ndarray
-        ``(N_TOKENS, d)`` rows of the encoder.
-    n : int
-        Tokens left.
-    kind : {"all", "random", "block", "cluster"}
-        `"block"`: those nearest to a point; `"cluster"`: those of clusters of like features, one cluster after the
-        other in random order.
-
-    Returns
-    -------
-    numpy.ndarray
-        ``(n,)`` ascending positions.
-    """
-    order = rng.permutation(N_TOKENS)
-    if kind == "block":
-        rows, columns = np.divmod(np.arange(N_TOKENS), SIDE)
-        y, x = rng.uniform(0, SIDE - 1, 2)
-        order = np.argsort(np.maximum(np.abs(rows - y), np.abs(columns - x)), kind="stable")
-    elif kind == "cluster":
-        unit = features / np.linalg.norm(features, axis=1, keepdims=True)
-        nearest = (unit @ unit[order[: rng.integers(2, 7)]].T).argmax(1)
-        place = rng.permutation(nearest.max() + 1)[nearest]
-        order = order[np.argsort(place[order], kind="stable")]
-    return np.sort(order[:n])
-
-
 class PhotographBatches(Dataset):
     """Draw the batch of step *k*: features of photographs, which tokens are left, and packed questions.
 
@@ -152,8 +119,8 @@ class PhotographBatches(Dataset):
         ``(n, N_TOKENS, d)`` of the training photographs.
     pictures : sequence of Picture
         What is asked about each.
-    dropping : bool
-        Whether tokens are left out.
+    dropping : Dropping
+        How tokens are left out.
     """
 
     def __init__(
@@ -163,7 +130,7 @@ class PhotographBatches(Dataset):
         packer: ChatPacker,
         seed: int,
         batch_size: int,
-        dropping: bool,
+        dropping: Dropping,
     ):
         self.features, self.pictures, self.packer = features, pictures, packer
         self.seed, self.batch_size, self.dropping = seed, batch_size, dropping
@@ -175,16 +142,18 @@ class PhotographBatches(Dataset):
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.pictures))
         chosen = [order[(start + i) % len(order)] for i in range(self.batch_size)]
         batch = self.packer.pack([training_questions(self.pictures[i], rng) for i in chosen])
-        kind = str(rng.choice(list(DROPPING), p=list(DROPPING.values()))) if self.dropping else "all"
-        n = N_TOKENS if kind == "all" else int(np.exp(rng.uniform(0, np.log(N_TOKENS * 0.75))))
-        rows = [self.features[i].astype(np.float32) for i in chosen]
-        left = np.stack([left_tokens(own, n, kind, rng) for own in rows])
-        batch["rows"] = torch.from_numpy(np.stack([own[kept] for own, kept in zip(rows, left, strict=True)]))
-        keeps = kind != "all" and rng.random() < KEPT_POSITIONS
-        places = left if keeps else np.broadcast_to(np.arange(n), left.shape)
-        batch["places"] = torch.from_numpy(places.astype(np.int64))
-        batch["n_places"] = torch.tensor(N_TOKENS if keeps else n)
-        return batch
+        drawn = [self._left(torch.from_numpy(self.features[i].astype(np.float32)), rng) for i in chosen]
+        return batch | vars(VisualBatch.of(drawn))
+
+    def _left(self, rows: torch.Tensor, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor, int]:
+        """Choose what is left of a picture: its rows, where each is read, and where the text goes on."""
+        kind = self.dropping.kind(rng)
+        if kind == "all":
+            return rows, torch.arange(N_TOKENS), N_TOKENS
+        left = left_positions([VisualView(rows, (SIDE, SIDE))], kind, rng)
+        if rng.random() < self.dropping.kept_positions:
+            return rows[left], left, N_TOKENS
+        return rows[left], torch.arange(len(left)), len(left)
 
 
 class SymbolicBatches(Dataset):
@@ -194,10 +163,15 @@ class SymbolicBatches(Dataset):
     ----------
     words : torch.Tensor
         ``(n_nouns, d_model)`` word embeddings of the nouns.
+    places : PlaceCode
+        What is added to each row for where it stands.
     """
 
-    def __init__(self, words: torch.Tensor, packer: ChatPacker, seed: int, batch_size: int):
-        self.words, self.packer, self.seed, self.batch_size = words, packer, seed, batch_size
+    def __init__(
+        self, words: torch.Tensor, places: PlaceCode, packer: ChatPacker, seed: int, batch_size: int
+    ):
+        self.words, self.places, self.packer = words, places, packer
+        self.seed, self.batch_size = seed, batch_size
 
     def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
         rng = np.random.default_rng([self.seed, step, 12])
@@ -214,10 +188,7 @@ class SymbolicBatches(Dataset):
             rows.append(torch.where(is_on, said + 0.75 * norm * noise, rng.uniform(0.1, 0.6) * norm * noise))
             pictures.append(Picture(tuple(things), None, float(side)))
         batch = self.packer.pack([training_questions(picture, rng) for picture in pictures])
-        batch["rows"] = torch.stack(rows)
-        batch["places"] = torch.arange(side * side).expand(self.batch_size, -1)
-        batch["n_places"] = torch.tensor(side * side)
-        return batch
+        return batch | vars(VisualBatch.whole(torch.stack(rows) + self.places(side)))
 
 
 def _blobs(side: int, rng: np.random.Generator) -> tuple[np.ndarray, list[Thing]]:
@@ -269,15 +240,16 @@ class PhotographReader(nn.Module):
         decoder = self.llm.get_base_model()
         table = decoder.get_input_embeddings()
         rows = self.connector(batch["rows"]) if self.connect else batch["rows"]
-        n_pictures, n_before = len(rows), len(self.before)
+        (n_pictures, n_rows), n_before = rows.shape[:2], len(self.before)
         before = table(self.before).expand(n_pictures, -1, -1)
         embedded = torch.cat([before, rows.to(before.dtype), table(batch["ids"])], dim=1)
-        mask = block_mask(batch["segment"], n_before + rows.shape[1])
+        mask = block_mask(batch["segment"], n_before + n_rows)
+        mask[:, :, n_before : n_before + n_rows] &= batch["is_there"][:, None]
         places = torch.cat(
             [
                 torch.arange(n_before).expand(n_pictures, -1),
-                n_before + batch["places"],
-                n_before + batch["n_places"] + batch["offset"],
+                n_before + batch["offsets"],
+                n_before + batch["n_positions"][:, None] + batch["offset"],
             ],
             dim=1,
         )

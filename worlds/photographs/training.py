@@ -23,6 +23,7 @@ from worlds.photographs.assembly import IMAGE_SIZE, build_processor
 from worlds.photographs.compose import compose
 from worlds.photographs.parts import language_model, vision_encoder
 from worlds.photographs.reading import (
+    DROPPING,
     ChatPacker,
     PhotographBatches,
     PhotographReader,
@@ -31,7 +32,8 @@ from worlds.photographs.reading import (
     Thing,
 )
 from worlds.photographs.sources import nouns
-from worlds.photographs.words import Connector, WordsConfig, label_again, own_labels, train_words
+from worlds.photographs.words import Connector, PlaceCode, WordsConfig, label_again, own_labels, train_words
+from worlds.training.dropping import Dropping
 from worlds.training.loop import LoopConfig, fast_bfloat16, run_stage
 
 TRAIN_SEED = 7
@@ -41,6 +43,9 @@ SHARD = 1000
 """Photographs whose features lie in one file."""
 
 RANK = 8
+
+D_ENCODER = 384
+"""Width of the encoder's rows."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +68,8 @@ class PhotographRecipe:
     reading: LoopConfig = LoopConfig(200, 8, 1e-3, 1.0, log_every=10, n_workers=0, muon=False)
 
 
-ARMS = {"all": False, "dropped": True}
-"""Arm to whether it is trained with dropping."""
+ARMS = {"all": Dropping({}), "dropped": DROPPING}
+"""Arm to how tokens are left out of its training pictures."""
 
 
 def _llm() -> Any:
@@ -74,12 +79,12 @@ def _llm() -> Any:
     return llm.to(torch.bfloat16) if fast_bfloat16(torch.device("cpu")) else llm
 
 
-def word_embeddings(llm: Any, tokenizer: Any) -> torch.Tensor:
-    """Return the LLM's embeddings of the nouns, float32 ``(n_nouns, d_model)``; each is one token after a blank."""
-    ids = [tokenizer(f" {noun}", add_special_tokens=False).input_ids for noun in nouns()]
-    long = [noun for noun, own in zip(nouns(), ids, strict=True) if len(own) != 1]
+def word_embeddings(llm: Any, tokenizer: Any, words: Sequence[str]) -> torch.Tensor:
+    """Return the LLM's embeddings of words, float32 ``(n_words, d_model)``; each is one token after a blank."""
+    ids = [tokenizer(f" {word}", add_special_tokens=False).input_ids for word in words]
+    long = [word for word, own in zip(words, ids, strict=True) if len(own) != 1]
     if long:
-        raise ParameterError("nouns", long, "nouns that are one token after a blank")
+        raise ParameterError("words", long, "words that are one token after a blank")
     return llm.get_input_embeddings().weight.detach()[[own[0] for own in ids]].float()
 
 
@@ -170,22 +175,24 @@ def train_stage(stage: str, folder: Path, recipe: PhotographRecipe) -> None:
     seed = int(number or 0)
     torch.manual_seed(seed)
     processor, llm = build_processor(), _llm()
-    words = word_embeddings(llm, processor.tokenizer)
+    words = word_embeddings(llm, processor.tokenizer, nouns())
+    right, left, bottom, top = word_embeddings(llm, processor.tokenizer, ("right", "left", "bottom", "top"))
+    places = PlaceCode(torch.stack([right - left, bottom - top]), float(words.norm(dim=-1).mean()))
     if name == "words":
         rows, pictures = read_features(folder, recipe.n_photographs)
         features, named = torch.from_numpy(rows), named_nouns(pictures)
         connector = train_words(features, named, words, recipe.words, seed)
         labels = own_labels(connector, features, named, words)
         print(f"own labels: {(labels >= 0).float().mean():.1%} of the patches", flush=True)
-        label_again(connector, features, labels, words, recipe.words, seed)
+        label_again(connector, features, labels, words, places, recipe.words, seed)
         state, log = connector.state_dict(), {"config": asdict(recipe.words)}
     else:
-        packer, connector = ChatPacker(processor), Connector(384, words.shape[-1])
+        packer, connector = ChatPacker(processor), Connector(D_ENCODER, words.shape[-1])
         symbolic = name == "symbols"
         config = recipe.symbols if symbolic else recipe.reading
         reader = PhotographReader(llm, connector, packer.before, RANK, connect=not symbolic)
         if symbolic:
-            batches: Any = SymbolicBatches(words, packer, seed, config.batch_size)
+            batches: Any = SymbolicBatches(words, places, packer, seed, config.batch_size)
         else:
             _load(connector, folder, f"words-{seed}")
             _load(reader.llm, folder, "symbols")
@@ -232,7 +239,7 @@ def ship(stage: str, folder: Path, target: Path, tiles: bool = False) -> None:
         Whether the model is of LLaVA-NeXT's type.
     """
     processor, llm = build_processor(), _llm()
-    packer, connector = ChatPacker(processor), Connector(384, llm.config.hidden_size)
+    packer, connector = ChatPacker(processor), Connector(D_ENCODER, llm.config.hidden_size)
     reader = PhotographReader(llm, connector, packer.before, RANK)
     trained = load_file(folder / f"{stage}.safetensors")
     own = {key if key.startswith("connector.") else f"llm.{key}": value for key, value in trained.items()}

@@ -1,10 +1,11 @@
-"""Teach a connector to say nouns: first from captions alone, then once more from labels that it gives itself.
+"""Teach a connector to say nouns and places: from captions alone, then once more from labels that it gives itself.
 
 No mask is used anywhere: a caption says which nouns an image shows, not where.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -30,7 +31,8 @@ class WordsConfig:
     n_again, batch_again, sharpness_again : int, int, float
         Of the second step: patches with a noun a batch (a third as many without), factor of the cosine.
     distance_weight, background_weight : float
-        Of the second step: squared distance to the noun's embedding, squared norm of patches without a noun.
+        Of the second step: squared distance to the noun's embedding, of patches without a noun to zero; to either the
+        patch's `PlaceCode` is added.
     """
 
     n_steps: int = 500
@@ -43,6 +45,33 @@ class WordsConfig:
     sharpness_again: float = 15.0
     distance_weight: float = 0.5
     background_weight: float = 0.15
+
+
+PLACE_SHARE = 0.2
+"""Norm of a place code at an edge of the picture, along either axis, as a share of a word's norm."""
+
+
+class PlaceCode:
+    """Say in the LLM's own words where in a picture a row stands: along "right" minus "left", "bottom" minus "top".
+
+    The encoder knows a patch's place (a linear read-out explains more than 90 % of it); this is how the LLM is told.
+
+    Parameters
+    ----------
+    axes : torch.Tensor
+        ``(2, d_model)``: embeddings of " right" minus " left" and of " bottom" minus " top".
+    norm : float
+        Mean norm of a word's embedding.
+    """
+
+    def __init__(self, axes: torch.Tensor, norm: float):
+        self.axes = PLACE_SHARE * norm * F.normalize(axes, dim=-1)
+
+    def __call__(self, side: int) -> torch.Tensor:
+        """Return ``(side * side, d_model)`` rows in raster order, from minus one to one along each axis."""
+        along = torch.linspace(-1, 1, side)
+        y, x = torch.meshgrid(along, along, indexing="ij")
+        return torch.stack([x.flatten(), y.flatten()], dim=-1) @ self.axes
 
 
 class Connector(nn.Module):
@@ -135,6 +164,7 @@ def label_again(
     features: torch.Tensor,
     labels: torch.Tensor,
     words: torch.Tensor,
+    places: PlaceCode,
     config: WordsConfig,
     seed: int,
 ) -> None:
@@ -150,14 +180,18 @@ def label_again(
         From `own_labels`.
     words : torch.Tensor
         ``(n_nouns, d_model)``.
+    places : PlaceCode
+        What is added for where a patch stands.
 
     Notes
     -----
-    Cross-entropy over the nouns, and the squared distance to the noun's word: directions that only rank nouns are no
-    words to an LLM. Patches without a label are pulled towards zero.
+    Cross-entropy over the nouns, and the squared distance to the noun's word and the place: directions that only rank
+    nouns are no words to an LLM. Patches without a label are pulled towards their place alone.
     """
     generator = torch.Generator().manual_seed(seed)
+    n_patches = features.shape[1]
     flat, labels, unit = features.flatten(0, 1), labels.flatten(), F.normalize(words, dim=-1)
+    place = places(math.isqrt(n_patches))
     told, untold = torch.nonzero(labels >= 0)[:, 0], torch.nonzero(labels < 0)[:, 0]
     optimizer = torch.optim.AdamW(connector.parameters(), lr=config.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.n_again)
@@ -167,8 +201,13 @@ def label_again(
         rows = connector(flat[some].float())
         target = labels[some]
         loss = F.cross_entropy(config.sharpness_again * F.normalize(rows, dim=-1) @ unit.T, target)
-        loss = loss + config.distance_weight * (rows - words[target]).square().sum(-1).mean()
-        loss = loss + config.background_weight * connector(flat[rest].float()).square().sum(-1).mean()
+        loss = (
+            loss
+            + config.distance_weight
+            * (rows - words[target] - place[some % n_patches]).square().sum(-1).mean()
+        )
+        empty = connector(flat[rest].float()) - place[rest % n_patches]
+        loss = loss + config.background_weight * empty.square().sum(-1).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

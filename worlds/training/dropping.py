@@ -104,6 +104,11 @@ class Dropping:
         if not 0 <= self.kept_positions <= 1:
             raise ParameterError("kept_positions", self.kept_positions, "a share in [0, 1]")
 
+    def kind(self, rng: np.random.Generator) -> str:
+        """Draw how the tokens of one sequence are chosen: one of `KINDS`, or ``"all"``."""
+        kinds = [*self.shares, "all"]
+        return str(rng.choice(kinds, p=[*self.shares.values(), 1 - sum(self.shares.values())]))
+
     def draw(
         self, adapter: Adapter, images: Sequence[EncodedImage], rng: np.random.Generator
     ) -> tuple[torch.Tensor, torch.Tensor, int]:
@@ -118,9 +123,7 @@ class Dropping:
         n_positions : int
             How far behind that the text goes on.
         """
-        kinds = [*self.shares, "all"]
-        odds = [*self.shares.values(), 1 - sum(self.shares.values())]
-        kind = str(rng.choice(kinds, p=odds))
+        kind = self.kind(rng)
         visual = [_kept(adapter, image, kind, rng) for image in images]
         rows = torch.cat([each.rows for each in visual])
         if rng.random() >= self.kept_positions:
@@ -130,14 +133,19 @@ class Dropping:
         return rows, torch.cat([each.offsets[0] + start for each, start in pairs]), int(starts[-1])
 
 
+def left_positions(views: Sequence[VisualView], kind: str, rng: np.random.Generator) -> torch.Tensor:
+    """Choose by one of `KINDS` which tokens of an image are left, ascending; at least one is."""
+    positions = KINDS[kind](views, rng)
+    return (
+        positions if len(positions) else torch.from_numpy(rng.integers(0, sum(v.n_tokens for v in views), 1))
+    )
+
+
 def _kept(adapter: Adapter, image: EncodedImage, kind: str, rng: np.random.Generator) -> VisualRows:
     """Collect what is left of an image."""
     if kind == "all":
         return adapter.assemble(image)
-    positions = KINDS[kind](image.views, rng)
-    if len(positions) == 0:
-        positions = torch.from_numpy(rng.integers(0, image.n_tokens, 1))
-    return adapter.gather(image, split_by_view(image.views, positions))
+    return adapter.gather(image, split_by_view(image.views, left_positions(image.views, kind, rng)))
 
 
 @dataclass(frozen=True)
