@@ -5,7 +5,6 @@ import pandas as pd
 import pytest
 from scipy.stats import beta
 
-from rcblib.evaluate.guessing import constant_scores, kinds_of
 from rcblib.reading.comparison import (
     ALL_TASKS,
     advantage_table,
@@ -162,6 +161,7 @@ def test_guessing_takes_the_most_frequent_answer():
     questions = pd.DataFrame(
         {
             "task": ["a", "a", "a", "caption", "b", "b"],
+            "text": "?",
             "answer": ["Two", "2", "three", "a dog", "yes", "no"],
         }
     )
@@ -263,16 +263,6 @@ def test_settings_with_other_questions_are_an_error(graded_frame, generator):
         corrected_scores(fewer, SETTINGS, generator=generator)
 
 
-def test_the_best_constant_caption_names_as_many_objects_as_pay():
-    frame = pd.DataFrame({"image_id": [1, 2, 3], "task": "caption", "answer": "x"})
-    present = {1: {"cat", "dog"}, 2: {"cat", "dog"}, 3: {"bird"}}
-    guesses = constant_scores(frame, present)
-    assert guesses.tolist() == [0.8, 0.8, 0.5]  # all three names, 0.7 on average; cat and dog alone 0.667
-    assert constant_scores(frame).isna().all()
-    only = constant_scores(frame, {1: {"cat"}, 2: {"cat", "dog"}, 3: {"cat"}})
-    assert only.tolist() == [1.0, pytest.approx(2 / 3), 1.0]
-
-
 def test_the_results_of_a_claim_on_pruning_come_with_their_controls(graded_frame, generator):
     frame = graded_frame.replace({"method": {"random": "random tokens"}})
     found = pruning_results(frame, ["a", "b"], [0.2, 0.1], generator=generator)
@@ -283,16 +273,3 @@ def test_the_results_of_a_claim_on_pruning_come_with_their_controls(graded_frame
     assert found["score_random_retain_20"].value == 0.5
     assert not any("oracle" in name or name.endswith("_10") for name in found)  # not asked
     assert pruning_results(frame, [], [0.2], generator=generator) == {}
-
-
-def test_kinds_of_questions_about_sequences_count_as_tasks():
-    frame = pd.DataFrame(
-        {
-            "task": ["video", "video", "yes_no", "video"],
-            "subset": ["order", "count", "popular", "order"],
-            "answer": ["b", "c", "no", "b"],
-        }
-    )
-    assert kinds_of(frame).tolist() == ["order", "count", "yes_no", "order"]
-    assert kinds_of(frame.drop(columns="subset")).tolist() == frame["task"].tolist()
-    assert constant_scores(frame).tolist() == [1.0, 1.0, 1.0, 1.0]  # "b" for order, "c" for count

@@ -85,7 +85,7 @@ def score_settings(
     dict
         Setting, and ``"guessing"``, to a score for each task, in [0, 1]; a setting with fewer tokens also to
         ``"relative"``: the mean over tasks of its score by that with all tokens, and ``"corrected"``: the same of
-        scores less what the best constant answer gets. Each with n, interval, n_clusters (images) and level.
+        scores less what guessing gets. Each with n, interval, n_clusters (images) and level.
     """
     by_setting = {name: rows.reset_index(drop=True) for name, rows in answers.groupby("method", sort=False)}
     whole = by_setting[ALL]

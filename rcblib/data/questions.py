@@ -10,6 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
+from rcblib.data.choices import either
 from rcblib.records import ONE_WORD_QUESTION, ParameterError, Question, Sample
 from rcblib.tensors.checks import check_integer
 
@@ -90,12 +91,12 @@ def position_question(category: str) -> str:
 
 def larger_question(first: str, second: str) -> str:
     """Ask which of two named objects covers more of the image."""
-    return f"Which is larger in the image, the {first} or the {second}?"
+    return f"Which is larger in the image, {either(first, second)}"
 
 
 def left_question(first: str, second: str) -> str:
     """Ask which of two named objects is further left."""
-    return f"Which is further left in the image, the {first} or the {second}?"
+    return f"Which is further left in the image, {either(first, second)}"
 
 
 def dominant(objects: Sequence[KnownObject]) -> KnownObject | None:

@@ -62,10 +62,10 @@ def evaluate(
     -------
     pandas.DataFrame
         One row a question, in their order: ``image_id``, ``task``, ``subset``, ``question``, ``answer``,
-        ``prediction``, ``score`` (in [0, 1], by `score_predictions`), ``guess`` (what the best constant answer of the
-        task scores here, by `constant_scores`), and the rows that the LLM reads of the image, of all images, or of the
-        video, newlines included: ``n_visual_tokens`` without and ``n_retained`` with pruning, the latter as the mean
-        over the LLM's layers.
+        ``prediction``, ``score`` (in [0, 1], by `score_predictions`), ``guess`` (what the best guess
+        without the image scores here, by `blind_scores`), and the rows that the LLM reads of the image, of all images,
+        or of the video, newlines included: ``n_visual_tokens`` without and ``n_retained`` with pruning, the latter as
+        the mean over the LLM's layers.
 
     Raises
     ------

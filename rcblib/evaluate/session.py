@@ -15,7 +15,7 @@ import torch
 from rcblib.data.base import AnySample
 from rcblib.data.choices import read_options
 from rcblib.data.samples import load_pictures, sample_identity
-from rcblib.evaluate.guessing import constant_scores
+from rcblib.evaluate.guessing import blind_scores
 from rcblib.evaluate.known import Known
 from rcblib.evaluate.metrics import score_predictions
 from rcblib.mllm import Adapter, adapter_for
@@ -67,7 +67,7 @@ class Session:
         named = set().union(*self.present.values()) if categories is None else set(categories)
         self.categories = sorted(named)
         asked = pd.DataFrame([dataclasses.asdict(question) for question in self.questions])
-        self.guesses = constant_scores(asked, self.present).tolist()
+        self.guesses = blind_scores(asked, self.present).tolist()
         self.options = [read_options(question.text) for question in self.questions]
         self._score([{"prediction": ""} for _ in self.questions])  # so that wrong answers end before any work
         self.model, self.processor, self.adapter = model, processor, adapter_for(model, processor)

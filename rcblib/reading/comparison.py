@@ -13,7 +13,7 @@ from types import MappingProxyType
 import numpy as np
 import pandas as pd
 
-from rcblib.evaluate.guessing import constant_scores, kinds_of
+from rcblib.evaluate.guessing import blind_scores, kinds_of
 from rcblib.reading.resampling import Draws, draw_means
 from rcblib.reading.statistics import Estimate
 from rcblib.records import ParameterError
@@ -173,29 +173,30 @@ def relative_score(
 
 
 def guessing_scores(questions: pd.DataFrame) -> dict[str, float]:
-    """Score the best constant answer of each task: what can be had without looking.
+    """Score the best guess for each task: what can be had without looking.
 
     Parameters
     ----------
     questions : pandas.DataFrame
-        One row a question, with ``task`` and ``answer``.
+        One row a question, with ``task``, ``text`` and ``answer``.
 
     Returns
     -------
     dict
-        Task to the share of its most frequent answer, as `constant_scores` has it. Captions are left out: what guessing
-        gets there depends on the objects, see the column ``guess`` of `rcblib.evaluate.grid.evaluate`.
+        Task to the mean of `blind_scores`. Captions are left out: what guessing gets there depends on the objects, see
+        the column ``guess`` of `rcblib.evaluate.grid.evaluate`.
     """
     asked = questions[questions["task"] != "caption"]
-    return constant_scores(asked).groupby(asked["task"], sort=False).mean().to_dict()
+    return blind_scores(asked).groupby(asked["task"], sort=False).mean().to_dict()
 
 
 @dataclass(frozen=True)
 class CorrectedScores:
     """Hold scores of some settings with what guessing gets on the same questions, drawn together.
 
-    A task's *chance-corrected* score is (score - guessing) / (1 - guessing): 0 for the best constant answer, 1 for
-    right throughout. A setting's *relative* score is its chance-corrected one over the reference's, a mean over tasks.
+    A task's *chance-corrected* score is (score - guessing) / (1 - guessing): 0 for the best guess without the image,
+    1 for right throughout. A setting's *relative* score is its chance-corrected one over the reference's, a mean over
+    tasks.
 
     Attributes
     ----------
