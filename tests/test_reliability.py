@@ -27,6 +27,8 @@ def test_perfect_random_and_reversed_signals_are_told_apart_at_any_density(n_cho
         assert found.random == pytest.approx(0.5)
         assert found.best == pytest.approx(max(0, n_chosen - 18) / n_chosen)
         assert found.reversed == pytest.approx(min(n_chosen, 18) / n_chosen)
+        if name == "perfect":
+            assert found.low_share.value == pytest.approx(found.best)
         assert found.reliability.low <= found.reliability.value <= found.reliability.high
     result = found.as_result()
     assert result["inverted"] and result["low_share"] == found.low_share.value

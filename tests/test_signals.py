@@ -14,7 +14,6 @@ from rcblib.reading.signals import (
     attention_columns,
     available,
     correlation_table,
-    least_low_share,
     low_share,
     lower_half,
     most_influential,
@@ -169,15 +168,6 @@ def test_the_low_share_of_a_perfect_signal_is_0_of_its_opposite_1_and_of_an_unre
 def test_nothing_chosen_has_no_low_share():
     frame = table()
     assert low_share(frame, frame["signal"] > np.inf, "signal", generator=generator()) is None
-    assert np.isnan(least_low_share(frame, frame["signal"] > np.inf))
-
-
-def test_the_least_low_share_is_reached_by_a_perfect_signal():
-    frame = table(n_images=2, grid=(1, 10))
-    chosen = most_influential(frame, "signal", 0.8)  # 8 of 10, so 3 must be in the lower half
-    assert least_low_share(frame, chosen) == pytest.approx(3 / 8)
-    assert low_share(frame, chosen, "signal", generator=generator()).value == pytest.approx(3 / 8)
-    assert least_low_share(frame, most_influential(frame, "signal", 0.5)) == 0
 
 
 def test_attention_is_averaged_over_layers_in_their_numerical_order():

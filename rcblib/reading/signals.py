@@ -180,21 +180,13 @@ def low_share(
     -------
     Estimate or None
         A fraction of the chosen tokens of all images together: 0 for a signal that puts every one into the upper
-        half (possible where they are no more than half, see `least_low_share`), 0.5 for one that knows nothing.
+        half (what else is possible: ``best`` of `rcblib.reading.reliability`), 0.5 for one that knows nothing.
         ``None`` where no token is chosen.
     """
     is_low = lower_half(frame, signal)[chosen]
     if is_low.empty:
         return None
     return mean_interval(is_low.to_numpy(float), frame["image_id"][chosen].to_numpy(), generator=generator)
-
-
-def least_low_share(frame: pd.DataFrame, chosen: pd.Series) -> float:
-    """Compute the smallest `low_share` that any signal could reach: 0 unless more than half of an image is chosen."""
-    groups = chosen.groupby(frame["image_id"])
-    n_chosen, n_tokens = groups.sum(), groups.size()
-    beyond = (n_chosen - (n_tokens - n_tokens // 2)).clip(lower=0)
-    return float(beyond.sum() / n_chosen.sum()) if n_chosen.sum() else float("nan")
 
 
 def correlation_table(
