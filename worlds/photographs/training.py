@@ -21,6 +21,7 @@ from rcblib.runs.files import read_json, write_json
 from rcblib.runs.provenance import provenance
 from worlds.photographs.assembly import IMAGE_SIZE, build_processor
 from worlds.photographs.compose import compose
+from worlds.photographs.naming import score_naming
 from worlds.photographs.parts import language_model, vision_encoder
 from worlds.photographs.reading import (
     DROPPING,
@@ -65,7 +66,7 @@ class PhotographRecipe:
     n_photographs: int = 6000
     words: WordsConfig = WordsConfig()
     symbols: LoopConfig = LoopConfig(120, 8, 1e-3, 1.0, log_every=10, n_workers=0, muon=False)
-    reading: LoopConfig = LoopConfig(200, 8, 1e-3, 1.0, log_every=10, n_workers=0, muon=False)
+    reading: LoopConfig = LoopConfig(300, 8, 1e-3, 1.0, log_every=10, n_workers=0, muon=False)
 
 
 ARMS = {"all": Dropping({}), "dropped": DROPPING}
@@ -156,7 +157,8 @@ def train_stage(stage: str, folder: Path, recipe: PhotographRecipe) -> None:
     stage : str
         ``features``, ``words-<seed>``, ``symbols``, or an arm of `ARMS` with its seed: ``dropped-0``.
     folder : path
-        Where features, checkpoints, weights (``<stage>.safetensors``) and logs (``<stage>.json``) are.
+        Where features, checkpoints, weights (``<stage>.safetensors``) and logs (``<stage>.json``) are, and what an arm
+        has trained as `ship` writes it (``shipped/<stage>``).
     recipe : PhotographRecipe
         Lengths.
 
@@ -185,7 +187,8 @@ def train_stage(stage: str, folder: Path, recipe: PhotographRecipe) -> None:
         labels = own_labels(connector, features, named, words)
         print(f"own labels: {(labels >= 0).float().mean():.1%} of the patches", flush=True)
         label_again(connector, features, labels, words, places, recipe.words, seed)
-        state, log = connector.state_dict(), {"config": asdict(recipe.words)}
+        state = connector.state_dict()
+        log = {"config": asdict(recipe.words), "validation": score_naming(connector, words)}
     else:
         packer, connector = ChatPacker(processor), Connector(D_ENCODER, words.shape[-1])
         symbolic = name == "symbols"
@@ -212,6 +215,8 @@ def train_stage(stage: str, folder: Path, recipe: PhotographRecipe) -> None:
         folder / f"{stage}.safetensors",
     )
     write_json(folder / f"{stage}.json", {**log, "seed": seed, "provenance": provenance()})
+    if name in ARMS:
+        ship(stage, folder, folder / "shipped" / stage)
 
 
 def _load(module: torch.nn.Module, folder: Path, stage: str) -> None:
