@@ -1,5 +1,6 @@
 """Check the tools of the build on small inputs: lists, configuration, expectations, pages, workflow."""
 
+import copy
 import json
 import shutil
 import subprocess
@@ -78,12 +79,57 @@ def test_notebooks_ask_about_what_their_stages_compute():
     others = {"n_per_task": "n_questions", "retain_ratio": "budgets", "random_seeds": "n_seeds"}
     for notebook in found.notebooks:
         given = inspect_notebook(str(REPOSITORY / "notebooks" / f"{notebook.name}.ipynb"))
-        for run in notebook.reads.values():
-            for option, value in found.find(run).options.items():
+        for stage in map(found.find, notebook.reads.values()):
+            chosen_by_itself = {"positions": "codebook", "codebook": stage.options["model"]}
+            for option, value in stage.options.items():
                 name = others.get(option, option)
-                if name in given and value not in ("codebook", notebook.model or "llava-scenes"):
+                if name in given and value != chosen_by_itself.get(name):
                     default = yaml.safe_load(given[name]["default"])
                     assert notebook.parameters.get(name, default) == value, (notebook.run, name)
+
+
+def test_notebooks_run_by_default_on_the_model_that_leads_their_pages():
+    for notebook in read_notebook_list(REPOSITORY / "workflow" / "notebooks.yml").notebooks:
+        given = inspect_notebook(str(REPOSITORY / "notebooks" / f"{notebook.name}.ipynb"))
+        if "model" in given and not notebook.model:
+            default = yaml.safe_load(given["model"]["default"])
+            assert f"data/models/{default}/**/*" in notebook.inputs, notebook.name
+
+
+LEADING = """
+default_model: &leading small
+inputs: ["data/{model}/*"]
+models: {small: Small, other-model: Other}
+stages:
+  - name: probing
+    command: probe
+    options: {n: 5, codebook: "{model}"}
+    models: {other-model: {}, *leading : {n: 2}}
+notebooks:
+  - name: first
+    reads: {probed: probing}
+    parameters: {n: 5}
+    models: {other-model: {}, *leading : {n: 2, table: "recorded/{model}.parquet"}}
+  - {name: second, default_model: other-model, models: {other-model: {n: 3}, small: {}}}
+"""
+
+
+def test_the_leading_model_has_settings_of_its_own_and_a_notebook_may_choose_another(tmp_path):
+    found = read_notebook_list(write_list(tmp_path, LEADING))
+    assert [(stage.run, stage.options) for stage in found.stages] == [
+        ("probing", {"model": "small", "n": 2, "codebook": "small"}),
+        ("probing-other-model", {"model": "other-model", "n": 5, "codebook": "other-model"}),
+    ]
+    assert [entry.run for entry in found.notebooks] == [
+        "first",
+        "first-other-model",
+        "second",
+        "second-small",
+    ]
+    first, second = found.find("first"), found.find("second")
+    assert first.parameters == {"n": 2, "table": "recorded/small.parquet", "probed": "results/probing"}
+    assert (second.parameters, second.inputs) == ({"n": 3}, ("data/other-model/*",))
+    assert found.find("second-small").inputs == ("data/small/*",)
 
 
 BY_MODEL = """
@@ -167,7 +213,9 @@ def test_the_copy_of_another_model_is_named_and_links_to_that_models_pages(tmp_p
 
 
 def test_commands_on_the_page_of_another_model_run_that_model(tmp_path):
-    listed = "models:\n  other: Other\nnotebooks:\n  - name: first\n    models:\n"
+    listed = (
+        "models:\n  other: Other\nnotebooks:\n  - name: first\n    parameters: {n_images: 2}\n    models:\n"
+    )
     found = read_notebook_list(
         write_list(tmp_path, listed + "      other: {n_images: 3, budgets: [0.1, 0.2]}\n")
     )
@@ -179,8 +227,12 @@ def test_commands_on_the_page_of_another_model_run_that_model(tmp_path):
         f"{command[:-1]} -p model a/b`",
     ]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text) for text in cells])
-    name_run.name_run(notebook, "first", found)
-    assert [cell.source for cell in notebook.cells] == cells
+    leading = copy.deepcopy(notebook)
+    name_run.name_run(leading, "first", found)
+    assert [cell.source for cell in leading.cells] == [
+        f"# A title\n\n{command[:-1]} -p n_images 2`",
+        *cells[1:],
+    ]
     name_run.name_run(notebook, "first-other", found)
     always = f"{command[:-1]} -p model other -p results_folder results/other"
     assert [cell.source for cell in notebook.cells] == [

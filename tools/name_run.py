@@ -1,10 +1,10 @@
 """Say in the executed copy of a notebook what was computed by this build and what recorded, and name another model.
 
 Below the first heading of a notebook that reads stages stands what it read: a table of this build, or a recorded one,
-with its date, hardware and code. A notebook that ran on another model than its own default gains that model's title, so
-that two pages of one notebook can be told apart; links to other notebooks lead to the pages of the same model where the
-book has them, and commands that run a notebook name the model: the first with all parameters of this run, the others
-with the model and where its results go.
+with its date, hardware and code. The first command that runs the notebook has all parameters of this run. A notebook
+that ran on a further model gains that model's title, so that two pages of one notebook can be told apart; links to
+other notebooks lead to the pages of the same model where the book has them, and further commands name the model and
+where its results go.
 
     python -m tools.name_run COPY RUN      COPY is written anew; RUN as in workflow/notebooks.yml, name-model
 """
@@ -37,8 +37,6 @@ def name_run(notebook: nbformat.NotebookNode, run: str, listed: NotebookList, ro
             notebook.cells[0].source.lstrip("\n"),
             count=1,
         )
-    if not entry.model:
-        return
     pages = {other.name: other.run for other in listed.notebooks if other.model == entry.model}
 
     def own_page(link: re.Match[str]) -> str:
@@ -47,12 +45,14 @@ def name_run(notebook: nbformat.NotebookNode, run: str, listed: NotebookList, ro
     for number, cell in enumerate(notebook.cells):
         if cell.cell_type != "markdown":
             continue
-        always = {name: entry.parameters[name] for name in ("model", "results_folder")}
-        given = _options(entry.settings if number == 0 else always)
-        cell.source = re.sub(
-            r"(papermill notebooks/\w+\.ipynb out\.ipynb)(?![^`]* -p model)", rf"\1 {given}", cell.source
-        )
-        if number == 0:
+        always = {name: entry.parameters[name] for name in ("model", "results_folder") if entry.model}
+        if given := _options(entry.settings if number == 0 else always):
+            cell.source = re.sub(
+                r"(papermill notebooks/\w+\.ipynb out\.ipynb)(?![^`]* -p model)",
+                lambda command, given=given: f"{command[1]} {given}",
+                cell.source,
+            )
+        if number == 0 and entry.model:
             cell.source = re.sub(r"\A(# .+)", rf"\1: {entry.title}", cell.source.lstrip("\n"), count=1)
         cell.source = re.sub(r"\]\(([a-z0-9_]+)\.ipynb\)", own_page, cell.source)
 

@@ -182,10 +182,11 @@ class NotebookList:
 
 
 def read_notebook_list(path: Path) -> NotebookList:
-    """Read and check the list, a run for the default model and for each of a notebook's further models.
+    """Read and check the list, a run for the leading model and for each further model of a stage or a notebook.
 
-    What a run on a further model needs is the same model's run of it, where there is one, else the default's; a
-    notebook that is not run model by model needs all of them.
+    The leading model is the list's ``default_model``, or the notebook's own; what ``models`` says of it is for the run
+    without a name. What a run on a further model needs is the same model's run of it, where there is one, else the
+    leading one's; a notebook that is not run model by model needs all of them.
 
     Raises
     ------
@@ -198,9 +199,11 @@ def read_notebook_list(path: Path) -> NotebookList:
     default, titles = content.get("default_model", ""), content.get("models") or {}
     stages: list[Stage] = []
     for entry in content.get("stages") or []:
-        name = _name(entry, {"name", "command", "options", "inputs", "models", "recorded"}, path, stages)
-        for model, own in _by_model(entry, titles, path).items():
+        keys = {"name", "command", "options", "inputs", "models", "recorded"}
+        name = _name(entry, keys, path, stages)
+        for model, own in _by_model(entry, default, titles, path).items():
             options = {"model": model or default} | (entry.get("options") or {}) | own
+            options = _for_model(options, model or default)
             recorded = _recorded(options.pop("recorded", entry.get("recorded")), f"{path}: {name}")
             if recorded and entry.get("command") in IN_PARTS and "images_per_part" not in options:
                 raise ValueError(f"{path}: {name} is recorded; accepted: with the option images_per_part")
@@ -208,7 +211,7 @@ def read_notebook_list(path: Path) -> NotebookList:
             stages.append(Stage(name, entry.get("command", ""), model, options, inputs, recorded))
     notebooks: list[Notebook] = []
     for entry in content.get("notebooks") or []:
-        keys = {"name", "needs", "reads", "threads", "parameters", "inputs", "models"}
+        keys = {"name", "needs", "reads", "threads", "parameters", "inputs", "models", "default_model"}
         name = _name(entry, keys, path, [*stages, *notebooks])
         for what, before in (("needs", [*stages, *notebooks]), ("reads", stages)):
             wanted = entry.get(what) or {}
@@ -218,8 +221,8 @@ def read_notebook_list(path: Path) -> NotebookList:
                 raise ValueError(
                     f"{path}: {name} {what} {unknown}; accepted: what is listed before it, {known}"
                 )
-        reads = entry.get("reads") or {}
-        for model, given in _by_model(entry, titles, path).items():
+        reads, leading = entry.get("reads") or {}, entry.get("default_model", default)
+        for model, given in _by_model(entry, leading, titles, path).items():
             own = {"model": model, "results_folder": f"results/{model}"} if model else {}
             read = {key: _stage(stage, stages, model, f"{path}: {name}") for key, stage in reads.items()}
             own |= {key: stage.source for key, stage in read.items()}
@@ -232,8 +235,8 @@ def read_notebook_list(path: Path) -> NotebookList:
                         entry.get("needs") or [], [*stages, *notebooks], model, bool(entry.get("models"))
                     ),
                     threads=entry.get("threads", 1),
-                    parameters=(entry.get("parameters") or {}) | own | given,
-                    inputs=_inputs(content, entry, model or default),
+                    parameters=_for_model(own | (entry.get("parameters") or {}) | given, model or leading),
+                    inputs=_inputs(content, entry, model or leading),
                     reads={key: stage.run for key, stage in read.items()},
                 )
             )
@@ -253,16 +256,27 @@ def _name(entry: Any, keys: set[str], path: Path, before: Sequence[Stage | Noteb
     return name
 
 
-def _by_model(entry: dict[str, Any], titles: dict[str, str], path: Path) -> dict[str, dict[str, Any]]:
-    """Return what is given for each model, first for the default one."""
+def _by_model(
+    entry: dict[str, Any], leading: str, titles: dict[str, str], path: Path
+) -> dict[str, dict[str, Any]]:
+    """Return what is given for each model, first, without its name, for the leading one."""
     models = entry.get("models") or {}
-    _check_keys(models, set(titles), f"{path}: models of {entry['name']}")
-    return {"": {}} | {model: given or {} for model, given in models.items()}
+    _check_keys(models, {*titles, leading}, f"{path}: models of {entry['name']}")
+    given = {"" if model == leading else model: own or {} for model, own in models.items()}
+    return {"": given.pop("", {})} | given
 
 
 def _inputs(content: dict[str, Any], entry: dict[str, Any], model: str) -> tuple[str, ...]:
     patterns = [*(content.get("inputs") or []), *(entry.get("inputs") or [])]
     return tuple(pattern.replace("{model}", model) for pattern in patterns)
+
+
+def _for_model(settings: dict[str, Any], model: str) -> dict[str, Any]:
+    """Put the model's name into texts that ask for it."""
+    texts = {
+        name: value.replace("{model}", model) for name, value in settings.items() if isinstance(value, str)
+    }
+    return settings | texts
 
 
 def _recorded(given: Any, where: str) -> Recorded | None:
