@@ -2,6 +2,7 @@
 
 import json
 import sys
+from importlib.metadata import distribution
 
 import pytest
 import tiny
@@ -112,10 +113,9 @@ def refuse():
 
 def test_names_are_offered_by_packages(offered, capsys):
     """Listing names puts nothing together; a name is then as good as the folder."""
-    photographs = {"llava-photographs", "llava-photographs-dropped"}
-    assert (
-        set(model_names()) == {"tiny-offer", "no-parts", "no-code", *photographs} | embedded_models().keys()
-    )
+    own = distribution("rcblib").entry_points.select(group=MODEL_GROUP).names
+    assert own >= {"llava-photographs", "llava-photographs-dropped"}
+    assert set(model_names()) == {"tiny-offer", "no-parts", "no-code", *own} | embedded_models().keys()
     with pytest.raises(UnsupportedModelError, match=r"'any-llava'; accepted: a model's name \(.*tiny-offer"):
         load_model("any-llava")
     for command in ("models", "info"):

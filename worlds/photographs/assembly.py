@@ -14,7 +14,6 @@ import pooch
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from torch import nn
 from transformers import (
     CLIPImageProcessorPil,
     LlavaConfig,
@@ -117,7 +116,8 @@ def build_model(trained: Path | None, tiles: bool = False) -> PreTrainedModel:
     if tiles:
         config = LlavaNextConfig(image_grid_pinpoints=[list(size) for size in PINPOINTS], **settings)
         model = LlavaNextForConditionalGeneration(config)
-        nn.init.zeros_(model.model.image_newline)
+        with torch.no_grad():  # no newline was ever trained: the LLM's own
+            model.model.image_newline.copy_(llm.get_input_embeddings().weight[_newline_id()])
     else:
         model = LlavaForConditionalGeneration(LlavaConfig(**settings))
     model.model.vision_tower.load_state_dict(tower.state_dict())
@@ -134,25 +134,30 @@ def build_model(trained: Path | None, tiles: bool = False) -> PreTrainedModel:
     return model.eval()
 
 
+def _newline_id() -> int:
+    """Return the id of the LLM's line break."""
+    return llm_tokenizer()("\n", add_special_tokens=False).input_ids[0]
+
+
 def assembled(name: str) -> Path:
     """Return the folder of a complete checkpoint, assembled in the user's cache where it is not there yet.
 
     Parameters
     ----------
     name : str
-        A folder of ``data/models`` that holds what was trained: ``assembly.json``, ``connector.safetensors`` and
-        ``adapter/``.
+        A folder of ``data/models`` with an ``assembly.json``, and with ``connector.safetensors`` and ``adapter/``
+        unless that names, as ``trained``, the folder beside it that holds them.
 
     Raises
     ------
     UnsupportedModelError
         Where a wheel is missing.
     """
-    trained = project_root() / "data" / "models" / name
     for package in FILES:
         part(package)
-    settings = read_json(trained / "assembly.json")
-    folder = Path(pooch.os_cache("rcblib")) / "models" / f"{name}-{_digest(trained, settings)}"
+    own = project_root() / "data" / "models" / name
+    settings, trained = read_json(own / "assembly.json"), trained_folder(own)
+    folder = Path(pooch.os_cache("rcblib")) / "models" / f"{name}-{_digest(own, settings)}"
     if not (folder / "config.json").is_file():
         print(f"{name}: assembled once, in {folder}", flush=True)
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -166,14 +171,20 @@ def assembled(name: str) -> Path:
     return folder
 
 
-def _digest(trained: Path, settings: dict[str, Any]) -> str:
+def trained_folder(folder: Path) -> Path:
+    """Return the folder that holds what was trained of a model of ``data/models``: its own, or one that it names."""
+    return folder.parent / read_json(folder / "assembly.json").get("trained", folder.name)
+
+
+def trained_files(folder: Path) -> list[Path]:
+    """List the files of what was trained of a model of ``data/models``: connector and adapters."""
+    return sorted(trained_folder(folder).rglob("*.safetensors"))
+
+
+def _digest(folder: Path, settings: dict[str, Any]) -> str:
     """Hash all that a checkpoint is made of: trained files, parts, this code, the library that writes it."""
     digest = hashlib.sha256(json.dumps([settings, FILES, version("transformers")], sort_keys=True).encode())
-    for path in (
-        *sorted(trained.rglob("*.safetensors")),
-        Path(__file__),
-        Path(__file__).with_name("parts.py"),
-    ):
+    for path in (*trained_files(folder), Path(__file__), Path(__file__).with_name("parts.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 
@@ -186,3 +197,8 @@ def llava_photographs() -> Path:
 def llava_photographs_dropped() -> Path:
     """Return the LLaVA-type model of real parts, trained on inputs with tokens dropped too."""
     return assembled("llava-photographs-dropped")
+
+
+def llava_next_photographs() -> Path:
+    """Return the LLaVA-NeXT-type model of the same parts and trained weights, which never saw tiles."""
+    return assembled("llava-next-photographs")
