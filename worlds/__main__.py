@@ -55,12 +55,27 @@ def _parser() -> argparse.ArgumentParser:
     fetch.add_argument("--folder", type=Path, help="where they go (default: the user's cache)")
     fetch.set_defaults(run=_fetch)
     reading = commands.add_parser(
-        "photographs", help="write the sample, or train the model, a stage at a time"
+        "photographs",
+        help="write the sample; train the models, a stage at a time; score them, write their cards",
     )
     reading.add_argument(
-        "--stage", required=True, help="features, words-<seed>, symbols, all-<seed>, dropped-<seed>"
+        "--stage",
+        required=True,
+        help="sample; features, words-<seed>, symbols, all-<seed>, dropped-<seed>; scores; card",
     )
-    reading.add_argument("--folder", type=Path, required=True, help="features, checkpoints, weights and logs")
+    reading.add_argument(
+        "--folder",
+        type=Path,
+        required=True,
+        help="of the sample; of features, checkpoints, weights and logs; or of the model in data/models",
+    )
+    reading.add_argument("--split", default="validation", help="scores: validation or test")
+    reading.add_argument(
+        "--scale", type=float, default=1.0, help="scores: factor of the numbers of questions"
+    )
+    reading.add_argument(
+        "--again", action="store_true", help="scores: of a test split that was scored before"
+    )
     reading.add_argument("--threads", type=int, help="cores (default: all)")
     reading.set_defaults(run=_photographs)
     return parser
@@ -75,17 +90,22 @@ def _fetch(options: argparse.Namespace) -> None:
 def _photographs(options: argparse.Namespace) -> Any:
     import torch
 
-    from worlds.photographs.dataset import write_sample
-    from worlds.photographs.training import PhotographRecipe, train_stage
-
+    if options.threads:
+        torch.set_num_threads(options.threads)
     if options.stage == "sample":
+        from worlds.photographs.dataset import write_sample
+
         return write_sample(options.folder)
     if options.stage == "scores":
         from worlds.photographs.scores import write_scores
 
-        return write_scores(options.folder)
-    if options.threads:
-        torch.set_num_threads(options.threads)
+        return write_scores(options.folder, options.split, scale=options.scale, again=options.again)
+    if options.stage == "card":
+        from worlds.photographs.card import write_card
+
+        return write_card(options.folder)
+    from worlds.photographs.training import PhotographRecipe, train_stage
+
     train_stage(options.stage, options.folder, PhotographRecipe())
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,6 @@ from rcblib.data.questions import questions_for
 from rcblib.evaluate.grid import evaluate_grid
 from rcblib.pruners import OraclePruner, Pruner, RandomPruner
 from rcblib.reading.comparison import corrected_scores
-from rcblib.reading.statistics import mean_of_ratios
 from worlds.datasets import SceneDataset
 from worlds.scenes.generator import WORLDS
 
@@ -69,36 +68,41 @@ def fewer_token_scores(
 
 
 def score_settings(
-    answers: pd.DataFrame, generator: np.random.Generator
+    answers: pd.DataFrame, generator: np.random.Generator, tasks: Collection[str] | None = None
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Reduce answers of several settings, of which one is `ALL`, to scores.
 
     Parameters
     ----------
     answers : pandas.DataFrame
-        From `rcblib.evaluate.grid.evaluate_grid`.
+        From `rcblib.evaluate.grid.evaluate_grid`; each method is one setting, with any number of seeds.
     generator : numpy.random.Generator
-        Source of the bootstrap.
+        Source of the draws over seeds and images.
+    tasks : collection of str, optional
+        Those that count in the means over tasks; by default all.
 
     Returns
     -------
     dict
         Setting, and ``"guessing"``, to a score for each task, in [0, 1]; a setting with fewer tokens also to
         ``"relative"``: the mean over tasks of its score by that with all tokens, and ``"corrected"``: the same of
-        scores less what guessing gets. Each with n, interval, n_clusters (images) and level.
+        scores less what guessing gets. Each with n, interval, n_clusters (images) and level. Without a task that
+        counts the means are left out.
     """
-    by_setting = {name: rows.reset_index(drop=True) for name, rows in answers.groupby("method", sort=False)}
-    whole = by_setting[ALL]
-    scores = corrected_scores(answers, {name: (name, None) for name in by_setting}, generator=generator)
+    names = {ALL: (ALL, None), **{name: (name, None) for name in answers["method"].unique()}}
+    scores = corrected_scores(answers, names, generator=generator)
+    counted = scores
+    if tasks is not None:
+        counted = corrected_scores(answers, names, tasks, generator=generator) if tasks else None
     found = {}
-    for name in (*by_setting, "guessing"):
+    for name in (*names, "guessing"):
         found[name] = {task: scores.score(name, task).as_result() for task in scores.draws.tasks}
-        if name in by_setting and name != ALL:
-            rows = by_setting[name]
-            pairs = rows["score"], whole["score"], rows["task"], rows["image_id"]
+        if name not in (ALL, "guessing") and counted is not None:
+            draws = counted.draws
+            whole = np.where(draws[ALL] > 0, draws[ALL], np.nan)
             found[name] |= {
-                "relative": mean_of_ratios(*pairs, generator=generator).as_result(),
-                "corrected": scores.relative(name).as_result(),
+                "relative": draws.estimate((draws[name] / whole).mean(1)).as_result(),
+                "corrected": counted.relative(name).as_result(),
             }
     return found
 
