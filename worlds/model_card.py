@@ -171,7 +171,7 @@ def stage_table(stages: Sequence[Stage], records: Sequence[Mapping[str, Any]]) -
                 "scenes": record["scenes"],
                 "peak rate": loop["learning_rate"],
                 "minutes": record["seconds"] / 60,
-                "hardware": _hardware(record),
+                "hardware": hardware_text(record),
                 "precision": record["autocast"],
                 "last loss": record["loss"],
             }
@@ -218,7 +218,8 @@ def learning_parts(stage: Stage) -> str:
     return f"image and caption encoders, {shown}"
 
 
-def _hardware(record: Mapping[str, Any]) -> str:
+def hardware_text(record: Mapping[str, Any]) -> str:
+    """Say on what a stage was trained, from its record."""
     if record["device"] != "cpu":
         return record["device"]
     facts = record["provenance"]
@@ -268,9 +269,9 @@ def _score_table(
         rows.append(
             {
                 "question": LABELS.get(name, name),
-                "score": _estimate(score),
+                "score": estimate_text(score),
                 "n": f"{score['n']:,}",
-                "shuffled": _estimate(found["shuffled"][name]),
+                "shuffled": estimate_text(found["shuffled"][name]),
                 **{BLIND[kind]: f"{values[name]['value']:.3f}" for kind, values in blind.items()},
                 "goal": "" if goal is None else f"{goal:.2f} ({suffices:.2f})",
                 "reached": judge(recipe.family, name, score["value"], on_cpu),
@@ -279,7 +280,8 @@ def _score_table(
     return pd.DataFrame(rows)
 
 
-def _estimate(score: Mapping[str, Any]) -> str:
+def estimate_text(score: Mapping[str, Any]) -> str:
+    """Write a score with its interval."""
     low, high = score["interval"]
     return f"{score['value']:.3f} [{low:.3f}, {high:.3f}]"
 

