@@ -159,12 +159,12 @@ def test_the_table_has_a_row_a_rule_and_the_verdict_of_the_claim():
     ("gates", "verdict", "why"),
     [
         ([gate("G2"), gate("G3")], "holds", ""),
-        ([gate("G2"), gate("G3", False)], "not testable here", "G3: G3's measure is 0.10, not at least 0.5"),
+        ([gate("G2"), gate("G3", False)], "not testable here", "G3: G3's measure 0.1 (≥\u202f0.5)"),
         ([gate("G2", None, why="no task"), gate("G3")], "not measured", "G2: no task"),
         (
             [gate("G2", None), gate("G3", False)],
             "not testable here",
-            "G3: G3's measure is 0.10, not at least 0.5",
+            "G3: G3's measure 0.1 (≥\u202f0.5)",
         ),
         ([gate("G3")], "not measured", "G2: not measured"),
         ([gate("G2"), gate("G3"), gate("G4", False)], "holds", ""),  # not among the claim's
@@ -192,6 +192,16 @@ def test_a_gate_stops_the_rule_of_its_budget_and_samples_only():
     table = claims_table([claim(gates=("G3",), rules=rules)], results, gates)
     assert table["rule_verdict"].tolist() == ["holds", "not testable here", "not testable here"]
     assert set(table["verdict"]) == {"not testable here"}
+
+
+def test_reasons_of_several_rules_are_summed_up_by_gate():
+    rules = (Rule("a", "at a fifth", "above", 0.9, 0.2), Rule("b", "at a tenth", "above", 0.9, 0.1))
+    gates = [gate("G3", False, retain_ratio=0.2, about="first"), gate("G5", False)]
+    gates += [gate("G3", False, retain_ratio=0.1, about="second")]
+    results = {"pruning": {name: measured(0.95, 0.92, 0.97) for name in "ab"}}
+    why = claims_table([claim(gates=("G3", "G5"), rules=rules)], results, gates)["why"].iloc[0]
+    words = "G3's measure {} 0.1 (≥\u202f0.5)"
+    assert why == f"G3: {words.format('first')}, {words.format('second')}; G5: G5's measure 0.1 (≥\u202f0.5)"
 
 
 def test_a_declared_reason_comes_first():

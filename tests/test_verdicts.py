@@ -9,8 +9,9 @@ import yaml
 from test_gates import LIMITS, N, answers, asked, tokens
 
 from rcblib.evaluate.gates import ORACLE
+from rcblib.reading.claim_lines import claim_lines, rule_grid, settings_of
 from rcblib.reading.claims import read_claims
-from rcblib.reading.verdicts import Evidence, collect, control_table, verdict_table, weigh
+from rcblib.reading.verdicts import Evidence, collect, verdict_table, weigh
 from rcblib.runs.files import file_sha256, write_json, write_table
 
 CLAIMS = read_claims(
@@ -106,16 +107,65 @@ def test_gates_then_rules_then_verdicts(weighed):
     assert weighed["first"].tasks == {"images": ["count"]}
 
 
-def test_no_verdict_on_pruning_without_its_controls(weighed):
+def test_a_claim_has_a_line_a_model_with_gates_controls_and_verdict(weighed):
     table = verdict_table(weighed.values(), CLAIMS, {})
-    lines = control_table(weighed.values(), CLAIMS, table).set_index(["model", "retain_ratio"])
-    assert len(lines) == 4  # two models, two budgets
-    scores = lines.loc[("first", 0.2), ["unpruned", "codebook", "random", "oracle", "guessing"]]
-    assert scores.tolist() == pytest.approx([0.95, 0.94, 0.60, 0.95, 0.25])
-    assert lines.loc[("first", 0.2), "tasks"] == "count"
-    assert lines.loc[("first", 0.2), "relative"].startswith("0.99 [")
-    assert lines.loc[("first", 0.2), "gates"].count("✓") == 5  # those of C3
-    assert lines["verdict"].tolist() == ["holds"] * 2 + ["does not hold"] * 2
+    lines = claim_lines(weighed.values(), CLAIMS[2], table)
+    assert settings_of(CLAIMS[2]) == ["20%", "10%"]
+    assert lines.index.tolist() == ["first", "second"]
+    line = lines.loc["first"]
+    assert line["gates"] == "G1✓ G2✓ G3✓ G5✓ G6✓"
+    scores = ["codebook", "random", "oracle", "unpruned", "guessing"]
+    assert line[scores].tolist() == ["0.94", "0.60", "0.95", "0.95", "0.25"]  # the same at both budgets
+    assert lines["verdict"].tolist() == ["holds", "does not hold"]
+
+
+def test_a_claim_on_a_signal_stands_beside_random_and_reversed_ones(weighed):
+    result = weighed["first"].results["intermediate_states"]["cls_reliability_for_recognisable"]
+    result |= {"low_share": 0.45, "random": 0.5, "best": 0.1, "reversed": 0.9, "inverted": True}
+    table = verdict_table(weighed.values(), CLAIMS, {("second", "C1"): "trained on them"})
+    assert settings_of(CLAIMS[0]) == ["recognisable", "influential"]
+    line = claim_lines(weighed.values(), CLAIMS[0], table).loc["first"]
+    assert line["reliability"] == "0.10\u202f·\u202f– (inverted)"
+    shares = ["0.50\u202f·\u202f–", "0.10\u202f·\u202f–", "0.90\u202f·\u202f–"]
+    assert line["random / oracle / reversed"] == " / ".join(shares)
+    assert line[["unpruned", "guessing"]].tolist() == ["0.95", "0.25"]
+    declared = claim_lines(weighed.values(), CLAIMS[0], table).loc["second"]
+    assert declared[["reliability", "verdict", "why"]].tolist() == [
+        "–",
+        "not testable here",
+        "trained on them",
+    ]
+
+
+def test_rules_of_several_models_stand_side_by_side_above_the_verdict_of_before(weighed):
+    grid = rule_grid(verdict_table(weighed.values(), CLAIMS, {}))
+    assert grid.columns.tolist() == ["first", "second"]
+    assert grid.loc[("C3", "relative, 20%", "above 0.9"), "first"].startswith("0.99 [")
+    assert grid.loc[("C3", "relative, 20%", "above 0.9"), "first"].endswith("n 100: holds")
+    assert grid.loc[("C5", "above random, 20%, videos", "above 0"), "first"] == "not measured"
+    assert grid.loc["C3"].index[-1] == ("verdict before there were gates", "")
+
+
+def test_models_that_are_named_come_first_also_where_nothing_was_measured(folders):
+    found = collect(*folders, ["intermediate_states"], ["photographed", "second"])
+    assert list(found) == ["photographed", "second", "first"]
+    table = verdict_table(found.values(), CLAIMS, {})
+    assert set(table.loc[table["model"] == "photographed", "verdict"]) == {"not measured"}
+    assert claim_lines(found.values(), CLAIMS[3], table).empty
+
+
+@pytest.mark.parametrize("missing", ["random tokens", ORACLE])
+def test_no_verdict_on_pruning_without_its_controls(missing):
+    answered = pruning_of()
+    evidence = Evidence("bare")
+    evidence.tables["gates", "images"] = gates_of()
+    evidence.tables["pruning", "images"] = answered[answered["method"] != missing]
+    weigh(evidence, CLAIMS, LIMITS)
+    rows = verdict_table([evidence], CLAIMS, {}).set_index(["claim", "result"])
+    row = rows.loc[("C3", "relative_retain_20")]
+    assert row["rule_verdict"] == "not measured"
+    assert row["rule_why"] == f"not beside {'an ' if missing == ORACLE else ''}{missing}"
+    assert row["value"] == pytest.approx(69 / 70) and np.isnan(row["low"])
 
 
 def test_a_model_without_gates_gets_no_verdict():
@@ -126,8 +176,6 @@ def test_a_model_without_gates_gets_no_verdict():
     assert rows.loc[("C3", "relative_retain_20"), "rule_verdict"] == "not measured"
     assert "G1: not measured" in rows.loc[("C3", "relative_retain_20"), "why"]
     assert np.isfinite(rows.loc[("C3", "relative_retain_20"), "low"])  # what was measured is shown
-    lines = control_table([evidence], CLAIMS, table)
-    assert lines["tasks"].tolist() == ["all, as none passes G1"] * 2
-    assert lines["gates"].str.count(r"\?").tolist() == [5, 5]
+    assert claim_lines([evidence], CLAIMS[2], table)["gates"].tolist() == ["G1? G2? G3? G5? G6?"]
     assert N == rows.loc[("C3", "relative_retain_20"), "n"]
     assert set(verdict_table([], CLAIMS, {})["verdict"]) == {"not measured"}

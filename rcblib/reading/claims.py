@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any
@@ -143,8 +143,8 @@ class Claim:
     before: Mapping[str, Any] = field(default_factory=dict)
 
     def source_of(self, rule: Rule) -> str:
-        """Name what a rule reads: the claim's source, for groups and videos with their name behind it."""
-        return self.source if rule.data == "images" else f"{self.source}_{rule.data}"
+        """Name what a rule reads."""
+        return source_name(self.source, rule.data)
 
     def judge_rule(
         self, rule: Rule, found: Mapping[str, Any], gates: Sequence[GateResult], declared: str = ""
@@ -161,7 +161,7 @@ class Claim:
         stopped = {name: states[name] for name in self.gates if states[name][0] != PASSED}
         verdict = rule.judge(found.get("interval"))
         if verdict == UNMEASURED:
-            return UNMEASURED, "no result"
+            return UNMEASURED, found.get("why", "no result")
         failed = [f"{name}: {why}" for name, (state, why) in stopped.items() if state == FAILED]
         if failed:
             return NOT_TESTABLE, "; ".join(failed)
@@ -169,6 +169,11 @@ class Claim:
         if missing:
             return UNMEASURED, "; ".join(missing)
         return verdict, ""
+
+
+def source_name(source: str, data: str) -> str:
+    """Name what was measured on some samples: the source, for groups and videos with their name behind it."""
+    return source if data == "images" else f"{source}_{data}"
 
 
 def combine(verdicts: Sequence[str]) -> str:
@@ -299,8 +304,7 @@ def _with_verdicts(frame: pd.DataFrame) -> pd.DataFrame:
     why = {}
     for name, rows in by_claim.items():
         deciding = rows[rows["rule_verdict"] == verdicts[name]]
-        reasons = "; ".join(filter(None, deciding["rule_why"])).split("; ")
-        why[name] = "; ".join(dict.fromkeys(reasons))
+        why[name] = _sum_up(deciding["rule_why"])
         if verdicts[name] in (HOLDS, FAILS) and adjusted[name] > LEVEL:
             why[name] = f"{verdicts[name]} by itself, not among {len(tested)} claims (p {adjusted[name]:.2f})"
             verdicts[name] = UNDECIDED
@@ -309,6 +313,16 @@ def _with_verdicts(frame: pd.DataFrame) -> pd.DataFrame:
         verdict=frame["claim"].map(verdicts),
         why=frame["claim"].map(why),
     )
+
+
+def _sum_up(reasons: Iterable[str]) -> str:
+    """Join the reasons of several rules, each once, and those of a gate behind its name."""
+    by_gate: dict[str, dict[str, None]] = {}
+    for reason in reasons:
+        for part in filter(None, reason.split("; ")):
+            gate, _, found = part.partition(": ") if part[:2] in GATES else (part, "", "")
+            by_gate.setdefault(gate, {}).update(dict.fromkeys(filter(None, found.split(", "))))
+    return "; ".join(f"{gate}: {', '.join(found)}" if found else gate for gate, found in by_gate.items())
 
 
 def _p_value(rows: pd.DataFrame, verdict: str) -> float:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ import pandas as pd
 from rcblib.records import ParameterError
 
 PASSED, FAILED, NOT_MEASURED = "passed", "failed", "not measured"
+
+MARKS = {PASSED: "✓", FAILED: "✗", NOT_MEASURED: "?"}
 
 GATES = {
     "G1": "the task works unpruned",
@@ -24,10 +27,10 @@ GATES = {
 }
 
 _SIDES = {
-    "at least": lambda value, bound: value >= bound,
-    "above": lambda value, bound: value > bound,
-    "at most": lambda value, bound: value <= bound,
-    "below": lambda value, bound: value < bound,
+    "at least": ("≥", operator.ge),
+    "above": (">", operator.gt),
+    "at most": ("≤", operator.le),
+    "below": ("<", operator.lt),
 }
 
 
@@ -55,7 +58,7 @@ class GateResult:
     gate : str
         ``"G1"`` to ``"G7"``.
     what : str
-        What was measured, in words.
+        What was measured, in few words and of every model in the same ones; `rcblib.reading.gates` says exactly what.
     value, low, high : float
         With its interval; NaN where it was not measured, or where nothing was drawn.
     side : str
@@ -72,6 +75,8 @@ class GateResult:
         Where it is about one budget, else NaN.
     data : str
         Which samples: ``"images"``, ``"groups"`` or ``"videos"``.
+    about : str
+        Which of several it is on this model, such as the word said most.
     """
 
     gate: str
@@ -86,13 +91,14 @@ class GateResult:
     task: str = ""
     retain_ratio: float = float("nan")
     data: str = "images"
+    about: str = ""
 
     @property
     def verdict(self) -> str:
         """Return ``"passed"``, ``"failed"`` or ``"not measured"``."""
         if np.isnan(self.value):
             return NOT_MEASURED
-        return PASSED if _SIDES[self.side](self.value, self.bound) else FAILED
+        return PASSED if _SIDES[self.side][1](self.value, self.bound) else FAILED
 
     def concerns(self, retain_ratio: float | None, data: str) -> bool:
         """Tell whether the result is about a budget and some samples; how a codebook came about (G5, G6) is for all."""
@@ -101,8 +107,22 @@ class GateResult:
         return bool(is_budget and (self.data == data or self.gate in ("G5", "G6")))
 
     def __str__(self) -> str:
-        """Say in words how far from its bound the value is."""
-        return f"{self.what} is {self.value:.2f}, not {self.side} {self.bound:g}"
+        """Say what was found, and in brackets what would have passed."""
+        of = "" if self.data == "images" else f"of {self.data}"
+        return f"{' '.join(filter(None, (self.what, of, self.about)))} {self.value:.3g} ({self.bounds})"
+
+    @property
+    def cell(self) -> str:
+        """Write value, interval and mark, for a table that says what was measured."""
+        if self.verdict == NOT_MEASURED:
+            return f"{MARKS[NOT_MEASURED]} {self.why}".strip()
+        interval = "" if np.isnan(self.low) else f" [{self.low:.2f}, {self.high:.2f}]"
+        return " ".join(filter(None, (f"{self.value:.2f}{interval}", MARKS[self.verdict], self.about)))
+
+    @property
+    def bounds(self) -> str:
+        """Return what passes, such as ``"≥ 0.9"``."""
+        return f"{_SIDES[self.side][0]}\u202f{self.bound:g}"
 
 
 def gate_states(
@@ -132,20 +152,38 @@ def gate_states(
         missing = [each for each in own if each.verdict == NOT_MEASURED]
         if gate == "G1" and own:
             works = {each.task for each in own} - {each.task for each in own if each.verdict != PASSED}
-            states[gate] = (PASSED, "") if works else (FAILED, "; ".join(map(str, failed)))
+            states[gate] = (PASSED, "") if works else (FAILED, ", ".join(map(str, failed)))
         elif failed:
-            states[gate] = FAILED, "; ".join(map(str, failed))
+            states[gate] = FAILED, ", ".join(map(str, failed))
         elif missing or not own:
-            reasons = "; ".join(each.why for each in missing if each.why)
+            reasons = ", ".join(dict.fromkeys(each.why for each in missing if each.why))
             states[gate] = NOT_MEASURED, reasons or NOT_MEASURED
         else:
             states[gate] = PASSED, ""
     return states
 
 
-def gate_table(results: Sequence[GateResult]) -> pd.DataFrame:
-    """Lay results out, one row each, with their verdicts."""
-    return pd.DataFrame([asdict(each) | {"verdict": each.verdict} for each in results])
+def gate_grid(results: Mapping[str, Sequence[GateResult]]) -> pd.DataFrame:
+    """Lay the results of several models side by side.
+
+    Parameters
+    ----------
+    results : Mapping
+        Heading of a column to the results in it.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Text: one row a gate, measure and bound (its index, with ``gate``, ``what`` and ``passes if``), in the order of
+        the gates; in each column value, interval and mark, and what it is about.
+    """
+    cells: dict[tuple[str, str, str], dict[str, str]] = {}
+    for heading, own in results.items():
+        for each in own:
+            cells.setdefault((each.gate, each.what, each.bounds), {})[heading] = each.cell
+    rows = sorted(cells, key=lambda key: list(GATES).index(key[0]))  # stable: as measured within a gate
+    index = pd.MultiIndex.from_tuples(rows, names=["gate", "what", "passes if"])
+    return pd.DataFrame([cells[row] for row in rows], index=index, columns=list(results)).fillna("–")
 
 
 def read_gates(content: Mapping[str, Any]) -> tuple[Limits, dict[tuple[str, str], str], dict[str, list[str]]]:

@@ -40,6 +40,8 @@ def tasks_work(
 ) -> tuple[list[GateResult], list[str]]:
     """Judge G1 task by task: it is answered with the whole image, and not with another one's.
 
+    Both are chance-corrected scores.
+
     Returns
     -------
     results : list of GateResult
@@ -55,7 +57,7 @@ def tasks_work(
         own = [
             _of(
                 "G1",
-                f"{name}: chance-corrected score with all tokens",
+                name,
                 found.corrected(UNPRUNED, task),
                 "at least",
                 limits.least_score,
@@ -63,7 +65,7 @@ def tasks_work(
             ),
             _of(
                 "G1",
-                f"{name}: chance-corrected score with another image's tokens",
+                f"shuffled {name}",
                 found.corrected(SHUFFLED, task),
                 "at most",
                 limits.most_shuffled,
@@ -79,7 +81,10 @@ def tasks_work(
 def background_is_redundant(
     answers: pd.DataFrame, tasks: Collection[str], limits: Limits, *, generator: np.random.Generator
 ) -> list[GateResult]:
-    """Judge G2 on the tasks that work: swapped background changes nothing, swapped objects everything."""
+    """Judge G2 on the tasks that work: swapped background changes nothing, swapped objects everything.
+
+    The first is the change of the score, up or down; the second the chance-corrected score that is left.
+    """
     found = _scores(answers, [UNPRUNED, BACKGROUND, OBJECTS], tasks, generator)
     change = left = None
     if found is not None:
@@ -90,7 +95,7 @@ def background_is_redundant(
     return [
         _of(
             "G2",
-            "change of the score with another image's background",
+            "background swapped",
             change,
             "below",
             limits.most_change,
@@ -98,7 +103,7 @@ def background_is_redundant(
         ),
         _of(
             "G2",
-            "chance-corrected score with another image's objects",
+            "objects swapped",
             left,
             "at most",
             limits.most_left,
@@ -115,8 +120,8 @@ def pruning_can_succeed(
     *,
     generator: np.random.Generator,
 ) -> GateResult:
-    """Judge G3: the oracle by masks, positions kept, reaches the claim's bound at the claim's budget."""
-    what = f"relative score of the oracle with {retain_ratio:.0%} of the tokens"
+    """Judge G3: the relative score of the oracle by masks, positions kept, reaches the claim's bound at its budget."""
+    what = f"oracle at {retain_ratio:.0%}"
     measured = answers[
         (answers["method"] != ORACLE) | np.isclose(answers["retain_ratio"].astype(float), retain_ratio)
     ]
@@ -133,7 +138,7 @@ def pixels_do_not_tell(
     """Judge G4 by the pixel baseline with the largest area against coverage of at least `least`, within images."""
     images, beneath = tokens["image_id"].to_numpy(), tokens["object_coverage"].to_numpy(float) >= least
     if beneath.all() or not beneath.any():
-        return _of("G4", "area of the best pixel baseline", None, "below", limits.most_area, why="one class")
+        return _of("G4", "best pixel baseline", None, "below", limits.most_area, why="one class")
     areas = {
         name: roc_auc(
             tokens[name].to_numpy(float), beneath, images, strata=images, generator=generator, n_resamples=400
@@ -141,8 +146,9 @@ def pixels_do_not_tell(
         for name in PIXEL_SIGNALS
     }
     best = max(areas, key=lambda name: np.nan_to_num(areas[name].value, nan=-1.0))
-    what = f"area of the best pixel baseline, {label_of(best)}"
-    return _of("G4", what, areas[best], "below", limits.most_area)
+    return _of(
+        "G4", "best pixel baseline", areas[best], "below", limits.most_area, about=f"({label_of(best)})"
+    )
 
 
 def signal_is_stable(
@@ -154,6 +160,9 @@ def signal_is_stable(
     generator: np.random.Generator,
 ) -> list[GateResult]:
     """Judge G5: two training seeds agree on what says little, and background does not all say one word.
+
+    The overlap is the Jaccard index of two sets of tokens, those of low information; of the background it is the share
+    that says the word said most.
 
     Parameters
     ----------
@@ -174,21 +183,19 @@ def signal_is_stable(
         word = background["top1_word"].value_counts().index[0]
         said = (background["top1_word"] == word).to_numpy(float)
         spread = mean_interval(said, background["image_id"].to_numpy(), generator=generator)
-    what = f"share of the background's tokens that say the word said most, “{word}”"
-    results = [
-        _of("G5", what, spread, "below", limits.most_word_share, why="" if spread else "no background")
-    ]
-    overlap, why = None, "tokens of one training seed only"
-    if other is not None and criterion is not None:
-        overlap, why = _overlap(tokens, other, criterion, generator), ""
-    what = "overlap of the low-information sets of two training seeds"
-    return [*results, _of("G5", what, overlap, "at least", limits.least_overlap, why=why)]
+    what, about = "commonest background word", f"“{word}”"
+    why = "" if spread else "no background"
+    results = [_of("G5", what, spread, "below", limits.most_word_share, why=why, about=about)]
+    overlap, why = None, "one training seed only"
+    if other is not None:
+        overlap, why = _overlap(tokens, other, criterion, generator)
+    return [*results, _of("G5", "overlap of two seeds", overlap, "at least", limits.least_overlap, why=why)]
 
 
 def prototypes_recur(metadata: Mapping[str, Any], limits: Limits) -> GateResult:
-    """Judge G6 by what a codebook's metadata says: from how many images its narrowest cluster draws."""
+    """Judge G6 by what a codebook's metadata says: from which share of the images its narrowest cluster draws."""
     selection = metadata.get("selection") or {}
-    what = "share of the images that the narrowest cluster of the codebook draws from"
+    what = "narrowest cluster"
     counts = selection.get("images_per_cluster")
     if not counts or not selection.get("n_images"):
         why = "the codebook does not say how many images its clusters draw from"
@@ -201,7 +208,7 @@ def prototypes_recur(metadata: Mapping[str, Any], limits: Limits) -> GateResult:
 def tokens_speak(
     tokens: pd.DataFrame, limits: Limits, *, whole: float = 1 - 1e-6, generator: np.random.Generator
 ) -> list[GateResult]:
-    """Judge G7: tokens wholly on an object name it alone, and are surer of their word than background is."""
+    """Judge G7: tokens wholly on an object name it alone, and are surer of their word than background is (in nats)."""
     on_object = tokens[tokens["object_coverage"] >= whole]
     background = tokens[tokens["object_coverage"] == 0]
     named = gap = None
@@ -221,15 +228,13 @@ def tokens_speak(
     return [
         _of(
             "G7",
-            "share of tokens wholly on an object that name it alone",
+            "objects named alone",
             named,
             "at least",
             limits.least_named,
             why=why,
         ),
-        _of(
-            "G7", "entropy of these tokens minus that of the background's (nats)", gap, "below", 0.0, why=why
-        ),
+        _of("G7", "entropy above background's", gap, "below", 0.0, why=why),
     ]
 
 
@@ -303,12 +308,17 @@ def _scores(
 
 
 def _overlap(
-    first: pd.DataFrame, second: pd.DataFrame, criterion: Mapping[str, float], generator: np.random.Generator
-) -> Estimate | None:
-    """Estimate the Jaccard overlap of two sets of tokens that say little, over all images."""
+    first: pd.DataFrame,
+    second: pd.DataFrame,
+    criterion: Mapping[str, float] | None,
+    generator: np.random.Generator,
+) -> tuple[Estimate | None, str]:
+    """Estimate the Jaccard overlap of two sets of tokens that say little, over the images of both; or say why not."""
+    if criterion is None:
+        return None, "no codebook says what is low"
+    if "influence" not in set(first) & set(second):
+        return None, "influence was not measured"
     place = ["image_id", "view", "position"]
-    if not {"influence"} <= set(first) & set(second):
-        return None
     both = first.merge(second, on=place, suffixes=("", "_other"), validate="one_to_one")
 
     def says_little(suffix: str) -> pd.Series:
@@ -318,5 +328,6 @@ def _overlap(
     little, other = says_little(""), says_little("_other")
     either = little | other
     if not either.any():
-        return None
-    return mean_interval((little & other)[either], both["image_id"][either].to_numpy(), generator=generator)
+        return None, "no token of the images of both says little" if len(both) else "other images"
+    images = both["image_id"][either].to_numpy()
+    return mean_interval((little & other)[either], images, generator=generator), ""

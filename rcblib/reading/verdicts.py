@@ -12,24 +12,23 @@ import numpy as np
 import pandas as pd
 
 from rcblib.codebook.codebook import load_codebook
+from rcblib.evaluate.gates import ANSWERS, UNPRUNED, part_of
 from rcblib.evaluate.guessing import kinds_of
-from rcblib.reading.claims import DATA, Claim, claims_table
-from rcblib.reading.comparison import pruning_results
-from rcblib.reading.gate_results import FAILED, NOT_MEASURED, PASSED, GateResult, Limits, gate_states
+from rcblib.reading.claims import DATA, Claim, Rule, claims_table, source_name
+from rcblib.reading.comparison import corrected_scores, pruning_results
+from rcblib.reading.gate_results import GateResult, Limits
 from rcblib.reading.gates import judge_gates
+from rcblib.reading.statistics import Estimate
 from rcblib.records import CodebookError, ParameterError
 from rcblib.runs.files import read_json, read_table
 from rcblib.runs.records import read_record
 
 GATES_STAGE, PRUNING_STAGE = "gates", "pruning"
 
-_MARKS = {PASSED: "\u202f✓", FAILED: "\u202f✗", NOT_MEASURED: "\u202f?"}
+_STAGES = {source_name(stage, data): (stage, data) for stage in (GATES_STAGE, PRUNING_STAGE) for data in DATA}
 
-_STAGES = {
-    stage if data == "images" else f"{stage}_{data}": (stage, data)
-    for stage in (GATES_STAGE, PRUNING_STAGE)
-    for data in DATA
-}
+CONTROLS = {"random": "random tokens", "oracle": "an oracle by masks"}
+"""Without these, asked the same at the same budget, no verdict on pruning is given."""
 
 
 @dataclass
@@ -61,7 +60,10 @@ class Evidence:
 
 
 def collect(
-    results_folder: str | os.PathLike, recorded_folder: str | os.PathLike, notebooks: Iterable[str]
+    results_folder: str | os.PathLike,
+    recorded_folder: str | os.PathLike,
+    notebooks: Iterable[str],
+    models: Iterable[str] = (),
 ) -> dict[str, Evidence]:
     """Find the tables of stages and the results of notebooks, model by model.
 
@@ -73,13 +75,16 @@ def collect(
         Recorded tables, ``<model>/<stage>.parquet``; where one is there it takes the place of the live one.
     notebooks : iterable of str
         Names of notebooks whose results are read.
+    models : iterable of str
+        Names that come first, in this order, also where nothing was measured.
 
     Returns
     -------
     dict of Evidence
-        By name of model, in order of discovery, the results folder first.
+        By name of model; those that `models` lacks in order of discovery, the results folder first. Which model a
+        result is of is said inside it, so any may be the default.
     """
-    found: dict[str, Evidence] = {}
+    found = {name: Evidence(name) for name in models}
 
     def of(model: Any) -> Evidence:
         name = Path(str(model)).name
@@ -148,16 +153,29 @@ def weigh(
                 seed=seed,
             )
             evidence.gates += results
+            asked = corrected_scores(
+                part_of(table, ANSWERS),
+                {UNPRUNED: (UNPRUNED, None)},
+                evidence.tasks[data] or None,
+                generator=np.random.default_rng(seed),
+            )
+            evidence.results[source_name(GATES_STAGE, data)] = {
+                "score_unpruned": asked.score(UNPRUNED).as_result(),
+                "score_guessing": asked.score("guessing").as_result(),
+            }
         answers = evidence.tables.get((PRUNING_STAGE, data))
         if answers is None:
             continue
         tasks = evidence.tasks.get(data) or sorted(set(kinds_of(answers[answers["guess"].notna()])))
         generator = np.random.default_rng(seed)
         estimates = pruning_results(answers, tasks, list(bounds), generator=generator)
-        source = PRUNING_STAGE if data == "images" else f"{PRUNING_STAGE}_{data}"
-        evidence.results[source] = {name: each.as_result() for name, each in estimates.items()} | {
-            rule.result: rule.result_of(estimates[rule.result]) for rule in rules if rule.result in estimates
-        }
+        found = {name: each.as_result() for name, each in estimates.items()}
+        for rule in rules:
+            if rule.result in estimates:
+                found[rule.result] = rule.result_of(estimates[rule.result]) | _without_controls(
+                    rule, estimates
+                )
+        evidence.results[source_name(PRUNING_STAGE, data)] = found
 
 
 def verdict_table(
@@ -175,64 +193,11 @@ def verdict_table(
     )
 
 
-def control_table(
-    evidence: Iterable[Evidence], claims: Sequence[Claim], verdicts: pd.DataFrame
-) -> pd.DataFrame:
-    """List what a verdict on pruning has to be read beside, one line a model, claim and budget.
-
-    Parameters
-    ----------
-    evidence, claims
-        As in `verdict_table`.
-    verdicts : pandas.DataFrame
-        From `verdict_table`.
-
-    Returns
-    -------
-    pandas.DataFrame
-        ``model``, ``claim``, ``data``, ``retain_ratio``, ``tasks``; plain scores, means over tasks: ``unpruned``,
-        ``codebook``, ``random``, ``oracle``, ``guessing`` (NaN where not asked); with its interval as text the
-        ``relative`` score of the codebook; ``gates``, those of the claim with a mark for passed, failed and not
-        measured; ``verdict`` and ``why``, of the whole claim.
-    """
-    rows = []
-    for each in evidence:
-        for claim in claims:
-            for rule in claim.rules:
-                found = each.results.get(claim.source_of(rule), {})
-                end = f"retain_{(rule.retain_ratio or 0) * 100:g}"
-                if rule.result != f"relative_{end}" or rule.result not in found:
-                    continue
-                names = {
-                    "unpruned": "score_unpruned",
-                    "codebook": f"score_{end}",
-                    "random": f"score_random_{end}",
-                    "oracle": f"score_oracle_{end}",
-                    "guessing": "score_guessing",
-                }
-                scores = {key: found.get(name, {}).get("value", np.nan) for key, name in names.items()}
-                states = gate_states(each.gates, rule.retain_ratio, rule.data)
-                measured = found[rule.result]
-                interval = measured["interval"]
-                relative = (
-                    "–"
-                    if interval is None
-                    else "{:.2f} [{:.2f}, {:.2f}]".format(measured["value"], *interval)
-                )
-                rows.append(
-                    {
-                        "model": each.model,
-                        "claim": claim.name,
-                        "data": rule.data,
-                        "retain_ratio": rule.retain_ratio,
-                        "tasks": ", ".join(each.tasks.get(rule.data, [])) or "all, as none passes G1",
-                        **scores,
-                        "relative": relative,
-                        "gates": " ".join(f"{gate}{_MARKS[states[gate][0]]}" for gate in claim.gates),
-                    }
-                )
-    of_claims = verdicts.drop_duplicates(["model", "claim"])[["model", "claim", "verdict", "why"]]
-    return pd.DataFrame(rows).merge(of_claims, on=["model", "claim"]) if rows else pd.DataFrame()
+def _without_controls(rule: Rule, estimates: Mapping[str, Estimate]) -> dict[str, Any]:
+    """Return what takes a rule's interval away, and says which control was not asked; nothing where all were."""
+    end = f"retain_{rule.retain_ratio * 100:g}"
+    missing = [words for name, words in CONTROLS.items() if f"score_{name}_{end}" not in estimates]
+    return {"interval": None, "why": f"not beside {' and '.join(missing)}"} if missing else {}
 
 
 def _codebook_metadata(model: str) -> Mapping[str, Any] | None:
