@@ -16,6 +16,7 @@ from rcblib.evaluate.tokens import first_pieces, measure_tokens
 from rcblib.mllm import adapter_for
 from rcblib.reading.gate_results import GATES, gate_states, read_gates
 from rcblib.reading.gates import judge_gates
+from rcblib.reading.verdicts import collect, weigh_all
 from rcblib.records import ParameterError, Sample
 from rcblib.runs.agreement import compare_with_record
 from rcblib.runs.files import read_table
@@ -139,6 +140,40 @@ def test_gates_run_on_a_coco_folder_through_the_command(coco_folder, tmp_path, c
         "not measured",
         "the codebook does not say how many images its clusters draw from",
     )
+
+
+def test_two_training_seeds_are_compared_end_to_end(coco_folder, tmp_path, monkeypatch):
+    """The further seed is asked just enough for the tokens of some of the same images."""
+    arguments = ["--images", f"coco:{coco_folder}", "--split", "validation", "--max-new-tokens", "2"]
+    arguments += ["--tasks", "count", "--retain-ratio", "0.2", "--influence"]
+    tables = {}
+    for seed, (name, n_images) in enumerate({"tiny": 3, "tiny-seed-1": 2}.items()):
+        saved = tiny.save_tiny_llava(tmp_path / name, seed)
+        place = tmp_path / "results" / name
+        given = ["gates", "--model", str(saved), *arguments, "--n-token-images", str(n_images)]
+        given += ["--n-images", str(n_images), "--folder", str(place / "gates")]
+        assert main([*given, "--table", str(place / "gates.parquet")]) == 0
+        tokens = part_of(read_table(place / "gates.parquet")[0], TOKENS)
+        assert len(tokens) == n_images * 36
+        tables[name] = tokens.set_index(["image_id", "position"])
+
+    first, second = tables.values()
+    criterion = {"tau_p": first["top1_probability"].median(), "tau_jsd": first["influence"].median()}
+    monkeypatch.setattr("rcblib.reading.verdicts._codebook_metadata", lambda model: {"criterion": criterion})
+    limits, _, _ = read_gates(yaml.safe_load(GATES_FILE.read_text(encoding="utf-8")))
+    found = collect(tmp_path / "results", tmp_path / "nowhere", [])
+    models = weigh_all(found, [], limits, {"tiny": ["tiny-seed-0", "tiny-seed-1"]})
+    assert list(models) == ["tiny"]
+    (overlap,) = (each for each in models["tiny"].gates if each.what == "overlap of two seeds")
+
+    def says_little(rows):
+        unsure = rows["top1_probability"].astype(float) < criterion["tau_p"]
+        return set(rows.index[unsure & (rows["influence"].astype(float) < criterion["tau_jsd"])])
+
+    little, other = says_little(first.loc[second.index]), says_little(second)
+    assert 0 < len(little | other) < len(second)
+    assert overlap.value == pytest.approx(len(little & other) / len(little | other))
+    assert overlap.verdict == ("passed" if overlap.value >= limits.least_overlap else "failed")
 
 
 def test_gates_run_in_shards_and_are_recorded(coco_folder, tmp_path):

@@ -178,6 +178,38 @@ def weigh(
         evidence.results[source_name(PRUNING_STAGE, data)] = found
 
 
+def weigh_all(
+    found: Mapping[str, Evidence],
+    claims: Sequence[Claim],
+    limits: Limits,
+    seeds: Mapping[str, Sequence[str]],
+    *,
+    seed: int = 0,
+) -> dict[str, Evidence]:
+    """Weigh every model, each beside the first of its further training seeds that was measured.
+
+    Parameters
+    ----------
+    found : Mapping
+        From `collect`.
+    claims, limits, seed
+        As in `weigh`.
+    seeds : Mapping
+        From `rcblib.reading.gate_results.read_gates`.
+
+    Returns
+    -------
+    dict of Evidence
+        The models that get verdicts: all but the further seeds.
+    """
+    further = {name for names in seeds.values() for name in names}
+    models = {model: evidence for model, evidence in found.items() if model not in further}
+    for model, evidence in models.items():
+        others = [found[name] for name in seeds.get(model, ()) if name in found]
+        weigh(evidence, claims, limits, other=others[0] if others else None, seed=seed)
+    return models
+
+
 def verdict_table(
     evidence: Iterable[Evidence], claims: Sequence[Claim], declared: Mapping[tuple[str, str], str]
 ) -> pd.DataFrame:
