@@ -235,7 +235,7 @@ def made_up_log(**entries) -> dict:
 
 def test_a_card_says_what_was_trained_and_measured(small_parts):
     folder = small_parts / "arm"
-    history = {"loss": [4.0, 3.0, 2.0, 1.5, 1.3, 1.2, 0.6, 0.5], "step": list(range(8))}
+    history = {"loss": [4.0, 3.0, 2.0, 1.5, 1.3, 1.2, 0.6, 0.5], "right": [0.5] * 8, "step": list(range(8))}
     logs = {
         "words-0": made_up_log(),
         "dropped-0": made_up_log(seconds=120.0, loss=0.5, device="cpu", autocast="bfloat16", history=history),
@@ -255,6 +255,8 @@ def test_a_card_says_what_was_trained_and_measured(small_parts):
     assert "0.900 [0.890, 0.910] | 0.800 [0.790, 0.810] |" in rows["| 20 % at random"]
     assert "still falling at its end" in text and "0.500 [0.490, 0.510]" in rows["| 2026-01-01 00:00"]
     assert "**Test**: not scored with these weights." in text
+    curve = card.history_table(logs)
+    assert curve["kind"].unique() == ["photographs, tokens dropped"] and curve["scenes"].max() == 7 * 8
     tiled = card.write_card(small_parts / "tiled").read_text()
     assert "no training of its own" in tiled and "| `dropped-0` |" in tiled
     assert "**Validation**: not scored with these weights." in tiled

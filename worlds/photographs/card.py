@@ -42,6 +42,13 @@ TASK_LABELS = LABELS | {
     "backdrop": "what is behind the objects",
 }
 
+KINDS = {
+    "symbols": "LLM on symbols",
+    "all": "photographs, all tokens",
+    "dropped": "photographs, tokens dropped",
+}
+"""Kind of a stage that keeps a history, by the first part of its name, in words."""
+
 SETTING_TASKS = ("one_word", "caption", "yes_no", "larger", "left", "count", "position")
 """Columns of the table of fewer tokens."""
 
@@ -139,6 +146,26 @@ def stage_table(logs: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
+
+
+def history_table(logs: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    """Lay out what was averaged while stages were trained, for `rcblib.reading.figures.learning_curves`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``kind`` (of `KINDS`), ``stage``, ``scenes`` (pictures seen so far), ``quantity``: ``"loss"`` or
+        ``"right"``, and ``value``. Stages without a history are left out.
+    """
+    rows = [
+        (KINDS[name.partition("-")[0]], name, step * log["config"]["batch_size"], quantity, value)
+        for name, log in logs.items()
+        for quantity in ("loss", "right")
+        for step, value in zip(
+            log.get("history", {}).get("step", []), log.get("history", {}).get(quantity, []), strict=True
+        )
+    ]
+    return pd.DataFrame(rows, columns=["kind", "stage", "scenes", "quantity", "value"])
 
 
 def loss_falls(logs: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:

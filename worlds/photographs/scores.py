@@ -240,4 +240,5 @@ def random_curve(folder: Path, split: str = "validation") -> pd.DataFrame:
             if found and found["value"] is not None:
                 low, high = found["interval"]
                 rows.append((folder.name, share, kind, found["value"], low, high))
-    return pd.DataFrame(rows, columns=["method", "retained", "kind", "mean", "low", "high"])
+    table = pd.DataFrame(rows, columns=["method", "retained", "kind", "mean", "low", "high"])
+    return table.astype(dict.fromkeys(["retained", "mean", "low", "high"], float))
