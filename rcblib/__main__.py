@@ -140,8 +140,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     gates.add_argument(
         "--influence",
-        action="store_true",
-        help="measure the influence of tokens too, to compare training seeds",
+        nargs="?",
+        type=int,
+        const=sys.maxsize,
+        default=0,
+        metavar="K",
+        help="measure the influence of tokens too, of the first K of these images (without a number of all), to "
+        "compare training seeds",
     )
     add_table(gates)
     gates.set_defaults(run=_gates)
@@ -280,7 +285,7 @@ def _gates(options: argparse.Namespace) -> None:
         samples,
         options.retain_ratio,
         options.n_token_images,
-        influence=options.influence,
+        n_influence_images=options.influence,
         batch_size=options.batch_size,
         max_new_tokens=options.max_new_tokens,
         folder=options.folder,

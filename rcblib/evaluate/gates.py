@@ -44,7 +44,7 @@ def measure_gates(
     retain_ratios: Sequence[float] = (0.2, 0.1),
     n_token_images: int = 20,
     *,
-    influence: bool = False,
+    n_influence_images: int = 0,
     batch_size: int = 32,
     max_new_tokens: int = 32,
     folder: str | os.PathLike,
@@ -65,8 +65,8 @@ def measure_gates(
     n_token_images : int
         Of the first so many samples, single images, tokens are measured where questions are asked about them; none
         with 0, or of other kinds of samples.
-    influence : bool
-        As in `measure_tokens`.
+    n_influence_images : int
+        Of the first so many of these images the influence of tokens is measured too, for G5: about five times as long.
     batch_size, max_new_tokens, folder, images_per_part, shard, progress
         As in `evaluate_parts`; what is finished stays in the folder under a hash of all that it depends on.
 
@@ -85,6 +85,7 @@ def measure_gates(
         Before any work: without masks, with one image only; and as `evaluate_parts`.
     """
     check_integer("n_token_images", n_token_images, 0)
+    check_integer("n_influence_images", n_influence_images, 0)
     listed = list(samples.values() if isinstance(samples, Mapping) else samples)
     answers, facts = evaluate_parts(
         model,
@@ -100,20 +101,21 @@ def measure_gates(
         progress=progress,
     )
     parts = [answers.assign(part=ANSWERS)]
-    # Tokens go with the answers about their image, so that all of an image is one shard's.
     chosen = [sample for sample in listed if sample.kind == "image"][:n_token_images]
-    chosen = [sample for sample in chosen if str(sample.image_id) in facts["samples"]]
-    if chosen:
-        tokens = measure_tokens(
-            model,
-            processor,
-            chosen,
-            influence=influence,
-            batch_size=batch_size,
-            folder=folder,
-            progress=progress,
-        )
-        parts.append(tokens.assign(part=TOKENS))
+    for influence, some in ((True, chosen[:n_influence_images]), (False, chosen[n_influence_images:])):
+        # Tokens go with the answers about their image, so that all of an image is one shard's.
+        own = [sample for sample in some if str(sample.image_id) in facts["samples"]]
+        if own:
+            tokens = measure_tokens(
+                model,
+                processor,
+                own,
+                influence=influence,
+                batch_size=batch_size,
+                folder=folder,
+                progress=progress,
+            )
+            parts.append(tokens.assign(part=TOKENS))
     keys = [*facts["keys"], "part", "view", "position"]
     return pd.concat(parts, ignore_index=True), facts | {"keys": keys}
 

@@ -319,7 +319,8 @@ def _overlap(
     if "influence" not in set(first) & set(second):
         return None, "influence was not measured"
     place = ["image_id", "view", "position"]
-    both = first.merge(second, on=place, suffixes=("", "_other"), validate="one_to_one")
+    known = (rows.dropna(subset="influence") for rows in (first, second))
+    both = pd.merge(*known, on=place, suffixes=("", "_other"), validate="one_to_one")
 
     def says_little(suffix: str) -> pd.Series:
         is_unsure = both[f"top1_probability{suffix}"].astype(float) < criterion["tau_p"]
