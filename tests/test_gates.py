@@ -247,7 +247,8 @@ def test_the_file_of_gates_is_checked():
     limits, declared, seeds = read_gates(CONTENT)
     assert (limits.least_score, limits.most_area, limits.least_named) == (0.6, 0.8, 0.4)
     assert "supervision" in declared["llava-scenes", "C1"]
-    assert seeds == {}
+    assert not set(seeds) & {name for further in seeds.values() for name in further}
+    assert read_gates(CONTENT | {"seeds": {"a": ["a-seed-1"]}})[2] == {"a": ["a-seed-1"]}
     for wrong in (
         {},
         CONTENT | {"more": 1},
