@@ -181,7 +181,7 @@ def test_gates_run_in_shards_and_are_recorded(coco_folder, tmp_path):
     saved = tiny.save_tiny_llava(tmp_path / "model")
     arguments = ["gates", "--model", str(saved), "--images", f"coco:{coco_folder}", "--split", "validation"]
     arguments += ["--tasks", "one_word", "--n-token-images", "4", "--max-new-tokens", "2"]
-    arguments += ["--images-per-part", "3", "--retain-ratio", "0.2"]
+    arguments += ["--images-per-part", "3", "--retain-ratio", "0.2", "--influence", "2"]
 
     def measured(name, *more):
         table = tmp_path / f"{name}.parquet"
@@ -193,7 +193,8 @@ def test_gates_run_in_shards_and_are_recorded(coco_folder, tmp_path):
     write_record(tmp_path / "tiny/gates.parquet", *merge_tables(shards))
     record = read_record(tmp_path / "tiny/gates.parquet")
     assert record.path.read_bytes() == (tmp_path / "tiny/whole.parquet").read_bytes()
-    assert len(part_of(record.table, TOKENS)) == 4 * 36
+    tokens = part_of(record.table, TOKENS)
+    assert (len(tokens), tokens["influence"].notna().sum()) == (4 * 36, 2 * 36)
     agreement = compare_with_record(record, *read_table(measured("again", "--first", "2")))
     assert agreement.disagreements == ()
     n_rows = 3 * 36 + 3 * len(conditions([0.2]))  # of a part of three images
