@@ -24,7 +24,7 @@ from rcblib.records import ImageError, ParameterError, Question, UnsupportedMode
 from worlds.photographs import assembly, compose, parts, reading, sources, words
 from worlds.photographs.dataset import SAMPLE_SIZES, PhotographDataset
 from worlds.photographs.naming import score_naming
-from worlds.photographs.training import word_embeddings
+from worlds.photographs.training import named_words, spoken_words, word_embeddings
 from worlds.training.dropping import Dropping, VisualBatch
 
 SAMPLE = Path(__file__).parents[1] / "data" / "photographs"
@@ -114,6 +114,8 @@ def test_photographs_are_reproducible_and_their_masks_exact(pictures):
             covered = np.logical_or.reduce([first.scenery, *(item.mask for item in first.objects)])
             spread = first.pixels[~covered].astype(int).std(1)
             assert (spread < 12).mean() > 0.9  # what no mask covers is grey, but for blended edges
+    bare = compose.compose(3, 0, "train", bare=True)
+    assert bare.objects == () and bare.background == compose.compose(3, 0, "train").background
     assert not np.array_equal(compose.compose(3, 0, "train").pixels, compose.compose(4, 0, "train").pixels)
 
 
@@ -285,6 +287,47 @@ def test_questions_of_training_are_about_the_picture():
     assert all(
         ("dog" in q.text or "bus" in q.text) == (q.answer == "yes") for q in asked if q.task == "yes_no"
     )
+
+
+def test_where_nothing_stands_the_one_word_is_what_is_behind():
+    rng, bare = np.random.default_rng(0), reading.Picture((), "grass", 12.0)
+    asked = [q for _ in range(20) for q in reading.training_questions(bare, rng)]
+    assert {q.task for q in asked} == {"one_word", "backdrop", "yes_no"}
+    assert {q.answer for q in asked if q.task == "yes_no"} == {"no"}
+    assert {q.answer for q in asked if q.task != "yes_no"} == {"grass"}
+
+
+def test_captions_name_what_stands_there_and_what_is_behind():
+    things = (reading.Thing("dog", 1.0, (0.0, 0.0)), reading.Thing("bus", 1.0, (0.0, 0.0)))
+    pictures = [
+        reading.Picture(things, "sky", 1.0),
+        reading.Picture((), "clay", 1.0),
+    ]  # of the test split alone
+    named, spoken = named_words(pictures), np.array(spoken_words())
+    assert spoken[: len(sources.nouns())].tolist() == list(sources.nouns())
+    assert set(spoken[named[0].numpy()]) == {"dog", "bus", "sky"} and not named[1].any()
+
+
+def test_symbolic_rows_are_words_for_things_and_for_what_is_behind():
+    width = len(spoken_words())
+    codes = 100.0 * torch.eye(width)  # a row's largest entry is its word
+    places = words.PlaceCode(torch.randn(2, width), 0.0)
+    packer = SimpleNamespace(pack=lambda scenes: {"asked": scenes})
+    batches = reading.SymbolicBatches(codes, places, packer, 0, 12)
+    n_bare = 0
+    for step in range(8):
+        batch = batches[step]
+        for rows, asked in zip(batch["rows"], batch["asked"], strict=True):
+            said = {
+                spoken_words()[i] for i, top in zip(rows.argmax(-1), rows.amax(-1), strict=True) if top > 60
+            }
+            one_word = [q.answer for q in asked if q.task == "one_word"]
+            behind = [q.answer for q in asked if q.task == "backdrop"]
+            assert said >= {*one_word, *behind}
+            if one_word and one_word[0] in sources.backdrops():
+                n_bare += 1
+                assert said == set(one_word)
+    assert n_bare
 
 
 def test_plain_attention_is_the_fused_one():

@@ -76,7 +76,7 @@ def _available(split: str) -> dict[str, tuple[int, ...]]:
     return {noun: numbers for noun, numbers in found.items() if numbers}
 
 
-def compose(seed: int, index: int, split: str) -> Photograph:
+def compose(seed: int, index: int, split: str, bare: bool = False) -> Photograph:
     """Compose one photograph; the same arguments give the same pixels.
 
     Parameters
@@ -87,6 +87,8 @@ def compose(seed: int, index: int, split: str) -> Photograph:
         Which one of the stream.
     split : {"train", "validation", "test"}
         Decides which backgrounds and, of nouns with several, which cut-outs there are.
+    bare : bool
+        Whether no object stands there: what is left of the photograph with the same number.
 
     Raises
     ------
@@ -104,6 +106,8 @@ def compose(seed: int, index: int, split: str) -> Photograph:
     if rng.random() < SCENERY:
         cutout = _picture(folder / "scenery" / f"{rng.integers(len(catalogue()['scenery']))}.png", "RGBA")
         canvas, scenery = _paste(canvas, cutout, rng.uniform(0.01, 0.04), None, rng) or (canvas, scenery)
+    if bare:
+        return Photograph(np.asarray(canvas), (), background, scenery, split, seed, index)
 
     available = _available(split)
     n = 1 + int(rng.choice(len(N_OBJECTS), p=N_OBJECTS))

@@ -19,8 +19,8 @@ from torch.utils.data import Dataset
 from transformers import AttentionInterface
 
 from rcblib.data.questions import task_questions, yes_no_question
-from rcblib.records import Question, VisualView
-from worlds.photographs.sources import nouns
+from rcblib.records import ONE_WORD_QUESTION, Question, VisualView
+from worlds.photographs.sources import backdrops, nouns
 from worlds.photographs.words import Connector, PlaceCode
 from worlds.scenes.captions import captions
 from worlds.training.dropping import Dropping, VisualBatch, left_positions
@@ -46,6 +46,10 @@ DROPPING = Dropping({"scattered": 0.3, "window": 0.15, "alike": 0.1, "rare": 0.1
 """How tokens are left out in the arm that is trained with dropping."""
 
 
+NAMED_BACKDROPS, BARE_SCENES = 0.6, 0.25
+"""Share of symbolic scenes whose rows say what is behind the things, and of those the share in which no thing is."""
+
+
 @dataclass(frozen=True)
 class Thing:
     """Describe one object as far as questions ask about it: noun, area, centre; units are those of the picture."""
@@ -66,28 +70,31 @@ class Picture:
 
 
 def training_questions(picture: Picture, rng: np.random.Generator) -> list[Question]:
-    """Draw what one picture is asked: a present and an absent noun, and some of the other families, in random order."""
+    """Draw what one picture is asked: a present and an absent noun, and some of the other families, in random order.
+
+    Where nothing stands, the one word is what is behind, and two absent nouns are asked about.
+    """
     asked = []
-    for task, share in MIX.items():
-        if rng.random() < share:
-            found = task_questions(
-                0,
-                picture.things,
-                picture.side,
-                picture.side,
-                captions(picture.things, "")[0],
-                task,
-                picture.backdrop,
-            )
-            asked += [found[i] for i in rng.permutation(len(found))[:1]]
     present = [thing.category for thing in picture.things]
+    for task, share in MIX.items():
+        if (present or task in ("one_word", "backdrop")) and rng.random() < share:
+            asked += _one_question(picture, task, rng)
     absent = [noun for noun in nouns() if noun not in present]
-    for noun, answer in (
-        (present[rng.integers(len(present))], "yes"),
-        (absent[rng.integers(len(absent))], "no"),
-    ):
-        asked.append(Question(0, "yes_no", yes_no_question(noun), answer))
+    named = [(present[rng.integers(len(present))], "yes")] if present else []
+    for noun in rng.choice(absent, 2 - len(named), replace=False):
+        named.append((str(noun), "no"))
+    asked += [Question(0, "yes_no", yes_no_question(noun), answer) for noun, answer in named]
     return [asked[i] for i in rng.permutation(len(asked))]
+
+
+def _one_question(picture: Picture, task: str, rng: np.random.Generator) -> list[Question]:
+    """Draw one question of a family, or none where the picture has none."""
+    if task == "one_word" and not picture.things:
+        return [Question(0, task, ONE_WORD_QUESTION, picture.backdrop)]
+    caption = captions(picture.things, "")[0] if picture.things else None
+    size = picture.side, picture.side
+    found = task_questions(0, picture.things, *size, caption, task, picture.backdrop)
+    return [found[i] for i in rng.permutation(len(found))[:1]]
 
 
 class ChatPacker(Packer):
@@ -162,7 +169,7 @@ class SymbolicBatches(Dataset):
     Parameters
     ----------
     words : torch.Tensor
-        ``(n_nouns, d_model)`` word embeddings of the nouns.
+        ``(n_words, d_model)`` embeddings of the nouns, and of the words for what is behind them.
     places : PlaceCode
         What is added to each row for where it stands.
     """
@@ -180,13 +187,19 @@ class SymbolicBatches(Dataset):
         pictures, rows = [], []
         for _ in range(self.batch_size):
             owner, things = _blobs(side, rng)
+            behind = str(rng.choice(backdrops())) if rng.random() < NAMED_BACKDROPS else None
+            if behind and rng.random() < BARE_SCENES:
+                owner, things = np.full(side * side, -1), []
             noise = (
                 torch.from_numpy(rng.standard_normal((side * side, width)).astype(np.float32)) / width**0.5
             )
             is_on = torch.from_numpy(owner >= 0)[:, None]
-            said = self.words[[nouns().index(t.category) for t in things]][np.maximum(owner, 0)]
-            rows.append(torch.where(is_on, said + 0.75 * norm * noise, rng.uniform(0.1, 0.6) * norm * noise))
-            pictures.append(Picture(tuple(things), None, float(side)))
+            ground = rng.uniform(0.1, 0.6) * norm * noise
+            if behind:
+                ground = self.words[len(nouns()) + backdrops().index(behind)] + 0.75 * norm * noise
+            said = self.words[[*(nouns().index(t.category) for t in things), 0]][owner]  # -1 is not looked at
+            rows.append(torch.where(is_on, said + 0.75 * norm * noise, ground))
+            pictures.append(Picture(tuple(things), behind, float(side)))
         batch = self.packer.pack([training_questions(picture, rng) for picture in pictures])
         return batch | vars(VisualBatch.whole(torch.stack(rows) + self.places(side)))
 

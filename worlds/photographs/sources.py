@@ -76,6 +76,12 @@ def nouns() -> tuple[str, ...]:
     return tuple(sorted(catalogue()["cutouts"]))
 
 
+def backdrops() -> tuple[str, ...]:
+    """List the words for what is behind the objects of training pictures, in alphabetical order."""
+    behind = {item.kind for item in catalogue()["backgrounds"] if item.split == "train"}
+    return tuple(sorted(behind - set(nouns())))
+
+
 def cutout_split(n: int, k: int) -> tuple[str, ...]:
     """Return the splits that see cut-out `k` of a noun with `n`: all where there is but one, else one split each.
 

@@ -32,7 +32,7 @@ from worlds.photographs.reading import (
     SymbolicBatches,
     Thing,
 )
-from worlds.photographs.sources import nouns
+from worlds.photographs.sources import backdrops, nouns
 from worlds.photographs.words import Connector, PlaceCode, WordsConfig, label_again, own_labels, train_words
 from worlds.training.dropping import Dropping
 from worlds.training.loop import LoopConfig, fast_bfloat16, run_stage
@@ -42,6 +42,9 @@ TRAIN_SEED = 7
 
 SHARD = 1000
 """Photographs whose features lie in one file."""
+
+BARE = "bare-"
+"""What names of files with photographs without objects begin with."""
 
 RANK = 8
 
@@ -55,8 +58,8 @@ class PhotographRecipe:
 
     Attributes
     ----------
-    n_photographs : int
-        Training photographs, a multiple of `SHARD`.
+    n_photographs, n_bare : int
+        Training photographs, and those of them without objects that are shown too; multiples of `SHARD`.
     words : WordsConfig
         Both steps of the connector alone.
     symbols, reading : LoopConfig
@@ -64,8 +67,9 @@ class PhotographRecipe:
     """
 
     n_photographs: int = 6000
+    n_bare: int = 1000
     words: WordsConfig = WordsConfig()
-    symbols: LoopConfig = LoopConfig(120, 8, 1e-3, 1.0, log_every=10, n_workers=0, muon=False)
+    symbols: LoopConfig = LoopConfig(300, 8, 1e-3, 1.0, log_every=10, n_workers=0, muon=False)
     reading: LoopConfig = LoopConfig(300, 8, 1e-3, 1.0, log_every=10, n_workers=0, muon=False)
 
 
@@ -90,9 +94,10 @@ def word_embeddings(llm: Any, tokenizer: Any, words: Sequence[str]) -> torch.Ten
 
 
 @torch.no_grad()
-def encode_shard(folder: Path, start: int) -> None:
+def encode_shard(folder: Path, name: str) -> None:
     """Compose `SHARD` training photographs and write the encoder's rows and what is asked about them."""
-    path = folder / "features" / f"{start:06d}.npy"
+    path = folder / "features" / f"{name}.npy"
+    start, bare = int(name.removeprefix(BARE)), name.startswith(BARE)
     if path.is_file():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -100,7 +105,7 @@ def encode_shard(folder: Path, start: int) -> None:
     processor, tower = build_processor().image_processor, vision_encoder(IMAGE_SIZE).to(dtype)
     rows, pictures = [], []
     for first in range(start, start + SHARD, 20):
-        shown = [compose(TRAIN_SEED, first + i, "train") for i in range(20)]
+        shown = [compose(TRAIN_SEED, first + i, "train", bare) for i in range(20)]
         pixels = processor([Image.fromarray(p.pixels) for p in shown], return_tensors="pt")["pixel_values"]
         states = tower(pixels.to(dtype), output_hidden_states=True).hidden_states
         rows.append(states[-2][:, 1:].half().numpy())
@@ -119,26 +124,37 @@ def encode_shard(folder: Path, start: int) -> None:
     partial.replace(path)
 
 
-def read_features(folder: Path, n: int) -> tuple[np.ndarray, list[Picture]]:
+def shards(recipe: PhotographRecipe) -> list[str]:
+    """List the names of the files of features."""
+    counts = {"": recipe.n_photographs, BARE: recipe.n_bare}
+    return [f"{kind}{start:06d}" for kind, n in counts.items() for start in range(0, n, SHARD)]
+
+
+def read_features(folder: Path, recipe: PhotographRecipe) -> tuple[np.ndarray, list[Picture]]:
     """Return features ``(n, n_patches, d)`` in half precision and what is asked about each photograph."""
-    starts = range(0, n, SHARD)
+    paths = [folder / "features" / name for name in shards(recipe)]
     pictures = [
         Picture(
             tuple(Thing(name, area, (x, y)) for name, area, x, y in entry["things"]), entry["backdrop"], 224.0
         )
-        for start in starts
-        for entry in read_json(folder / "features" / f"{start:06d}.json")
+        for path in paths
+        for entry in read_json(path.with_suffix(".json"))
     ]
-    features = [np.load(folder / "features" / f"{start:06d}.npy") for start in starts]
-    return np.concatenate(features), pictures
+    return np.concatenate([np.load(path.with_suffix(".npy")) for path in paths]), pictures
 
 
-def named_nouns(pictures: Sequence[Picture]) -> torch.Tensor:
-    """Return which nouns each caption names, boolean ``(n_pictures, n_nouns)``."""
-    number = {noun: i for i, noun in enumerate(nouns())}
+def spoken_words() -> tuple[str, ...]:
+    """List what captions may name: the nouns, then what may be behind them."""
+    return (*nouns(), *backdrops())
+
+
+def named_words(pictures: Sequence[Picture]) -> torch.Tensor:
+    """Return which words each picture's captions name, boolean ``(n_pictures, n_words)``, as in `spoken_words`."""
+    number = {word: i for i, word in enumerate(spoken_words())}
     named = torch.zeros(len(pictures), len(number), dtype=torch.bool)
     for row, picture in zip(named, pictures, strict=True):
-        row[[number[thing.category] for thing in picture.things]] = True
+        said = {*(thing.category for thing in picture.things), picture.backdrop}
+        row[[number[word] for word in said if word in number]] = True
     return named
 
 
@@ -168,8 +184,8 @@ def train_stage(stage: str, folder: Path, recipe: PhotographRecipe) -> None:
         On another stage, or one whose predecessor has not ended.
     """
     if stage == "features":
-        for start in range(0, recipe.n_photographs, SHARD):
-            encode_shard(folder, start)
+        for name in shards(recipe):
+            encode_shard(folder, name)
         return
     name, _, number = stage.partition("-")
     if name not in ("words", "symbols", *ARMS) or (name != "symbols" and not number.isdigit()):
@@ -177,18 +193,18 @@ def train_stage(stage: str, folder: Path, recipe: PhotographRecipe) -> None:
     seed = int(number or 0)
     torch.manual_seed(seed)
     processor, llm = build_processor(), _llm()
-    words = word_embeddings(llm, processor.tokenizer, nouns())
+    words = word_embeddings(llm, processor.tokenizer, spoken_words())
     right, left, bottom, top = word_embeddings(llm, processor.tokenizer, ("right", "left", "bottom", "top"))
     places = PlaceCode(torch.stack([right - left, bottom - top]), float(words.norm(dim=-1).mean()))
     if name == "words":
-        rows, pictures = read_features(folder, recipe.n_photographs)
-        features, named = torch.from_numpy(rows), named_nouns(pictures)
+        rows, pictures = read_features(folder, recipe)
+        features, named = torch.from_numpy(rows), named_words(pictures)
         connector = train_words(features, named, words, recipe.words, seed)
         labels = own_labels(connector, features, named, words)
         print(f"own labels: {(labels >= 0).float().mean():.1%} of the patches", flush=True)
         label_again(connector, features, labels, words, places, recipe.words, seed)
         state = connector.state_dict()
-        log = {"config": asdict(recipe.words), "validation": score_naming(connector, words)}
+        log = {"config": asdict(recipe.words), "validation": score_naming(connector, words[: len(nouns())])}
     else:
         packer, connector = ChatPacker(processor), Connector(D_ENCODER, words.shape[-1])
         symbolic = name == "symbols"
@@ -199,7 +215,7 @@ def train_stage(stage: str, folder: Path, recipe: PhotographRecipe) -> None:
         else:
             _load(connector, folder, f"words-{seed}")
             _load(reader.llm, folder, "symbols")
-            rows, pictures = read_features(folder, recipe.n_photographs)
+            rows, pictures = read_features(folder, recipe)
             batches = PhotographBatches(rows, pictures, packer, seed, config.batch_size, ARMS[name])
         groups = [(reader.llm, 1.0)] if symbolic else [(reader.llm, 0.6), (connector, 0.3)]
         log = run_stage(stage, _Trained(reader), batches, reader.loss, config, folder, groups)

@@ -1,6 +1,6 @@
-"""Teach a connector to say nouns and places: from captions alone, then once more from labels that it gives itself.
+"""Teach a connector to say words and places: from captions alone, then once more from labels that it gives itself.
 
-No mask is used anywhere: a caption says which nouns an image shows, not where.
+No mask is used anywhere: a caption says which nouns an image shows, and what is behind them, not where.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ class WordsConfig:
     norm_weight : float
         Weight of the squared distance of a row's norm to that of the words.
     n_again, batch_again, sharpness_again : int, int, float
-        Of the second step: patches with a noun a batch (a third as many without), factor of the cosine.
+        Of the second step: patches with a word a batch, each word as often (a third as many patches without), factor of
+        the cosine.
     distance_weight, background_weight : float
-        Of the second step: squared distance to the noun's embedding, of patches without a noun to zero; to either the
+        Of the second step: squared distance to the word's embedding, of patches without a word to zero; to either the
         patch's `PlaceCode` is added.
     """
 
@@ -193,10 +194,11 @@ def label_again(
     flat, labels, unit = features.flatten(0, 1), labels.flatten(), F.normalize(words, dim=-1)
     place = places(math.isqrt(n_patches))
     told, untold = torch.nonzero(labels >= 0)[:, 0], torch.nonzero(labels < 0)[:, 0]
+    often = 1 / torch.bincount(labels[told])[labels[told]]
     optimizer = torch.optim.AdamW(connector.parameters(), lr=config.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.n_again)
     for step in range(config.n_again):
-        some = told[torch.randint(len(told), (config.batch_again,), generator=generator)]
+        some = told[torch.multinomial(often, config.batch_again, replacement=True, generator=generator)]
         rest = untold[torch.randint(len(untold), (config.batch_again // 3,), generator=generator)]
         rows = connector(flat[some].float())
         target = labels[some]
