@@ -229,10 +229,9 @@ def random_curve(folder: Path, split: str = "validation") -> pd.DataFrame:
     pandas.DataFrame
         ``method`` (the model's name), ``retained`` (share of the tokens), ``kind``: ``"relative"`` or ``"corrected"``
         (see `worlds.fewer_tokens.score_settings`), ``mean``, ``low``, ``high``; a row a share and kind, without those
-        undefined. Empty where the split was not scored.
+        undefined. Empty where the split was not scored with the weights that are there.
     """
-    path = folder / SCORES_FILE
-    scores = read_json(path).get(split, {}).get("scores", {}) if path.is_file() else {}
+    scores = read_scores(folder).get(split, {}).get("scores", {})
     rows = []
     for name, share in RANDOM.items():
         for kind in ("relative", "corrected"):
