@@ -88,6 +88,17 @@ SHORT_LABELS = {
 }
 
 
+def card_data() -> ModelCardData:
+    """Return what heads the card of every model of this project."""
+    return ModelCardData(
+        license="apache-2.0",
+        library_name="transformers",
+        pipeline_tag="image-text-to-text",
+        language="en",
+        tags=["llava", "visual-token-redundancy"],
+    )
+
+
 def write_card(
     folder: Path, recipe: Recipe, records: Sequence[Mapping[str, Any]], scores: Mapping[str, Any]
 ) -> None:
@@ -118,13 +129,7 @@ def write_card(
     sequences = [stage for stage in stages if stage.forms]
     world = WORLDS[recipe.world]
     card = ModelCard.from_template(
-        ModelCardData(
-            license="apache-2.0",
-            library_name="transformers",
-            pipeline_tag="image-text-to-text",
-            language="en",
-            tags=["llava", "visual-token-redundancy"],
-        ),
+        card_data(),
         template_path=str(Path(__file__).with_name("card.md.jinja")),
         folder=folder.name,
         recipe=recipe,

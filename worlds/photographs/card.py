@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import ModelCard
 from safetensors import safe_open
 
 from rcblib.records import ParameterError
@@ -17,7 +17,7 @@ from rcblib.runs.files import atomic_write, read_json
 from rcblib.runs.provenance import project_root
 from worlds.fewer_tokens import ALL
 from worlds.held_out import GOALS, SPLITS, judge
-from worlds.model_card import CARD_FILE, LABELS, estimate_text, hardware_text
+from worlds.model_card import CARD_FILE, LABELS, card_data, estimate_text, hardware_text
 from worlds.photographs.assembly import (
     IMAGE_SIZE,
     PATCH_SIZE,
@@ -69,13 +69,7 @@ def write_card(folder: Path) -> Path:
         raise ParameterError("folder", f"{trained.name} with the log of one stage", "one that `ship` wrote")
     arm = next(name.partition("-")[0] for name in reversed(list(logs)))
     card = ModelCard.from_template(
-        ModelCardData(
-            license="apache-2.0",
-            library_name="transformers",
-            pipeline_tag="image-text-to-text",
-            language="en",
-            tags=["llava", "visual-token-redundancy"],
-        ),
+        card_data(),
         template_path=str(Path(__file__).with_name("card.md.jinja")),
         name=folder.name,
         trained=trained.name,
