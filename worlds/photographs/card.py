@@ -68,6 +68,7 @@ def write_card(folder: Path) -> Path:
     if "config" in logs:
         raise ParameterError("folder", f"{trained.name} with the log of one stage", "one that `ship` wrote")
     arm = next(name.partition("-")[0] for name in reversed(list(logs)))
+    falls = loss_falls(logs)
     card = ModelCard.from_template(
         card_data(),
         template_path=str(Path(__file__).with_name("card.md.jinja")),
@@ -81,7 +82,7 @@ def write_card(folder: Path) -> Path:
         pinpoints=PINPOINTS,
         parts=_part_table(folder),
         stages=stage_table(logs),
-        falls=(falls := loss_falls(logs)),
+        falls=falls,
         falls_text=falls.assign(falling=falls["falling"].map({True: "yes", False: "no"})).round(3),
         minutes=sum(log.get("seconds", 0) for log in logs.values()) / 60,
         labels=TASK_LABELS,

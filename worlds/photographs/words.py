@@ -93,16 +93,16 @@ class Connector(nn.Module):
 def train_words(
     features: torch.Tensor, named: torch.Tensor, words: torch.Tensor, config: WordsConfig, seed: int
 ) -> Connector:
-    """Train a connector on which nouns captions name (multiple-instance learning).
+    """Train a connector on which words captions name (multiple-instance learning).
 
     Parameters
     ----------
     features : torch.Tensor
         ``(n_images, n_patches, d_encoder)``, any float type.
     named : torch.Tensor
-        Boolean ``(n_images, n_nouns)``: the nouns of each caption.
+        Boolean ``(n_images, n_words)``: the words of each image's captions.
     words : torch.Tensor
-        ``(n_nouns, d_model)`` word embeddings of the nouns.
+        ``(n_words, d_model)`` embeddings of the words.
     config : WordsConfig
         Length and weights.
     seed : int
@@ -114,8 +114,8 @@ def train_words(
 
     Notes
     -----
-    An image's score for a noun is the log-sum-exp over its patches of `sharpness` times the cosine to the noun's word;
-    each noun of its caption is set against all nouns that are not in it.
+    An image's score for a word is the log-sum-exp over its patches of `sharpness` times the cosine to its embedding;
+    each word of its captions is set against all words that are not in them.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng():
@@ -146,7 +146,7 @@ def train_words(
 def own_labels(
     connector: Connector, features: torch.Tensor, named: torch.Tensor, words: torch.Tensor
 ) -> torch.Tensor:
-    """Label each patch with its nearest noun where that stands in its image's caption, else with -1.
+    """Label each patch with its nearest word where its image's captions name that, else with -1.
 
     Returns
     -------
@@ -180,14 +180,14 @@ def label_again(
     labels : torch.Tensor
         From `own_labels`.
     words : torch.Tensor
-        ``(n_nouns, d_model)``.
+        ``(n_words, d_model)``.
     places : PlaceCode
         What is added for where a patch stands.
 
     Notes
     -----
-    Cross-entropy over the nouns, and the squared distance to the noun's word and the place: directions that only rank
-    nouns are no words to an LLM. Patches without a label are pulled towards their place alone.
+    Cross-entropy over the words, and the squared distance to the word and the place: directions that only rank words
+    say nothing to an LLM. Every word is drawn as often. Patches without a label are pulled towards their place alone.
     """
     generator = torch.Generator().manual_seed(seed)
     n_patches = features.shape[1]
