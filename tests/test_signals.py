@@ -114,6 +114,14 @@ def test_recognition_needs_the_objects_of_every_image(samples):
         recognised(said((1, "star", "star")), samples)
 
 
+def test_the_first_piece_of_a_name_counts_where_a_name_is_written_in_pieces():
+    frame = said((1, "st", "star"), (1, "st", "ring"), (1, "st", None), (1, "star", "star"))
+    frame["top1_id"] = [5, 5, 5, 6]
+    samples = [sample(1, thing("star"), thing("ring"))]
+    assert recognised(frame, samples).tolist() == [False, False, False, True]
+    assert recognised(frame, samples, {"star": {5}, "ring": {7}}).tolist() == [True, False, False, True]
+
+
 def test_the_lower_half_is_taken_inside_each_image():
     frame = pd.DataFrame({"image_id": [1, 1, 1, 1, 2, 2, 2], "signal": [0.4, 0.1, 0.3, 0.2, 10, 30, 20]})
     assert lower_half(frame, "signal").tolist() == [False, True, False, True, True, False, False]

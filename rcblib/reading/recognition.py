@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import pandas as pd
 import torch
@@ -12,7 +12,11 @@ from rcblib.records import ParameterError, Sample, SceneObject, SequenceSample
 _MIN_PREFIX = 3  # letters from which on the beginning of a word counts as that word
 
 
-def recognised(frame: pd.DataFrame, samples: Iterable[Sample | SequenceSample]) -> pd.Series:
+def recognised(
+    frame: pd.DataFrame,
+    samples: Iterable[Sample | SequenceSample],
+    pieces: Mapping[str, Collection[int]] | None = None,
+) -> pd.Series:
     """Tell which tokens are recognised alone: the top-1 word names the object beneath, or its colour.
 
     Parameters
@@ -22,6 +26,9 @@ def recognised(frame: pd.DataFrame, samples: Iterable[Sample | SequenceSample]) 
         ``picture`` too.
     samples : iterable of Sample or SequenceSample
         The inputs of the table; colours are those of the objects of the category beneath in the same photo or frame.
+    pieces : Mapping, optional
+        Category to the token ids with which its name may begin (`rcblib.evaluate.tokens.first_pieces`): an LLM that
+        writes names in pieces says no more with its first token. The frame then has ``top1_id`` too.
 
     Returns
     -------
@@ -64,6 +71,9 @@ def recognised(frame: pd.DataFrame, samples: Iterable[Sample | SequenceSample]) 
         and _names(str(word).lower(), known.get((image_id, picture, category), set()), names)
         for image_id, picture, word, category in said
     ]
+    if pieces is not None:
+        first = zip(found, frame["top1_id"], frame["object_category"], strict=True)
+        found = [whole or token_id in pieces.get(category, ()) for whole, token_id, category in first]
     return pd.Series(found, index=frame.index, dtype=bool)
 
 
