@@ -44,6 +44,9 @@ NUMBERS = {
 }
 """Those that decide its numbers: a record is not made anew for how results are kept or told."""
 
+TELLING = {"README.md", "scores.json", "training.json"}
+"""Files of a model or codebook that tell about it and decide nothing."""
+
 
 def files(root: Path, *patterns: str) -> list[str]:
     """List the files below a repository that match glob patterns, sorted."""
@@ -58,7 +61,7 @@ def stage_code(stage: Stage, listed: NotebookList, of: dict[str, list[str]] = CO
 
 def state_of(stage: Stage, listed: NotebookList, root: Path) -> dict[str, Any]:
     """Return all that a stage's table depends on, known without running it: a record of the same state is current."""
-    read = [name for name in files(root, *stage.inputs) if not name.endswith(".md")]  # cards decide nothing
+    read = [name for name in files(root, *stage.inputs) if Path(name).name not in TELLING]
     inputs = {name: file_sha256(root / name) for name in read}
     code = stage_code(stage, listed, NUMBERS)
     return to_plain({"command": stage.command, "options": stage.options, "code": code, "inputs": inputs})
