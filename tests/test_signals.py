@@ -7,7 +7,7 @@ import scipy.stats
 import torch
 from messages import one_line
 
-from rcblib.reading.recognition import nearest_words, recognised
+from rcblib.reading.recognition import nearest_words, recognised, tabulate_nearest_words
 from rcblib.reading.signals import (
     area_table,
     as_estimates,
@@ -26,6 +26,7 @@ from rcblib.reading.signals import (
 from rcblib.reading.statistics import Estimate
 from rcblib.records import ParameterError, Sample, SceneObject, SequenceSample
 from rcblib.tensors.geometry import window
+from worlds.scenes.coco import encode_mask
 
 
 def generator(seed=0):
@@ -368,3 +369,17 @@ def test_the_nearest_word_is_the_one_of_the_same_direction():
     number, cosine = nearest_words(torch.tensor([[0.1, 3.0], [-5.0, 0.0], [2.0, 0.0]]), embeddings)
     assert number.tolist() == [1, 1, 0]  # of equals the first
     assert torch.allclose(cosine, torch.tensor([3 / 9.01**0.5, 0.0, 1.0]))
+
+
+def test_nearest_words_stand_beside_what_lies_beneath():
+    left = np.zeros((8, 8), dtype=np.uint8)
+    left[:4, :4] = 1
+    picture = sample(7, SceneObject("cat", (0, 0, 4, 4), encode_mask(left), 16.0))
+    tokens = torch.tensor([[0.0, 2.0], [0.0, 1.0], [3.0, 0.0], [1.0, 1.0]])
+    found = tabulate_nearest_words(picture, tokens, (2, 2), torch.eye(2), ["dog", "cat"])
+    assert found["position"].tolist() == [0, 1, 2, 3] and set(found["image_id"]) == {7}
+    assert found["word"].tolist() == ["cat", "cat", "dog", "dog"]
+    assert found["cosine"].tolist() == pytest.approx([1, 1, 1, 0.5**0.5])
+    assert found["coverage"].tolist() == [1, 0, 0, 0]
+    assert found["beneath"][0] == "cat" and found["beneath"][1:].isna().all()
+    assert found["right"].tolist() == [True, False, False, False]  # nothing is named where nothing lies

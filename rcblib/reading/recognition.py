@@ -1,4 +1,4 @@
-"""Tell which tokens are recognised alone: the word said names what lies beneath."""
+"""Tell which tokens name what lies beneath them: by what is said of them alone, or by the nearest word."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 import pandas as pd
 import torch
 
+from rcblib.data.coverage import object_coverage
 from rcblib.records import ParameterError, Sample, SceneObject, SequenceSample
 
 _MIN_PREFIX = 3  # letters from which on the beginning of a word counts as that word
@@ -95,6 +96,51 @@ def nearest_words(tokens: torch.Tensor, embeddings: torch.Tensor) -> tuple[torch
     unit = torch.nn.functional.normalize(embeddings, dim=-1)
     cosine, number = (torch.nn.functional.normalize(tokens, dim=-1) @ unit.T).max(dim=-1)
     return number, cosine
+
+
+def tabulate_nearest_words(
+    sample: Sample,
+    tokens: torch.Tensor,
+    grid: tuple[int, int],
+    embeddings: torch.Tensor,
+    words: Sequence[str],
+) -> pd.DataFrame:
+    """Tabulate which word each visual token of a picture is nearest to, beside what lies beneath its patch.
+
+    Parameters
+    ----------
+    sample : Sample
+        A picture with annotated objects.
+    tokens : torch.Tensor
+        ``(height * width, d_model)`` rows that enter the LLM, in raster order.
+    grid : tuple of int
+        ``(height, width)`` of the tokens.
+    embeddings : torch.Tensor
+        ``(n_words, d_model)``, on the device of the tokens.
+    words : sequence of str
+        Their names, as the annotation spells categories.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row a token: ``image_id``, ``position``, nearest ``word`` and its ``cosine`` in [-1, 1], ``coverage`` by
+        objects in [0, 1], the category ``beneath`` (missing where there is none), and ``right``: the word is that
+        category.
+    """
+    nearest, cosine = nearest_words(tokens, embeddings)
+    covered = object_coverage(sample, *grid)
+    said = [words[i] for i in nearest.tolist()]
+    return pd.DataFrame(
+        {
+            "image_id": sample.image_id,
+            "position": range(len(said)),
+            "word": said,
+            "cosine": cosine.float().cpu().numpy(),
+            "coverage": covered.share.numpy(),
+            "beneath": covered.category,
+            "right": [word == beneath for word, beneath in zip(said, covered.category, strict=True)],
+        }
+    )
 
 
 def _objects_by_picture(sample: Sample | SequenceSample) -> Sequence[Sequence[SceneObject]]:

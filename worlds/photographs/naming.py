@@ -8,9 +8,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from rcblib.data.coverage import object_coverage
 from rcblib.data.opening import open_images
-from rcblib.reading.recognition import nearest_words
+from rcblib.reading.recognition import tabulate_nearest_words
 from rcblib.reading.statistics import mean_interval, roc_auc
 from worlds.photographs.assembly import IMAGE_SIZE, WORLD, build_processor
 from worlds.photographs.parts import vision_encoder
@@ -49,26 +48,14 @@ def score_naming(
     for sample in open_images(WORLD, split, n_pictures):
         pixels = processor([sample.image], return_tensors="pt")["pixel_values"]
         rows = connector(tower(pixels, output_hidden_states=True).hidden_states[-2][0, 1:])
-        nearest, cosine = nearest_words(rows, words)
-        covered = object_coverage(sample, SIDE, SIDE)
-        said = [nouns()[i] for i in nearest.tolist()]
+        table = tabulate_nearest_words(sample, rows, (SIDE, SIDE), words, nouns())
         there = {item.category for item in sample.objects or ()}
-        parts.append(
-            pd.DataFrame(
-                {
-                    "image_id": sample.image_id,
-                    "cosine": cosine.numpy(),
-                    "on": covered.share.numpy() >= LEAST_COVERAGE,
-                    "named": [word == beneath for word, beneath in zip(said, covered.category, strict=True)],
-                    "there": [word in there for word in said],
-                }
-            )
-        )
+        parts.append(table.assign(on=table["coverage"] >= LEAST_COVERAGE, there=table["word"].isin(there)))
     table, generator = pd.concat(parts, ignore_index=True), np.random.default_rng(0)
     images, on = table["image_id"], table["on"]
     best = table.loc[table.groupby("image_id")["cosine"].idxmax()]
     found = {
-        "named_on_objects": mean_interval(table.loc[on, "named"], images[on], generator=generator),
+        "named_on_objects": mean_interval(table.loc[on, "right"], images[on], generator=generator),
         "area_nearest_noun": roc_auc(table["cosine"], on, images, strata=images, generator=generator),
         "picture_named": mean_interval(best["there"], best["image_id"], generator=generator),
     }
