@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import shutil
 
 import pytest
@@ -257,9 +258,21 @@ def test_a_card_says_what_was_trained_and_measured(small_parts):
     assert "**Test**: not scored with these weights." in text
     curve = card.history_table(logs)
     assert curve["kind"].unique() == ["photographs, tokens dropped"] and curve["scenes"].max() == 7 * 8
+    assert "One seed of the last stage is shipped." in text
+    seeds = [line for line in text.splitlines() if re.match(r"\| \d \| 0\.\d{3} \[", line)]
+    assert len(seeds) >= 3 and f"with each of {len(seeds)} seeds" in text
     tiled = card.write_card(small_parts / "tiled").read_text()
     assert "no training of its own" in tiled and "| `dropped-0` |" in tiled
     assert "**Validation**: not scored with these weights." in tiled
+
+
+def test_cards_of_two_seeds_name_each_other(small_parts):
+    folder, other = small_parts / "arm", small_parts / "arm-seed-1"
+    (folder / "training.json").write_text(json.dumps({"all-0": made_up_log()}))
+    shutil.copytree(folder, other)
+    (other / "training.json").write_text(json.dumps({"all-1": made_up_log() | {"seed": 1}}))
+    assert "`arm-seed-1` was trained with another" in card.write_card(folder).read_text()
+    assert "It is `arm` with another seed" in card.write_card(other).read_text()
 
 
 def test_a_folder_without_a_model_and_a_log_of_one_stage_are_named(small_parts, tmp_path):
@@ -270,7 +283,9 @@ def test_a_folder_without_a_model_and_a_log_of_one_stage_are_named(small_parts, 
         card.write_card(small_parts / "arm")
 
 
-@pytest.mark.parametrize("name", ["llava-photographs", "llava-photographs-dropped", "llava-next-photographs"])
+@pytest.mark.parametrize(
+    "name", sorted(path.name for path in (project_root() / "data" / "models").glob("*photographs*"))
+)
 def test_cards_in_the_project_are_what_would_be_written(name, tmp_path):
     models_folder = project_root() / "data" / "models"
     for path in models_folder.glob("*photographs*"):

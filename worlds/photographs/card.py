@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,11 @@ def write_card(folder: Path) -> Path:
         pinpoints=PINPOINTS,
         parts=_part_table(folder),
         stages=stage_table(logs),
+        connectors=connector_table(
+            sorted((project_root() / "data" / "training" / "photographs").glob("words-*.json"))
+        ),
+        first_seed=folder.name.partition("-seed-")[0],
+        other_seeds=sorted(path.name for path in folder.parent.glob(f"{folder.name}-seed-*")),
         falls=falls,
         falls_text=falls.assign(falling=falls["falling"].map({True: "yes", False: "no"})).round(3),
         minutes=sum(log.get("seconds", 0) for log in logs.values()) / 60,
@@ -141,6 +146,22 @@ def stage_table(logs: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
+
+
+def connector_table(paths: Sequence[Path]) -> pd.DataFrame:
+    """Tabulate how well connectors of several seeds name held-out patches, from the logs of their stage."""
+    columns = {
+        "named_on_objects": "patches on objects named",
+        "area_nearest_noun": "area of the nearest noun",
+        "picture_named": "pictures whose best noun is there",
+    }
+    return pd.DataFrame(
+        [
+            {"seed": log["seed"]}
+            | {words: estimate_text(log["validation"][key]) for key, words in columns.items()}
+            for log in map(read_json, paths)
+        ]
+    )
 
 
 def history_table(logs: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
