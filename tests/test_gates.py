@@ -173,6 +173,9 @@ def test_low_information_sets_of_two_seeds_overlap(generator):
     _, found = signal_is_stable(first, LIMITS, other=fewer, criterion=criterion, generator=generator)
     assert found.value == pytest.approx(15 / 30)
     assert found.verdict == "failed"
+    higher = second.assign(top1_probability=second["top1_probability"] + 0.2)  # the same order, none below
+    _, found = signal_is_stable(first, LIMITS, other=higher, criterion=criterion, generator=generator)
+    assert found.value == 0 and found.about.startswith("(1.00 at the other’s own levels, 0.")
     bare = second.drop(columns="influence")
     _, found = signal_is_stable(first, LIMITS, other=bare, criterion=criterion, generator=generator)
     assert found.verdict == "not measured"
@@ -247,7 +250,7 @@ def test_the_file_of_gates_is_checked():
     limits, declared, seeds = read_gates(CONTENT)
     assert (limits.least_score, limits.most_area, limits.least_named) == (0.6, 0.8, 0.4)
     assert "supervision" in declared["llava-scenes", "C1"]
-    assert not set(seeds) & {name for further in seeds.values() for name in further}
+    assert seeds and not set(seeds) & {name for further in seeds.values() for name in further}
     assert read_gates(CONTENT | {"seeds": {"a": ["a-seed-1"]}})[2] == {"a": ["a-seed-1"]}
     for wrong in (
         {},
