@@ -66,6 +66,7 @@ def test_every_page_has_a_stamped_copy_that_is_clean_and_differs_in_nothing_else
         assert copy.cells.index(set_up) == copy.cells.index(tagged(copy, "parameters")) - 1
         assert f'\nREPOSITORY = "{GITHUB}"\nREVISION = "v1"\n' in set_up.source
         assert "hide-input" in set_up.metadata.tags
+        assert "data/recorded/" not in tagged(copy, "parameters").source  # else no other model could run
         copy.cells.remove(set_up)
         assert len(copy.cells) == len(source.cells)
         if not entry.settings:

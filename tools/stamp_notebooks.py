@@ -3,9 +3,10 @@
 The sources in ``notebooks/`` run where the library is installed and know no address. For every page that
 workflow/notebooks.yml makes of them there is a copy: the cell of tools/set_up_cell.py stands in front of its
 parameters, with the repository's address and the branch, tag or commit to check out; its parameters are those of the
-page; and its first cell has a badge that opens the copy on Colab. Colab opens notebooks of GitHub only, so copies for
-other hosts have no badge. The copies belong on a branch of their own, ``colab``, in its folder ``notebooks/``;
-.github/workflows/pages.yml puts them there.
+page, but for recorded tables: a copy computes, so that another model takes one parameter; and its first cell has a
+badge that opens the copy on Colab. Colab opens notebooks of GitHub only, so copies for other hosts have no badge. The
+copies belong on a branch of their own, ``colab``, in its folder ``notebooks/``; .github/workflows/pages.yml puts them
+there.
 
     python -m tools.stamp_notebooks --repository URL --branch NAME --to FOLDER
 """
@@ -18,13 +19,15 @@ import json
 import re
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import nbformat
 
+from rcblib.runs.records import is_record
 from tools.name_run import name_run
-from tools.notebook_list import read_notebook_list
+from tools.notebook_list import Notebook, read_notebook_list
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -111,6 +114,7 @@ def stamp_project(root: Path, target: Path, repository: str, branch: str) -> lis
     if (root / "notebooks").resolve() == target.resolve():
         raise ValueError(f"--to: got {target.name}, the folder of the sources; accepted: another folder")
     listed = read_notebook_list(root / "workflow" / "notebooks.yml")
+    listed = replace(listed, notebooks=tuple(map(_without_records, listed.notebooks)))
     stamped = {}
     for entry in listed.notebooks:
         source = nbformat.read(root / "notebooks" / f"{entry.name}.ipynb", as_version=4)
@@ -126,6 +130,16 @@ def stamp_project(root: Path, target: Path, repository: str, branch: str) -> lis
     for path, notebook in stamped.items():
         nbformat.write(notebook, path)
     return list(stamped)
+
+
+def _without_records(entry: Notebook) -> Notebook:
+    """Return a run that reads no table of one model, recorded or shared, and so takes any by its parameter."""
+    parameters = {
+        name: value
+        for name, value in entry.parameters.items()
+        if name not in entry.reads and not (isinstance(value, str) and is_record(value))
+    }
+    return replace(entry, parameters=parameters, reads={})
 
 
 def _parameters_at(notebook: nbformat.NotebookNode) -> int:
