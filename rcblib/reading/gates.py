@@ -328,8 +328,11 @@ def _overlap(
     both = pd.merge(*known, on=place, suffixes=("", "_other"), validate="one_to_one")
     limits = {"top1_probability": criterion["tau_p"], "influence": criterion["tau_jsd"]}
     values = both[[f"{name}{suffix}" for name in limits for suffix in ("", "_other")]].astype(float)
-    little = np.all([values[name] < limit for name, limit in limits.items()], axis=0)
-    other = np.all([values[f"{name}_other"] < limit for name, limit in limits.items()], axis=0)
+
+    def says_little(suffix: str) -> np.ndarray:
+        return np.all([values[f"{name}{suffix}"] < limit for name, limit in limits.items()], axis=0)
+
+    little, other = says_little(""), says_little("_other")
     either = little | other
     if not either.any():
         return None, "no token of the images of both says little" if len(both) else "other images", ""
