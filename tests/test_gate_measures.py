@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import tiny
-import yaml
 from test_evaluate_known import sample_with
 
 from rcblib.__main__ import main
@@ -14,7 +13,7 @@ from rcblib.data.pixels import PIXEL_SIGNALS, pixel_signals
 from rcblib.evaluate.gates import ANSWERS, TOKENS, conditions, part_of
 from rcblib.evaluate.tokens import first_pieces, measure_tokens
 from rcblib.mllm import adapter_for
-from rcblib.reading.gate_results import GATES, gate_states, read_gates
+from rcblib.reading.gate_results import GATES, gate_states, read_gates_file
 from rcblib.reading.gates import judge_gates
 from rcblib.reading.verdicts import collect, weigh_all
 from rcblib.records import ParameterError, Sample
@@ -128,7 +127,7 @@ def test_gates_run_on_a_coco_folder_through_the_command(coco_folder, tmp_path, c
     assert sorted((tmp_path / "gates").glob("*.parquet")) == written
     assert "background swapped" in capsys.readouterr().out
 
-    limits, _, _ = read_gates(yaml.safe_load(GATES_FILE.read_text(encoding="utf-8")))
+    limits, _, _ = read_gates_file(GATES_FILE)
     results, tasks = judge_gates(table, limits, {0.2: 0.9, 0.1: 0.9}, codebook={}, other=table)
     assert tasks == []  # random weights answer nothing
     states = gate_states(results, 0.2)
@@ -161,7 +160,7 @@ def test_two_training_seeds_are_compared_end_to_end(coco_folder, tmp_path, monke
     first, second = tables.values()
     criterion = {"tau_p": first["top1_probability"].median(), "tau_jsd": first["influence"].median()}
     monkeypatch.setattr("rcblib.reading.verdicts._codebook_metadata", lambda model: {"criterion": criterion})
-    limits, _, _ = read_gates(yaml.safe_load(GATES_FILE.read_text(encoding="utf-8")))
+    limits, _, _ = read_gates_file(GATES_FILE)
     found = collect(tmp_path / "results", tmp_path / "nowhere", [])
     models = weigh_all(found, [], limits, {"tiny": ["tiny-seed-0", "tiny-seed-1"]})
     assert list(models) == ["tiny"]

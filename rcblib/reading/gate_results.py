@@ -5,10 +5,12 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import yaml
 
 from rcblib.records import ParameterError
 
@@ -184,6 +186,11 @@ def gate_grid(results: Mapping[str, Sequence[GateResult]]) -> pd.DataFrame:
     rows = sorted(cells, key=lambda key: list(GATES).index(key[0]))  # stable: as measured within a gate
     index = pd.MultiIndex.from_tuples(rows, names=["gate", "what", "passes if"])
     return pd.DataFrame([cells[row] for row in rows], index=index, columns=list(results)).fillna("–")
+
+
+def read_gates_file(path: str | Path) -> tuple[Limits, dict[tuple[str, str], str], dict[str, list[str]]]:
+    """Read a file like ``data/gates.yml``, see `read_gates`."""
+    return read_gates(yaml.safe_load(Path(path).read_text(encoding="utf-8")))
 
 
 def read_gates(content: Mapping[str, Any]) -> tuple[Limits, dict[tuple[str, str], str], dict[str, list[str]]]:

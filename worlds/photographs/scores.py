@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import yaml
 
 from rcblib.data.opening import open_images
 from rcblib.data.questions import questions_for
@@ -17,7 +16,7 @@ from rcblib.evaluate.grid import evaluate_grid
 from rcblib.mllm.loading import load_model
 from rcblib.pruners import OraclePruner, Pruner, RandomPruner
 from rcblib.reading.comparison import corrected_scores
-from rcblib.reading.gate_results import read_gates
+from rcblib.reading.gate_results import read_gates_file
 from rcblib.records import ParameterError, Question, Sample
 from rcblib.runs.files import read_json, write_json
 from rcblib.runs.provenance import project_root, provenance
@@ -186,8 +185,8 @@ def reduce_answers(whole: pd.DataFrame, others: pd.DataFrame) -> dict[str, Any]:
     generator = np.random.default_rng([SEED, 6])
     scores = score_settings(whole, generator)
     unpruned = corrected_scores(whole, {ALL: (ALL, None)}, generator=generator)
-    gates = yaml.safe_load((project_root() / "data" / "gates.yml").read_text(encoding="utf-8"))
-    least = read_gates(gates)[0].least_score  # of G1: a family that is not done counts in no mean
+    limits, *_ = read_gates_file(project_root() / "data" / "gates.yml")
+    least = limits.least_score  # of G1: a family that is not done counts in no mean
     tasks = [t for t in unpruned.draws.tasks if unpruned.corrected(ALL, t).value >= least]
     question = ["image_id", "task", "subset", "question"]
     guesses = others[[*question, "guess"]].drop_duplicates(
