@@ -1,14 +1,57 @@
-"""Fixtures that several test modules share."""
+"""Fixtures that several test modules share, and how long the checks take that draw their inputs."""
 
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
+from findings import Findings
 from picture_files import save_picture, write_json
 
 from worlds.scenes.coco import encode_mask
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+# The same examples in every run: what fails once fails for everybody.
+for name, n_examples in {"quick": 40, "long": 500}.items():
+    hypothesis.settings.register_profile(
+        name, derandomize=True, deadline=None, database=None, max_examples=n_examples
+    )
+hypothesis.settings.load_profile("quick")
+
+
+def pytest_addoption(parser):
+    """Ask for the long form: ``make faults``."""
+    parser.addoption(
+        "--points",
+        type=int,
+        default=3,
+        help="points at which each fault strikes, and a measure of how many damaged inputs are tried",
+    )
+    parser.addoption("--findings", type=Path, help="JSON file for what was tried and survived")
+
+
+def pytest_configure(config):
+    """Gather what the tests of faults find."""
+    config.findings = Findings()
+
+
+def pytest_sessionfinish(session):
+    """Write what was found, where a file was asked for."""
+    if path := session.config.getoption("--findings"):
+        session.config.findings.write(path)
+
+
+@pytest.fixture(scope="session")
+def n_points(request) -> int:
+    """Return at how many points a fault strikes: few in ``make test``."""
+    return request.config.getoption("--points")
+
+
+@pytest.fixture(scope="session")
+def findings(request):
+    """Return where a test says what it tried and what was survived."""
+    return request.config.findings
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rcblib.records import ParameterError
@@ -118,7 +118,6 @@ def test_half_precision_and_gradients_are_accepted():
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(5, 40), st.integers(1, 6), st.data())
-@settings(deadline=None, max_examples=50)
 def test_labels_are_in_range_and_no_cluster_is_empty(seed, n_points, d, data):
     n_clusters = data.draw(st.integers(1, n_points))
     generator = torch.Generator().manual_seed(seed)
@@ -129,7 +128,6 @@ def test_labels_are_in_range_and_no_cluster_is_empty(seed, n_points, d, data):
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(5, 40))
-@settings(deadline=None, max_examples=50)
 def test_labels_follow_their_points_without_noise(seed, n_points):
     generator = torch.Generator().manual_seed(seed)
     points = torch.randn(n_points, 4, generator=generator)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from picture_files import masks_of
 from PIL import Image
@@ -40,7 +40,6 @@ def test_patches_beyond_the_line_have_fewer_pixels_or_none():
 
 
 @given(st.integers(1, 20), st.integers(1, 9))
-@settings(deadline=None)
 def test_patches_share_out_every_pixel_of_the_line(n_pixels, n_patches):
     overlaps = patch_overlaps(n_pixels, n_patches, 0, n_pixels)
     assert ((overlaps >= 0) & (overlaps <= 1 + 1e-12)).all()
@@ -70,7 +69,6 @@ def test_objects_of_a_category_add_up_before_categories_are_compared():
 
 
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 50))
-@settings(deadline=None, max_examples=40)
 def test_coverage_adds_up_to_the_area_of_all_masks(height, width, index):
     sample = SceneDataset("train", 1, start=index)[0]
     found = object_coverage(sample, height, width)
@@ -144,7 +142,6 @@ def test_the_visible_box_is_the_central_square():
 
 
 @given(st.integers(1, 900), st.integers(1, 900), st.integers(1, 400))
-@settings(deadline=None)
 def test_the_visible_box_is_a_square_inside_the_image(width, height, size):
     """As exactly as the processor's rounding of the longer side to whole pixels lets it."""
     left, top, right, bottom = visible_box(width, height, size)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rcblib.records import ParameterError
@@ -42,7 +42,6 @@ def test_window_of_other_sizes():
 
 
 @given(SIDES, SIDES, st.data())
-@settings(deadline=None)
 def test_window_has_nine_ascending_cells_around_the_target(height, width, data):
     index = data.draw(st.integers(0, height * width - 1))
     cells = window(index, height, width)
@@ -90,7 +89,6 @@ def test_equal_cosines_rank_by_position():
 
 
 @given(st.integers(1, 40), st.integers(0, 2**32 - 1))
-@settings(deadline=None, max_examples=50)
 def test_rank_is_a_permutation_that_follows_its_rows(n_tokens, seed):
     generator = torch.Generator().manual_seed(seed)
     hidden = torch.randn(1 + n_tokens, 8, generator=generator)
@@ -162,7 +160,6 @@ def test_evenly_spaced_on_a_full_grid_is_every_position():
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.data())
-@settings(deadline=None)
 def test_evenly_spaced_is_ascending_inside_and_regular(height, width, data):
     n_side = data.draw(st.integers(1, min(height, width)))
     positions = evenly_spaced(height, width, n_side)

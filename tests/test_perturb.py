@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rcblib.probe.perturbation import global_inputs, region_inputs, replace_tokens, single_token_inputs
@@ -66,7 +66,6 @@ def test_no_positions_give_empty_batches():
 
 
 @given(st.integers(3, 9), st.integers(3, 9), st.data())
-@settings(deadline=None, max_examples=50)
 def test_a_batch_equals_its_positions_one_by_one(height, width, data):
     tokens = numbered(height * width)
     position = st.integers(0, height * width - 1)

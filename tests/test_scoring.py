@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rcblib.records import CodebookError, ParameterError
@@ -63,7 +63,6 @@ def test_half_precision_is_scored_in_float32(dtype):
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 30), st.integers(1, 6), st.sampled_from(RULES))
-@settings(deadline=None, max_examples=50)
 def test_scores_follow_their_tokens_and_ignore_the_order_of_prototypes(seed, n_tokens, n_prototypes, rule):
     tokens, prototypes = random_tensor(seed, n_tokens, 8), random_tensor(seed + 1, n_prototypes, 8)
     generator = torch.Generator().manual_seed(seed)
@@ -79,7 +78,6 @@ def test_scores_follow_their_tokens_and_ignore_the_order_of_prototypes(seed, n_t
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 6))
-@settings(deadline=None, max_examples=30)
 def test_more_prototypes_never_lower_the_largest_cosine(seed, n_prototypes):
     tokens, prototypes = random_tensor(seed, 12, 8), random_tensor(seed + 1, n_prototypes + 1, 8)
     fewer = redundancy_scores(tokens, prototypes[:-1])
@@ -168,7 +166,6 @@ FRACTIONS = st.floats(0, 1)
 
 
 @given(SCORES, FRACTIONS, st.sampled_from(RULES))
-@settings(deadline=None)
 def test_kept_positions_ascend_and_are_the_least_redundant(scores, ratio, rule):
     kept = keep_indices(scores, retain_ratio=ratio, rule=rule)
     assert kept.dtype == torch.int64
@@ -184,7 +181,6 @@ def test_kept_positions_ascend_and_are_the_least_redundant(scores, ratio, rule):
 
 
 @given(SCORES, st.floats(-1, 1), st.floats(-1, 1))
-@settings(deadline=None)
 def test_a_higher_cut_off_keeps_at_least_as_much(scores, one, other):
     fewer, more = (keep_indices(scores, max_similarity=cut).tolist() for cut in sorted((one, other)))
     assert set(fewer) <= set(more)
@@ -192,7 +188,6 @@ def test_a_higher_cut_off_keeps_at_least_as_much(scores, one, other):
 
 
 @given(SCORES, FRACTIONS, FRACTIONS, st.sampled_from(RULES))
-@settings(deadline=None)
 def test_a_higher_share_keeps_at_least_as_much(scores, one, other, rule):
     fewer, more = (keep_indices(scores, retain_ratio=r, rule=rule).tolist() for r in sorted((one, other)))
     assert set(fewer) <= set(more)

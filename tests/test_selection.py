@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from codebook_examples import DIMENSION, SMALL, World, recurring_world
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from messages import one_line
 
@@ -115,7 +115,6 @@ def test_no_generator_means_no_randomness():
     assert torch.equal(seeded[0].prototypes, seeded[1].prototypes)
 
 
-@settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 8), st.integers(0, 3))
 def test_every_prototype_meets_the_criterion(seed, cluster_size_max, min_images):
     generator = np.random.default_rng(seed)

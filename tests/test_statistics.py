@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import kendalltau, spearmanr
 from sklearn.metrics import roc_auc_score
@@ -280,7 +280,6 @@ def test_area_refuses_labels_it_cannot_use(labels, generator):
         roc_auc([1.0, 2.0, 3.0], labels, generator=generator)
 
 
-@settings(max_examples=40, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=2, max_size=30).filter(
         lambda rows: len({label for _, label in rows}) == 2

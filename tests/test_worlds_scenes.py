@@ -5,7 +5,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as coco_mask
@@ -62,7 +62,6 @@ def test_a_scene_is_drawn_the_same_again_whatever_was_drawn_between():
     st.tuples(*[st.sampled_from([96, 100, 144, 200])] * 2),
     st.sampled_from([None, (0.8, 1.0)]),
 )
-@settings(deadline=None, max_examples=80)
 def test_objects_lie_apart_inside_the_image(seed, index, split, size, object_scale):
     scene = generate_scene(seed, index, split, SceneConfig(sizes=(size,), object_scale=object_scale))
     assert scene.pixels.shape == (*size, 3)
@@ -481,7 +480,6 @@ def test_the_world_makes_popes_samplings_differ(scenes):
 
 
 @given(SEEDS, st.sampled_from(SPLITS))
-@settings(deadline=None, max_examples=30)
 def test_a_sample_says_what_the_scene_holds(seed, split):
     scene = generate_scene(seed, 12, split)
     sample = scene_sample(scene)
@@ -498,7 +496,6 @@ def test_a_sample_says_what_the_scene_holds(seed, split):
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 10**6))
-@settings(deadline=None)
 def test_masks_survive_run_length_encoding(height, width, seed):
     mask = np.random.default_rng(seed).random((height, width)) < 0.4
     rle = encode_mask(mask)

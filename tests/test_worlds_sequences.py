@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rcblib.data.choices import LETTERS, read_options
@@ -145,7 +145,6 @@ def check_scene(scene):
 
 
 @given(SEEDS, st.integers(0, 10**6), st.sampled_from(SPLITS), st.sampled_from([None, 2, 3, 4]))
-@settings(deadline=None, max_examples=40)
 def test_groups_hold_two_to_four_scenes_with_a_big_object_each(seed, index, split, n_images):
     group = generate_group(seed, index, split, n_images)
     n = len(group.scenes)
@@ -160,7 +159,6 @@ def test_groups_hold_two_to_four_scenes_with_a_big_object_each(seed, index, spli
 
 
 @given(SEEDS, st.integers(0, 10**6), st.sampled_from(SPLITS), st.integers(4, 16))
-@settings(deadline=None, max_examples=40)
 def test_every_frame_is_a_scene_that_shows_what_the_actors_do(seed, index, split, n_frames):
     video = generate_video(seed, index, split, n_frames)
     assert len(video.frames) == n_frames
