@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -19,8 +19,10 @@ from transformers import (
     BitsAndBytesConfig,
     PreTrainedConfig,
 )
+from transformers.utils import logging as transformers_logging
 
 from rcblib.mllm.base import Adapter
+from rcblib.mllm.checkpoint import cannot_be_loaded, check_config, check_files, check_loaded
 from rcblib.mllm.llava import LlavaAdapter
 from rcblib.mllm.llava_next import LlavaNextAdapter
 from rcblib.mllm.llava_onevision import LlavaOnevisionAdapter
@@ -134,19 +136,26 @@ def load_model(
     dtype = _dtype(dtype, device)
     source = _locate(name_or_path)
     config = _read_config(source, name_or_path)
+    check_files(name_or_path, source)
     try:
         placement = _placement(source, device, device_map, quantization, dtype)
-        model = AutoModelForImageTextToText.from_pretrained(
-            source,
-            dtype=dtype,
-            attn_implementation=attn_implementation,
-            use_safetensors=True,
-            trust_remote_code=False,
-            **placement,
-        )
+        with _without_tables():
+            model, report = AutoModelForImageTextToText.from_pretrained(
+                source,
+                dtype=dtype,
+                attn_implementation=attn_implementation,
+                use_safetensors=True,
+                trust_remote_code=False,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                **placement,
+            )
+        check_loaded(name_or_path, report)
         processor = _processor(source, _adapter_class(config["model_type"]).processor_class)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise _unreadable(name_or_path, error) from error
+    except UnsupportedModelError:
+        raise
+    except Exception as error:  # whatever the readers of other libraries raise on a file that they cannot use
+        raise cannot_be_loaded(name_or_path, error) from error
     adapter_for(model, processor).complete_processor()
     processor.tokenizer.padding_side = "left"
     if processor.tokenizer.pad_token is None:
@@ -156,6 +165,17 @@ def load_model(
     if "device_map" not in placement:
         model = model.to(device)
     return model.eval(), processor
+
+
+@contextmanager
+def _without_tables() -> Iterator[None]:
+    """Keep the tables of weights that transformers logs to itself: `check_loaded` says in one line what matters."""
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
 
 
 def _processor(source: str, own_class: Any) -> Any:
@@ -198,21 +218,23 @@ def model_folder(name_or_path: str | Path) -> Path | None:
         try:
             build = offered[name].load()
         except ImportError as error:
-            raise _unreadable(name, error) from error
+            raise cannot_be_loaded(name, error) from error
         return build()
     return Path(name_or_path) if Path(name_or_path).is_dir() else None
 
 
 def _locate(name_or_path: str | Path) -> str:
     """Return the folder or Hugging Face id that a name stands for."""
-    folder = model_folder(name_or_path)
+    is_named = isinstance(name_or_path, str | Path) and name_or_path != ""
+    folder = model_folder(name_or_path) if is_named else None
     if folder is not None:
         return str(folder)
     if isinstance(name_or_path, str) and _HUB_ID.fullmatch(name_or_path):
         return name_or_path
+    given = str(name_or_path) if is_named else name_or_path
+    named = f"a model's name ({', '.join(model_names()) or 'none here'})"
     raise UnsupportedModelError(
-        f"model: got {str(name_or_path)!r}; accepted: a model's name "
-        f"({', '.join(model_names()) or 'none here'}), a folder, or a Hugging Face id (owner/name)"
+        f"model: got {given!r}; accepted: {named}, a folder, or a Hugging Face id, such as llava-hf/llava-1.5-7b-hf"
     )
 
 
@@ -234,7 +256,11 @@ def _read_config(source: str, name_or_path: str | Path) -> dict[str, Any]:
     try:
         config, _ = PreTrainedConfig.get_config_dict(source)
     except (OSError, ValueError) as error:
-        raise _unreadable(name_or_path, error) from error
+        check_files(name_or_path, source)  # which may know why
+        raise cannot_be_loaded(name_or_path, error) from error
+    if not config and Path(source).is_dir():
+        check_files(name_or_path, source)
+    check_config(name_or_path, config)
     _adapter_class(config.get("model_type"))
     return config
 
@@ -243,11 +269,6 @@ def _adapter_class(model_type: str | None) -> type[Adapter]:
     if model_type not in ADAPTERS:
         raise UnsupportedModelError(f"model_type: got {model_type!r}; supported: {', '.join(ADAPTERS)}")
     return ADAPTERS[model_type]
-
-
-def _unreadable(name_or_path: str | Path, error: Exception) -> UnsupportedModelError:
-    reason = str(error).strip().splitlines()[0]
-    return UnsupportedModelError(f"model: {str(name_or_path)!r} cannot be loaded: {reason}")
 
 
 def _device(device: str | torch.device) -> torch.device:
