@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from rcblib.data.base import AnySample, Dataset
-from rcblib.data.coco import CocoDataset, annotation_files
+from rcblib.data.coco import CocoDataset
+from rcblib.data.layout import annotation_files
 from rcblib.data.photos import PhotoFolder, PhotoGroup
 from rcblib.data.video import N_FRAMES, VIDEO_SUFFIXES, VideoFile
 from rcblib.records import ImageError, ParameterError, Sample, SequenceSample

@@ -130,8 +130,8 @@ def read_json(path: str | os.PathLike) -> Any:
         Where the content is no JSON.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, a number too long, lists too deep
         raise ParameterError("JSON file", Path(path).name, f"valid JSON ({error})") from None
 
 

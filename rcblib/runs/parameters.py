@@ -42,7 +42,6 @@ Cosine = Annotated[float, Ge(-1), Le(1)]
 
 # papermill lists a parameter only where its annotation is made of letters, digits, commas and square brackets, so
 # choices have names that say them.
-Split = Literal["train", "validation", "test"]
 ValidationOrTest = Literal["validation", "test"]
 AutoOrAll = Literal["auto", "all"]
 AllOrGrid = Literal["all", "grid"]

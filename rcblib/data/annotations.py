@@ -1,0 +1,342 @@
+"""Read annotation files in COCO's format: ids joined whatever their type, masks checked before they are decoded."""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pycocotools import mask as coco_mask
+
+from rcblib.records import ParameterError, SceneObject
+from rcblib.runs.files import read_json
+
+Identifier = int | str
+
+_PLAIN = re.compile(r"-?(0|[1-9][0-9]*)")
+
+SOUND = "polygons [x1, y1, x2, y2, ...] or run lengths that fit the image, and a listed category"
+"""What an annotated object must have; `mask_fault` says when a mask fits."""
+
+
+class Images:
+    """List the images of an annotation file by id.
+
+    An id is a whole number or text. ``1``, ``1.0`` and ``"1"`` are the same id; where no image has just the id that is
+    asked for, leading zeros make no difference either. Ids that Parquet's 64 bits cannot hold become text, and where
+    one id of a file is text all are, so that they can be sorted.
+
+    Parameters
+    ----------
+    records : sequence of Mapping
+        Image records as read.
+    parameter, name : str
+        What errors call the file.
+
+    Attributes
+    ----------
+    records : dict
+        Id to record, in file order; a record that is there twice counts once, and a warning says so.
+
+    Raises
+    ------
+    ParameterError
+        If an id is missing or no id, or two different images have the same.
+    """
+
+    def __init__(self, records: Sequence[Mapping[str, Any]], parameter: str, name: str):
+        found: dict[Identifier, Mapping[str, Any]] = {}
+        repeated = []
+        with complete(parameter, name):
+            for record in records:
+                key = identifier(record["id"], parameter, f"{name}: an image")
+                if key in found and {**found[key], "id": key} != {**record, "id": key}:
+                    files = [each.get("file_name") for each in (found[key], record)]
+                    given = f"{name}: id {key!r} of two images, {files[0]!r} and {files[1]!r}"
+                    raise ParameterError(parameter, given, "an id of its own for every image")
+                repeated += [key] if key in found else []
+                found.setdefault(key, record)
+        if repeated:
+            warnings.warn(
+                f"{name}: {len(repeated)} image records are there twice, first {repeated[0]!r}; each counts once",
+                stacklevel=4,
+            )
+        as_text = any(isinstance(key, str) or not -(2**63) <= key < 2**63 for key in found)
+        self._own = {key: str(key) if as_text else key for key in found}
+        self.records = {self._own[key]: record for key, record in found.items()}
+        self._by_number: dict[int, Identifier | None] = {}
+        for key, own in self._own.items():
+            if (number := _number(key)) is not None:
+                self._by_number[number] = None if number in self._by_number else own
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def find(self, key: Identifier) -> Identifier | None:
+        """Return the id of an image as this file has it, or ``None``."""
+        return self._own.get(key, self._by_number.get(_number(key)))
+
+    def join(
+        self, annotations: Iterable[Mapping[str, Any]], parameter: str, name: str
+    ) -> Iterator[tuple[Identifier, Mapping[str, Any]]]:
+        """Yield each annotation with the id of its image; those of images that are not listed are counted.
+
+        Raises
+        ------
+        ParameterError
+            If none of the annotations belongs to an image, or one has no id of an image.
+        """
+        strangers, n_joined = [], 0
+        with complete(parameter, name):
+            for annotation in annotations:
+                given = identifier(annotation["image_id"], parameter, f"{name}: the image of an annotation")
+                key = self.find(given)
+                if key is None:
+                    strangers.append(given)
+                else:
+                    n_joined += 1
+                    yield key, annotation
+        if not strangers:
+            return
+        what = (
+            f"{len(strangers)} of {n_joined + len(strangers)} annotations belong to no image of the file, "
+            f"first of image {strangers[0]!r}"
+        )
+        if not n_joined:
+            raise ParameterError(parameter, f"{name}: {what}", "annotations of the listed images")
+        warnings.warn(f"{name}: {what}; they are left out", stacklevel=4)
+
+
+@dataclass(frozen=True)
+class Instances:
+    """Hold the content of an ``instances`` file.
+
+    Attributes
+    ----------
+    name : str
+        The file's.
+    images : Images
+    objects : dict
+        Image id to its annotations, in file order; an annotation that is there twice counts once.
+    categories : dict
+        Category id to name.
+    info : Mapping
+        What the file says of itself.
+    """
+
+    name: str
+    images: Images
+    objects: dict[Identifier, list[Mapping[str, Any]]]
+    categories: dict[Identifier, str]
+    info: Mapping[str, Any] = field(repr=False)
+
+    def scene_object(self, image_id: Identifier, annotation: Mapping[str, Any]) -> SceneObject:
+        """Describe an object that `fault` finds sound, whichever way its mask is written."""
+        record, rle = self.images.records[image_id], annotation["segmentation"]
+        size = record["height"], record["width"]
+        if isinstance(rle, list):
+            rle = coco_mask.merge(coco_mask.frPyObjects(rle, *size))
+        elif isinstance(rle["counts"], list):
+            rle = coco_mask.frPyObjects({"size": list(size), "counts": rle["counts"]}, *size)
+        counts = rle["counts"]
+        rle = {"size": list(size), "counts": counts.encode("ascii") if isinstance(counts, str) else counts}
+        return SceneObject(
+            category=self._category(annotation),
+            box=tuple(float(v) for v in annotation.get("bbox") or coco_mask.toBbox(rle)),
+            rle=rle,
+            area=float(annotation.get("area") or coco_mask.area(rle)),
+            color=annotation.get("color"),
+        )
+
+    def _category(self, annotation: Mapping[str, Any]) -> str | None:
+        key = _plain_identifier(annotation.get("category_id"))
+        return None if key is None else self.categories.get(key)
+
+    def fault(self, image_id: Identifier, annotation: Mapping[str, Any]) -> str | None:
+        """Say what is wrong with an annotation, ``None`` where nothing is."""
+        record = self.images.records[image_id]
+        found = mask_fault(annotation.get("segmentation"), record["height"], record["width"])
+        if found is None and self._category(annotation) is None:
+            found = "of no category"
+        box, area = annotation.get("bbox") or [0] * 4, annotation.get("area") or 0
+        if found is None and not (isinstance(box, list) and len(box) == 4 and _all_finite(box)):
+            found = "with a bbox that is not four finite numbers"
+        if found is None and not _all_finite([area]):
+            found = "with an area that is no finite number"
+        return found
+
+
+def read_instances(path: Path) -> Instances:
+    """Read an ``instances`` file.
+
+    Raises
+    ------
+    ParameterError
+        If it is damaged, ids are missing, wrong or of two images or categories, no annotation belongs to an image, or
+        an image has no size.
+    """
+    name, parameter = path.name, "instances"
+    data = read_records(path, parameter, ("images", "annotations", "categories"))
+    images = Images(data["images"], parameter, name)
+    for image_id, record in images.records.items():
+        size = {side: _plain_identifier(record.get(side)) for side in ("width", "height")}
+        for side, length in size.items():
+            if not isinstance(length, int) or length < 1:
+                given = f"{name}: image {image_id!r} of {side} {record.get(side)!r}"
+                raise ParameterError(parameter, given, "a size in pixels for every image")
+        images.records[image_id] = {**record, **size}
+    categories: dict[Identifier, str] = {}
+    with complete(parameter, name):
+        for record in data["categories"]:
+            key = identifier(record["id"], parameter, f"{name}: a category")
+            if not isinstance(record["name"], str) or categories.get(key, record["name"]) != record["name"]:
+                given = f"{name}: category {key!r} named {record['name']!r}"
+                raise ParameterError(parameter, given, "one name, which is text, for every category")
+            categories[key] = record["name"]
+    objects: dict[Identifier, list[Mapping[str, Any]]] = {}
+    n_repeated = 0
+    for image_id, annotation in images.join(data["annotations"], parameter, name):
+        own = objects.setdefault(image_id, [])
+        if annotation in own:
+            n_repeated += 1
+        else:
+            own.append(annotation)
+    if n_repeated:
+        warnings.warn(f"{name}: {n_repeated} annotations are there twice; each counts once", stacklevel=3)
+    info = data.get("info")
+    return Instances(name, images, objects, categories, info if isinstance(info, Mapping) else {})
+
+
+def mask_fault(segmentation: Any, height: int, width: int) -> str | None:
+    """Say what is wrong with a mask before pycocotools sees it, ``None`` where nothing is.
+
+    Parameters
+    ----------
+    segmentation : object
+        As read from JSON: sound are a list of polygons ``[x1, y1, x2, y2, ...]`` in pixels, and run lengths
+        ``{"size": [height, width], "counts": ...}``, counts a list or compressed text.
+    height, width : int
+        Size of the image in pixels. A polygon may reach beyond it by once its size.
+    """
+    if not segmentation:
+        return "without segmentation"
+    if isinstance(segmentation, Mapping):
+        return _run_fault(segmentation, height, width)
+    if not isinstance(segmentation, list):
+        return f"with a segmentation of type {type(segmentation).__name__}"
+    for polygon in segmentation:
+        if not isinstance(polygon, list):
+            return "with a segmentation that is no list of polygons"
+        if len(polygon) < 6 or len(polygon) % 2:
+            return f"with a polygon of {len(polygon)} numbers"
+        if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in polygon):
+            return "with a polygon that is no list of numbers"
+        if not _all_finite(polygon):
+            return "with a polygon of NaN or infinity"
+        x, y = polygon[::2], polygon[1::2]
+        if min(x) < -width or min(y) < -height or max(x) > 2 * width or max(y) > 2 * height:
+            return f"with a polygon far outside the image of {width} x {height}"
+    return None
+
+
+def _run_fault(rle: Mapping[str, Any], height: int, width: int) -> str | None:
+    size, counts = rle.get("size"), rle.get("counts")
+    if size != [height, width]:
+        shape = tuple(size) if isinstance(size, list) else size
+        return f"with a mask of {shape} where the image is {(height, width)}"
+    if isinstance(counts, str):
+        counts = run_lengths(counts)
+    if not isinstance(counts, list) or not all(type(n) is int and n >= 0 for n in counts):
+        return "with run lengths that are none"
+    if sum(counts) != height * width:
+        return f"with run lengths of {sum(counts)} pixels where the image has {height * width}"
+    return None
+
+
+def run_lengths(counts: str) -> list[int] | None:
+    """Decode compressed run lengths; ``None`` where the text is none, on which pycocotools reads beyond its end.
+
+    Notes
+    -----
+    Source: ``rleFrString`` of pycocotools.
+    """
+    found: list[int] = []
+    value = shift = 0
+    for character in counts:
+        code = ord(character) - 48
+        if not 0 <= code < 64 or shift > 30:
+            return None
+        value |= (code & 31) << shift
+        shift += 5
+        if code & 32:
+            continue
+        if code & 16:
+            value -= 1 << shift
+        found.append(value + (found[-2] if len(found) > 2 else 0))
+        value = shift = 0
+    return found if shift == 0 else None
+
+
+def identifier(value: Any, parameter: str, what: str) -> Identifier:
+    """Return an id as a whole number, or as text that is none.
+
+    Raises
+    ------
+    ParameterError
+        On anything but a whole number or text; `what` says whose id it is.
+    """
+    key = _plain_identifier(value)
+    if key is None:
+        raise ParameterError(parameter, f"{what} with id {value!r}", "whole numbers or text")
+    return key
+
+
+def _plain_identifier(value: Any) -> Identifier | None:
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, str) and value.strip():
+        return int(value) if _PLAIN.fullmatch(value) and len(value) < 1000 else value
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _number(key: Identifier) -> int | None:
+    """Return the number that an id is, leading zeros apart."""
+    if isinstance(key, int):
+        return key
+    return int(key) if key.isascii() and key.isdecimal() and len(key) < 1000 else None
+
+
+def _all_finite(values: Iterable[Any]) -> bool:
+    return all(
+        isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e15
+        for value in values
+    )
+
+
+def read_records(path: str | os.PathLike, parameter: str, keys: Sequence[str]) -> dict[str, Any]:
+    """Read a JSON file that has a list of objects under each of the keys."""
+    name = Path(path).name
+    data = read_json(path)
+    for key in keys:
+        if not isinstance(data, dict) or not isinstance(data.get(key), list):
+            raise ParameterError(parameter, name, f"a JSON file with lists of {', '.join(keys)}")
+        if not all(isinstance(record, dict) for record in data[key]):
+            raise ParameterError(
+                parameter, f"{name}: {key} that are no records", "JSON objects, each with its fields"
+            )
+    return data
+
+
+@contextmanager
+def complete(parameter: str, name: str) -> Iterator[None]:
+    """Turn a missing field of a record into an error that names the file."""
+    try:
+        yield
+    except KeyError as error:
+        given = f"{name} with a record without {error}"
+        raise ParameterError(parameter, given, "records with all fields") from None
