@@ -176,7 +176,11 @@ def test_json_round_trip(tmp_path):
     write_json(tmp_path / "a.json", {"n": np.int64(3), "interval": [math.nan, 0.5], "word": "café"})
     assert read_json(tmp_path / "a.json") == {"n": 3, "interval": [None, 0.5], "word": "café"}
     assert "café" in (tmp_path / "a.json").read_text(encoding="utf-8")
-    (tmp_path / "b.json").write_text('{"a": ')
+
+
+@pytest.mark.parametrize("content", ['{"a": ', "[" * 100_000, "9" * 10_000, "\xff\xfe"])
+def test_what_is_no_json_is_one_line(tmp_path, content):
+    (tmp_path / "b.json").write_text(content, encoding="latin-1")
     with pytest.raises(ParameterError, match="b.json") as error:
         read_json(tmp_path / "b.json")
     one_line(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import tempfile
 from collections.abc import Mapping
@@ -68,7 +69,10 @@ class Codebook:
         image_ids = image_identifiers(self.image_ids)
         if image_ids and len(image_ids) != len(prototypes):
             raise CodebookError(f"image_ids: got {len(image_ids)} for {len(prototypes)} prototypes")
-        positions = None if self.positions is None else tuple(int(position) for position in self.positions)
+        try:
+            positions = None if self.positions is None else tuple(map(operator.index, self.positions))
+        except TypeError:
+            raise CodebookError(f"positions: got {self.positions!r:.200}; accepted: integers") from None
         if positions is not None and len(positions) != len(prototypes):
             raise CodebookError(f"positions: got {len(positions)} for {len(prototypes)} prototypes")
         object.__setattr__(self, "prototypes", prototypes.detach())
