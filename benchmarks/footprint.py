@@ -177,7 +177,7 @@ def probing(
     batch_size: int = 32,
     attention: bool = False,
 ) -> Footprint:
-    """Return the memory of probing one picture: batches of leave-one-out inputs, no cache.
+    """Return the memory of probing one picture: batches of leave-one-out inputs behind what they share.
 
     Parameters
     ----------
@@ -195,17 +195,20 @@ def probing(
 
     Notes
     -----
-    Logits of all inputs are gathered in the CPU's memory and not counted.
+    Held are the keys and values of the intact picture, from which every input's beginning is read. The largest batch is
+    that of windows at the picture's beginning, whose inputs share no more than the text before it; its mask has a byte
+    for each pair of rows. Logits of all inputs are gathered in the CPU's memory and not counted.
     """
     n_tokens = n_visual + n_text
     activations = [
         encoding_bytes(shape, storage, n_grids),
-        prefill_bytes(shape, storage, n_tokens, batch_size),
+        prefill_bytes(shape, storage, n_tokens, batch_size) + batch_size * n_tokens**2,
     ]
     if attention:
         maps = attention_map_bytes(shape, n_tokens)
         activations.append(prefill_bytes(shape, storage, n_tokens) + maps)
-    return Footprint(sum(weight_bytes(shape, storage).values()), 0, max(activations))
+    cache = cache_bytes(shape, storage, n_tokens)
+    return Footprint(sum(weight_bytes(shape, storage).values()), cache, max(activations))
 
 
 def generation(

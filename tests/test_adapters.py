@@ -457,7 +457,7 @@ def test_equal_lengths_share_batches_without_padding(adapter):
     mixed = [visual[i, : 9 if i < 3 else 4] for i in order]
     found = adapter.first_token_logits(adapter.prompt(QUESTION), mixed, batch_size=3)
     handle.remove()
-    assert [mask.shape[0] for mask in masks] == [3, 3]
+    assert [mask.shape[0] for mask in masks] == [1, 3, 3]  # once what all begin with, then what follows
     assert all(mask.all() for mask in masks)
     long = adapter.first_token_logits(adapter.prompt(QUESTION), visual[:3])  # a tensor will do
     torch.testing.assert_close(found[[0, 2, 4]], long, rtol=0, atol=1e-5)

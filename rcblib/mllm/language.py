@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 
 from rcblib.mllm.placement import module_device
+from rcblib.mllm.prefix import SharedPrefix
 from rcblib.mllm.prompt import AssembledPrompt, Batch, Prompt, VisualRows
 from rcblib.records import ParameterError, UnsupportedModelError
 from rcblib.tensors.checks import check_integer
@@ -165,6 +166,7 @@ class LanguageSide(ABC):
         *,
         batch_size: int = 16,
         answer_prefix: Sequence[Sequence[int]] | None = None,
+        prefix: SharedPrefix | None = None,
     ) -> torch.Tensor:
         """Compute the logits of the next token after a prompt, for many sets of visual rows.
 
@@ -182,6 +184,9 @@ class LanguageSide(ABC):
             row.
         answer_prefix : sequence of sequences of int, optional
             For each input the token ids of an answer already begun, such as an article.
+        prefix : SharedPrefix, optional
+            From `shared_prefix`, to share the beginnings of inputs with other calls too; else inputs share them with
+            each other. Inputs of one length share most where they come in the order of what differs first.
 
         Returns
         -------
@@ -207,10 +212,15 @@ class LanguageSide(ABC):
         ]
         order = sorted(range(len(inputs)), key=lambda i: len(inputs[i]))
         logits = torch.empty(len(inputs), self.n_vocab)
+        prefix = self.shared_prefix() if prefix is None else prefix
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
-            logits[batch] = self.next_token_logits([inputs[i] for i in batch]).float().cpu()
+            logits[batch] = prefix.next_token_logits([inputs[i] for i in batch]).float().cpu()
         return logits
+
+    def shared_prefix(self) -> SharedPrefix:
+        """Return an empty store of what the inputs of several calls begin with; of the model as it is."""
+        return SharedPrefix(self.model, self.embed)
 
     @torch.no_grad()
     def text_to_image_attention(self, prompt: str, visual: VisualInput) -> dict[str, torch.Tensor]:

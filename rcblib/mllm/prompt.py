@@ -183,12 +183,14 @@ class AssembledPrompt:
 
 
 class Batch:
-    """Pad assembled prompts on the left.
+    """Pad assembled prompts, or the same part of each, on the left.
 
     Parameters
     ----------
     prompts : sequence of AssembledPrompt
         At least one.
+    part : slice
+        Which rows of each are in the batch.
 
     Attributes
     ----------
@@ -196,9 +198,9 @@ class Batch:
         ``(n_prompts, n_columns)`` bool on the CPU: false where there is padding.
     """
 
-    def __init__(self, prompts: Sequence[AssembledPrompt]):
-        self.prompts = tuple(prompts)
-        lengths = torch.tensor([len(prompt) for prompt in self.prompts])
+    def __init__(self, prompts: Sequence[AssembledPrompt], part: slice = slice(None)):
+        self.prompts, self.part = tuple(prompts), part
+        lengths = torch.tensor([len(range(*part.indices(len(prompt)))) for prompt in self.prompts])
         self.is_there = torch.arange(int(lengths.max())).flip(0) < lengths[:, None]
 
     @property
@@ -228,7 +230,8 @@ class Batch:
     def position_ids(self) -> torch.Tensor:
         """Return ``(n_axes, n_prompts, n_columns)`` int64 on the CPU; without the axes where there is only one."""
         n_axes = max(len(prompt.positions) for prompt in self.prompts)
-        by_row = self.padded(prompt.positions.expand(n_axes, -1).T for prompt in self.prompts)
+        own = (prompt.positions[:, self.part] for prompt in self.prompts)
+        by_row = self.padded(positions.expand(n_axes, -1).T for positions in own)
         return by_row[..., 0] if n_axes == 1 else by_row.permute(2, 0, 1).contiguous()
 
     @property

@@ -45,6 +45,7 @@ class Reader:
         self.adapter, self.batch_size = adapter, batch_size
         self.prompt = prompt_for(adapter, question, kind, n_pictures)
         self.prompt_alone = prompt_for(adapter, question, kind, 1)
+        self.prefix = adapter.shared_prefix()
         self.words: dict[int, str] = {}
 
     def word(self, token_id: int) -> str:
@@ -56,15 +57,16 @@ class Reader:
     def read(self, visual: Sequence[VisualInput], alone: bool = False) -> Answers:
         """Read some inputs; with `alone` each is the only one of a prompt with one picture, else all its pictures."""
         prompt = self.prompt_alone if alone else self.prompt
-        logits = self.adapter.first_token_logits(prompt, visual, batch_size=self.batch_size)
+        settings = {"batch_size": self.batch_size, "prefix": self.prefix}
+        logits = self.adapter.first_token_logits(prompt, visual, **settings)
         first = logits.argmax(-1).tolist()
         begun = [i for i, token_id in enumerate(first) if self.word(token_id).lower() in ARTICLES]
         if begun:
             logits[begun] = self.adapter.first_token_logits(
                 prompt,
                 [visual[i] for i in begun],
-                batch_size=self.batch_size,
                 answer_prefix=[[first[i]] for i in begun],
+                **settings,
             )
         article = torch.zeros(len(first), dtype=torch.bool)
         article[begun] = True

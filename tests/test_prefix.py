@@ -1,0 +1,131 @@
+"""Shared beginnings of prompts: the logits of whole passes, from fewer rows."""
+
+import pytest
+import tiny
+import tiny_qwen
+import torch
+from families import FAMILIES
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rcblib.mllm import adapter_for
+from rcblib.probe.perturbation import global_inputs, region_inputs, single_token_inputs
+
+SIZE = (120, 118)  # pixels; five tokens or more a side in every family
+
+QUESTION = "what is this ?"
+
+
+def exact_adapter(name):
+    # Qwen's photos have nine tokens else, and one window.
+    built = tiny_qwen.tiny_qwen(28 * 28 * 30) if name == "qwen2_5_vl" else FAMILIES[name].build()
+    model, processor = built
+    return adapter_for(model.double(), processor)
+
+
+@pytest.fixture(scope="module", params=["llava", "llava_next", "llava_onevision", "qwen2_5_vl"])
+def exact(request):
+    if request.param not in FAMILIES:
+        raise KeyError(f"{request.param}: {sorted(FAMILIES)}")
+    return exact_adapter(request.param)
+
+
+@pytest.fixture
+def rows_read(exact):
+    """List of (prompts, rows) of each pass of the LLM."""
+    passes = []
+    handle = exact.model.register_forward_pre_hook(
+        lambda _module, _args, named: passes.append(tuple(named["inputs_embeds"].shape[:2])), with_kwargs=True
+    )
+    yield passes
+    handle.remove()
+
+
+def batched(values, size):
+    """`itertools.batched`, which Python 3.11 does not have."""
+    return [values[start : start + size] for start in range(0, len(values), size)]
+
+
+def plain(adapter, prompt, visual):
+    """One whole pass an input."""
+    asked = adapter.read_prompt(prompt)
+    with torch.no_grad():
+        return torch.cat([adapter.next_token_logits([asked.filled(adapter._as_images(v))]) for v in visual])
+
+
+def perturbed(adapter):
+    """All inputs of the three levels of some positions of a view, as probing builds them."""
+    image = adapter.encode(tiny.random_images(1, SIZE, seed=3))[0]
+    view, replacement = image.views[0], adapter.replacement_embedding()
+    height, width = view.grid
+    inner = [(row, column) for row in range(1, height - 1) for column in range(1, width - 1)]
+    positions = [row * width + column for row, column in inner]  # no window twice
+    others = [None] * (len(image.views) - 1)
+    return {
+        "whole": [adapter.assemble(image)],
+        "single": list(single_token_inputs(view.tokens, positions)),
+        "region": [r for each in region_inputs(view.tokens, view.grid, positions, replacement) for r in each],
+        "global": [
+            adapter.assemble(image, [tokens, *others])
+            for tokens in global_inputs(view.tokens, view.grid, positions, replacement)
+        ],
+    }
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 16])
+def test_logits_are_those_of_whole_passes(exact, batch_size):
+    prompt, prefix = exact.prompt(QUESTION), exact.shared_prefix()
+    for level, visual in perturbed(exact).items():
+        expected = plain(exact, prompt, visual).float()
+        found = exact.first_token_logits(prompt, visual, batch_size=batch_size, prefix=prefix)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6, msg=level)
+        alone = exact.first_token_logits(prompt, visual, batch_size=batch_size)
+        torch.testing.assert_close(alone, expected, rtol=0, atol=1e-6)
+
+
+def test_what_inputs_begin_with_is_read_once(exact, rows_read):
+    prompt, prefix, inputs = exact.prompt(QUESTION), exact.shared_prefix(), perturbed(exact)
+    before = len(exact.read_prompt(prompt).expanded([0]).ids)
+    start = exact.read_prompt(prompt).spans[0][0]
+    exact.first_token_logits(prompt, inputs["whole"], prefix=prefix)
+    exact.first_token_logits(prompt, inputs["single"], batch_size=64, prefix=prefix)
+    exact.first_token_logits(prompt, inputs["global"], batch_size=2, prefix=prefix)
+    n_whole = before + len(inputs["whole"][0])
+    assert rows_read[0] == (1, n_whole)
+    assert rows_read[1] == (len(inputs["single"]), before + 1 - start)  # the text before the token is known
+    whole = inputs["whole"][0].rows
+    differs = [start + int((each.rows != whole).any(-1).nonzero()[0]) for each in inputs["global"]]
+    expected = [(len(own), n_whole - min(own)) for own in batched(differs, 2)]
+    assert rows_read[2:] == expected
+    assert expected[-1][1] < expected[0][1]
+
+
+def test_rows_at_other_positions_are_not_shared(exact, rows_read):
+    """The same rows read elsewhere have other keys."""
+    prompt, prefix = exact.prompt(QUESTION), exact.shared_prefix()
+    image = exact.encode(tiny.random_images(1, (24, 24), seed=1))[0]
+    whole = exact.assemble(image)
+    left = exact.gather(image, [torch.arange(0, v.n_tokens, 2) for v in image.views])
+    for visual in (whole, left, whole):
+        found = exact.first_token_logits(prompt, [visual], prefix=prefix)
+        torch.testing.assert_close(found, plain(exact, prompt, [visual]).float(), rtol=0, atol=1e-6)
+    assert rows_read[-2][1] < rows_read[0][1]  # the third call knew the first one's rows
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(
+    st.lists(st.lists(st.integers(0, 2), min_size=0, max_size=6), min_size=1, max_size=7),
+    st.integers(1, 4),
+)
+def test_any_rows_in_any_order(inputs, batch_size):
+    """Inputs of few different rows begin alike in all ways."""
+    exact = LLAVA
+    known = torch.randn(3, exact.d_model, generator=torch.Generator().manual_seed(0)).double()
+    visual = [known[torch.tensor(rows, dtype=torch.long)] for rows in inputs]
+    prompt, prefix = exact.prompt(QUESTION), exact.shared_prefix()
+    for _ in range(2):
+        found = exact.first_token_logits(prompt, visual, batch_size=batch_size, prefix=prefix)
+        torch.testing.assert_close(found, plain(exact, prompt, visual).float(), rtol=0, atol=1e-6)
+
+
+LLAVA = exact_adapter("llava")
