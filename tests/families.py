@@ -8,9 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import tiny
 import tiny_qwen
 from transformers import SiglipVisionConfig
+
+from rcblib.mllm.versions import READS_IMAGES_IN_CHUNKS
+
+IN_CHUNKS = pytest.mark.skipif(
+    not READS_IMAGES_IN_CHUNKS, reason="this transformers gives no images to a prompt that is read in chunks"
+)
 
 WITHOUT_CLS = frozenset({"received_attention", "keys", "hidden_states"})
 WITH_CLS = WITHOUT_CLS | {"cls_similarity", "cls_attention"}

@@ -10,7 +10,7 @@ from typing import ClassVar
 import pytest
 import tiny
 import torch
-from families import FAMILIES
+from families import FAMILIES, IN_CHUNKS
 from transformers import GenerationConfig
 
 from benchmarks.checkpoints import CHECKPOINTS, empty_model
@@ -145,7 +145,7 @@ def tokens_per_prompt(model, inputs):
         {"do_sample": True},
         {"do_sample": True, "num_return_sequences": 3},
         {"repetition_penalty": 1.3},
-        {"prefill_chunk_size": 8},
+        pytest.param({"prefill_chunk_size": 8}, marks=IN_CHUNKS),
         {"cache_implementation": "static"},
         {"return_dict_in_generate": True, "output_logits": True},
         {"max_length": 110, "max_new_tokens": None},
@@ -464,6 +464,7 @@ def untouched(model):
         ("position_ids", torch.zeros(1, 3, dtype=torch.long)),
         ("mm_encoder_outputs", {}),
         ("past_key_values", ()),
+        ("cache", ()),
         ("vision_feature_layer", -1),
     ],
 )
@@ -475,6 +476,12 @@ def test_what_would_bypass_the_pruner_is_refused(untouched, single, name, value)
 def test_gaps_without_a_cache_are_refused(untouched, single):
     with pytest.raises(ParameterError, match="use_cache: got False"):
         generate(untouched, single, RandomPruner(0.3, position_ids="kept"), use_cache=False)
+
+
+def test_chunks_that_would_be_read_without_their_images_are_refused(untouched, single, monkeypatch):
+    monkeypatch.setattr("rcblib.pruners.generation.READS_IMAGES_IN_CHUNKS", False)
+    with pytest.raises(ParameterError, match="prefill_chunk_size: got 8; accepted: None before transformers"):
+        generate(untouched, single, RandomPruner(0.3), prefill_chunk_size=8)
 
 
 def test_token_ids_and_mask_are_checked(untouched, single):

@@ -6,6 +6,7 @@ import warnings
 import pytest
 import tiny
 import torch
+from families import IN_CHUNKS
 
 from rcblib.codebook.codebook import Codebook
 from rcblib.evaluate.grid import evaluate
@@ -175,7 +176,7 @@ def prompts_of(adapter):
         {},
         {"num_beams": 3, "num_return_sequences": 2},
         {"do_sample": True},
-        {"prefill_chunk_size": 50},
+        pytest.param({"prefill_chunk_size": 50}, marks=IN_CHUNKS),
         {"max_length": 500, "max_new_tokens": None, "min_length": 499},
     ],
     ids=str,

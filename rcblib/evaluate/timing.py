@@ -14,6 +14,7 @@ from rcblib.data.base import AnySample
 from rcblib.data.samples import load_pictures
 from rcblib.evaluate.grid import budget_columns, listed_pruners
 from rcblib.evaluate.session import Session
+from rcblib.mllm.versions import CACHE
 from rcblib.pruners.base import Pruner
 from rcblib.records import Question
 from rcblib.tensors.checks import check_integer
@@ -121,7 +122,7 @@ def _read(session: Session, inputs: dict[str, Any], clock: _Clock) -> tuple[floa
     """Return the seconds of the prefill, the cache's bytes after it, and the seconds of the other tokens."""
     model = session.model
     output = model(**inputs, use_cache=True, logits_to_keep=1)
-    cache = output.past_key_values
+    cache = getattr(output, CACHE)
     prefill_seconds = clock.lap()
     cache_bytes = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
     clock.lap()
@@ -134,7 +135,7 @@ def _read(session: Session, inputs: dict[str, Any], clock: _Clock) -> tuple[floa
         output = model(
             input_ids=output.logits[:, -1].argmax(-1, keepdim=True),
             attention_mask=mask,
-            past_key_values=cache,
+            **{CACHE: cache},
             use_cache=True,
             **place,
         )

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from transformers.cache_utils import DynamicLayer
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
+from rcblib.mllm.versions import CACHE
 from rcblib.records import ParameterError, Reduced, UnsupportedModelError
 
 FORMS = ("gathered", "masked")
@@ -184,7 +185,7 @@ class _Dropping:
         """Return what changes the arguments of a layer."""
 
         def change(module: Any, arguments: tuple, named: dict[str, Any]) -> tuple[tuple, dict]:
-            hidden, named, cache = arguments[0], dict(named), named.get("past_key_values")
+            hidden, named, cache = arguments[0], dict(named), named.get(CACHE)
             n_cached = 0 if cache is None else int(cache.get_seq_length(number))
             if n_cached and number >= self.layers[0]:
                 mask, there = named["attention_mask"], self.there[number]

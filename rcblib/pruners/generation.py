@@ -16,13 +16,14 @@ from rcblib.mllm import Adapter, adapter_for
 from rcblib.mllm.layers import Spans
 from rcblib.mllm.placement import module_device
 from rcblib.mllm.prompt import GeneratePrompts, PlacedImage, VisualRows
+from rcblib.mllm.versions import READS_IMAGES_IN_CHUNKS
 from rcblib.records import EncodedImage, ParameterError, Reduced, VisualView
 
 if TYPE_CHECKING:
     import PIL.Image
 
 _REFUSED = (
-    "inputs_embeds", "mm_encoder_outputs", "past_key_values", "position_ids", "negative_prompt_ids",
+    "inputs_embeds", "mm_encoder_outputs", "cache", "past_key_values", "position_ids", "negative_prompt_ids",
     "assistant_model", "custom_generate", "vision_feature_layer", "vision_feature_select_strategy",
     "vision_aspect_ratio",
 )  # fmt: skip
@@ -190,6 +191,10 @@ class Pruned:
         if keeps_positions and settings.value("use_cache") is False:
             # Without a cache, transformers takes gaps in position ids for borders between packed sequences.
             raise ParameterError("use_cache", False, "True, with the position_ids policy 'kept'")
+        if (size := settings.value("prefill_chunk_size")) and not READS_IMAGES_IN_CHUNKS:
+            raise ParameterError(
+                "prefill_chunk_size", size, "None before transformers 5.23, which reads images so"
+            )
         adapter, given, first = self.adapter, self._images(arguments, handed_in), len(self.kept)
         images = [image for image, _ in given]
         numbers = {id(image): number for image, number in given}
