@@ -1,6 +1,7 @@
 # make book   environment, experiments and site: book/_build/html/index.html
 # make test   the checks
 # make full   recorded stages at their full setting, hours: data/recorded
+# make versions   contract tests with the oldest and the newest transformers of pyproject.toml
 #
 # MODELS    models that `make full` records           (all)
 # STAGES    stages that `make full` records           (all)
@@ -20,7 +21,7 @@ STAMP := $(RCB_VENV)/.rcblib-installed
 export PATH := $(BIN):$(PATH)
 export PYTHONUNBUFFERED := 1
 
-.PHONY: book full test lint install format clean
+.PHONY: book full test versions lint install format clean
 
 book: $(STAMP)
 	snakemake --cores $(CORES) --rerun-incomplete --quiet rules -p
@@ -33,6 +34,9 @@ full: $(STAMP)
 
 test: $(STAMP) lint
 	OMP_NUM_THREADS=1 python -m pytest -n $(CORES) --dist worksteal
+
+versions: $(STAMP)
+	python -m tools.other_transformers oldest newest --cores $(CORES) --folder runs/transformers
 
 lint: $(STAMP)
 	ruff check .
@@ -49,6 +53,7 @@ format: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt photographs-parts.txt
 	@test -x $(BIN)/python || { echo "making $(RCB_VENV) with $(PYTHON)"; $(PYTHON) -m venv $(RCB_VENV); }
 	@python -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer needed, {sys.executable} is {sys.version.split()[0]}")'
+	@python -c 'import sys; sys.version_info >= (3, 14) and print(f"constraints.txt is for Python 3.11 to 3.13; {sys.executable} is {sys.version.split()[0]}, which may need other versions")'
 	python -m pip install --no-compile --progress-bar off -c constraints.txt -e '.[all]'
 	python -m pip install --no-compile --progress-bar off -c constraints.txt --no-deps lmms-eval
 	python -m pip install --no-compile --progress-bar off --no-deps --require-hashes -r photographs-parts.txt

@@ -643,8 +643,8 @@ def test_a_failing_notebook_fails_the_build_and_stays_for_inspection(project):
     assert not (project / "book/notebooks/c.ipynb").exists()
 
 
-@pytest.mark.parametrize(("minor", "works"), [(10, False), (11, True)])
-def test_make_refuses_an_old_python_in_one_line(tmp_path, minor, works):
+@pytest.mark.parametrize(("minor", "works"), [(10, False), (11, True), (13, True), (14, True)])
+def test_make_says_in_one_line_which_python_it_needs(tmp_path, minor, works):
     """Stand in for the environment's interpreter, which claims a version and does nothing else."""
     for name in ("Makefile", "pyproject.toml", "constraints.txt", "photographs-parts.txt"):
         shutil.copy(REPOSITORY / name, tmp_path / name)
@@ -662,6 +662,7 @@ def test_make_refuses_an_old_python_in_one_line(tmp_path, minor, works):
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (answer.returncode == 0) is works, answer.stdout + answer.stderr
     assert ("Python 3.11 or newer needed" in answer.stderr) is not works
+    assert ("constraints.txt is for Python 3.11 to 3.13" in answer.stdout) is (minor == 14)
     assert (tmp_path / "env/.rcblib-installed").exists() is works
     if works:
         again = subprocess.run(command, capture_output=True, text=True, check=False)
