@@ -11,7 +11,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
-import PIL.Image
 import pytest
 import tiny
 import warm
@@ -31,7 +30,7 @@ from rcblib.mllm import adapter_for, load_model
 from rcblib.pruners import CodebookPruner, RandomPruner, registry
 from rcblib.pruners.registry import Method
 from rcblib.reading.benchmarks import score_results
-from rcblib.records import ParameterError, Question, SequenceSample, UnsupportedModelError
+from rcblib.records import ImageError, ParameterError, Question, SequenceSample, UnsupportedModelError
 from rcblib.runs.files import write_json
 from worlds.datasets import SceneDataset
 
@@ -722,16 +721,16 @@ def test_what_cannot_be_answered_ends_in_one_line(local):
         model.loglikelihood([])
     with pytest.raises(ParameterError, match="^output_type: got 'generate_until_multi_round'"):
         model.generate_until_multi_round([])
-    model.task_dict = {"task": {"test": [{"image": PIL.Image.new("RGB", (8, 8))}]}}
-    for shown, message in ((lambda doc: [3], "^visual: got 'int'"), (lambda doc: ["none.mp4"], "^video: ")):
-        request = Instance(
-            "generate_until",
-            ("Is it ?", {}, shown, 0, "task", "test"),
-            0,
-            {"task": "task", "doc_id": 0, "repeats": 1},
-        )
-        with pytest.raises(ValueError, match=message):
-            model.generate_until([request])
+    model.task_dict = {"task": {"test": [{"image": None, "question": "Is it ?"}]}}
+    request = Instance(
+        "generate_until",
+        ("Is it ?", {"max_new_tokens": 1}, utils.images, 0, "task", "test"),
+        0,
+        {"task": "task", "doc_id": 0, "repeats": 1},
+    )
+    with pytest.raises(ImageError, match="^task 'task', document 0: visual: got None"):
+        model.generate_until([request])
+    assert not model.counts
 
 
 @with_lmms_eval

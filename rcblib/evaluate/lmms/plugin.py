@@ -58,6 +58,9 @@ class ModelArguments:
         family.
     n_frames : int
         Frames taken of a video.
+    text_only : bool
+        Whether questions are answered that show nothing although their task shows pictures, such as some of ScienceQA.
+        By default the first one ends the run: an answer without the image would count like any other.
     counts_file : str or None
         JSON file for the visual tokens of every answer; not written by default. Where several processes share the
         questions, each writes its own, with its number in front of the suffix: ``counts.0.json``, ``counts.1.json``.
@@ -75,6 +78,7 @@ class ModelArguments:
     pruner: str = "none"
     parameters: dict[str, Any] = field(default_factory=dict)
     n_frames: Count = N_FRAMES
+    text_only: bool = False
     counts_file: str | None = None
     answers_folder: str | None = None
 
@@ -210,11 +214,11 @@ class RcbModel(lmms or object):
 
         Raises
         ------
-        ParameterError
-            If something is shown that is neither image nor video, or a text marks more or fewer places for images
-            than there are.
         ImageError
-            If an image or a video cannot be read.
+            If nothing is shown (see `ModelArguments.text_only`), or what is shown is missing, neither image nor video,
+            or cannot be read.
+        ParameterError
+            If a text marks more or fewer places for images than there are.
         """
         adapter = adapter_for(self.model, self.processor)
         answers = [""] * len(requests)
@@ -290,7 +294,8 @@ class RcbModel(lmms or object):
     def _read(self, adapter: Adapter, request: Any) -> PicturedPrompt:
         """Load what is shown, and write the prompt."""
         *_, doc_id, task, split = request.args
-        return read_question(adapter, request, self.task_dict[task][split][doc_id], self.arguments.n_frames)
+        document, own = self.task_dict[task][split][doc_id], self.arguments
+        return read_question(adapter, request, document, own.n_frames, own.text_only)
 
     def _processed(
         self, adapter: Adapter, batch: Sequence[PicturedPrompt], pruned: Pruned | None = None

@@ -12,12 +12,18 @@ from typing import Any
 import PIL.Image
 
 from rcblib.data.photos import PHOTO_SUFFIXES, as_rgb, read_image
-from rcblib.data.video import VideoFile
+from rcblib.data.video import VIDEO_SUFFIXES, VideoFile
 from rcblib.mllm import Adapter
-from rcblib.records import ParameterError
+from rcblib.records import ImageError, ParameterError
+from rcblib.runs.files import first_line
 
 IMAGE_MARK = "<image>"
 """Stands in a task's text where an image belongs, as in Mantis-Eval and MUIRBench."""
+
+_ANIMATIONS = ("AVIF", "GIF", "PNG", "WEBP")
+"""Formats of Pillow whose further frames are moments; those of others are pages, or previews of the same photo."""
+
+_FILMS = frozenset(VIDEO_SUFFIXES) - {".gif"}
 
 _SETTINGS = (
     "max_new_tokens", "min_new_tokens", "num_beams", "do_sample", "temperature", "top_p", "top_k",
@@ -45,50 +51,91 @@ class PicturedPrompt:
         return len(self.images), tuple(map(len, self.videos))
 
 
-def read_question(adapter: Adapter, request: Any, document: Any, n_frames: int) -> PicturedPrompt:
+def read_question(
+    adapter: Adapter, request: Any, document: Any, n_frames: int, text_only: bool = False
+) -> PicturedPrompt:
     """Load what a request shows of its document, and write the prompt.
+
+    Parameters
+    ----------
+    adapter, n_frames
+        The model's, and the frames taken of a video.
+    request : lmms_eval.api.instance.Instance
+        As lmms-eval hands it over.
+    document : Mapping
+        The row of the task that it is about.
+    text_only : bool
+        Whether a question is asked without anything to look at although its task shows pictures.
 
     Raises
     ------
-    ParameterError
-        If something is shown that is neither image nor video, or a text marks more or fewer places for images
-        than there are.
     ImageError
-        If an image or a video cannot be read.
+        In one line that names task and document: if nothing is shown, something is ``None``, missing, or neither image
+        nor video, or it cannot be read. A task without ``doc_to_visual`` shows nothing by design.
+    ParameterError
+        If a text marks more or fewer places for images than there are.
     """
-    context, settings, doc_to_visual, doc_id, _, _ = request.args
+    context, settings, doc_to_visual, doc_id, task, _ = request.args
     images, videos = [], []
-    for entry in _flat(doc_to_visual(document) or []):
-        if isinstance(entry, PIL.Image.Image):
-            images.append(as_rgb(entry))
-        elif isinstance(entry, str | os.PathLike) and _is_photo(entry):
-            images.append(read_image(entry))
-        elif isinstance(entry, str | os.PathLike):
-            videos.append(VideoFile(entry, n_frames)[0].images)
-        else:
-            raise ParameterError("visual", type(entry).__name__, "PIL images, or paths of images or videos")
+    try:
+        shown = list(_flat(_shown(doc_to_visual, document)))
+        if not shown and doc_to_visual is not None and not text_only:
+            accepted = "an image or a video; questions without one with the model argument text_only=True"
+            raise ParameterError("visual", "nothing", accepted)
+        for entry in shown:
+            picture = _read(entry, n_frames)
+            (videos if isinstance(picture, tuple) else images).append(picture)
+    except (Exception, SystemExit) as error:  # whatever a task's own function raises
+        is_ours = isinstance(error, ParameterError | ImageError)
+        reason = error if is_ours else f"{type(error).__name__}: {first_line(error)}"
+        raise ImageError(f"task {task!r}, document {doc_id}: {reason}") from error
     prompt = write_prompt(adapter, context, len(images), len(videos))
     return PicturedPrompt(prompt, images, videos, dict(settings), doc_id)
 
 
+def _shown(doc_to_visual: Any, document: Any) -> Any:
+    """Return what a task shows of a document; its setting is a function, the name of a column, or nothing."""
+    if isinstance(doc_to_visual, str):
+        return document[doc_to_visual]
+    return [] if doc_to_visual is None else doc_to_visual(document)
+
+
 def _flat(shown: Any) -> Iterator[Any]:
-    for entry in shown if isinstance(shown, list | tuple) else [shown]:
-        if isinstance(entry, list | tuple):
+    if isinstance(shown, list | tuple):
+        for entry in shown:
             yield from _flat(entry)
-        elif entry is not None:
-            yield entry
+    else:
+        yield shown
 
 
-def _is_photo(path: str | os.PathLike) -> bool:
-    """Tell whether a path is that of a picture which does not move."""
-    path = Path(path)
-    if path.suffix.lower() not in PHOTO_SUFFIXES or not path.is_file():
+def _read(entry: Any, n_frames: int) -> PIL.Image.Image | tuple[PIL.Image.Image, ...]:
+    """Return an image, or the frames of a video."""
+    if isinstance(entry, PIL.Image.Image):
+        if 0 in entry.size:
+            raise ParameterError(
+                "visual", f"an image of {entry.width}x{entry.height} pixels", "images with pixels"
+            )
+        return as_rgb(entry)
+    if not isinstance(entry, str | os.PathLike) or entry == "":
+        given = entry if entry is None or entry == "" else type(entry).__name__
+        raise ParameterError("visual", given, "PIL images, or paths of images or videos")
+    path = Path(entry)
+    if not path.exists():
+        raise ImageError(
+            f"visual: {str(entry)!r} does not exist; accepted: an image, a video or a folder of frames"
+        )
+    return read_image(path) if _is_photo(path) else VideoFile(path, n_frames)[0].images
+
+
+def _is_photo(path: Path) -> bool:
+    """Tell whether a path is that of a picture which does not move, whatever its name ends in."""
+    if path.is_dir() or path.suffix.lower() in _FILMS:
         return False
     try:
         with PIL.Image.open(path) as image:
-            return getattr(image, "n_frames", 1) == 1
+            return image.format not in _ANIMATIONS or getattr(image, "n_frames", 1) == 1
     except (OSError, ValueError):
-        return True  # reading it says what is wrong
+        return path.suffix.lower() in PHOTO_SUFFIXES  # reading it says what is wrong
 
 
 def write_prompt(adapter: Adapter, context: str, n_images: int, n_videos: int) -> str:

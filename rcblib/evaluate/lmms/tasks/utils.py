@@ -18,7 +18,7 @@ CAPTIONS = "captions"
 
 
 def images(doc: Mapping[str, Any]) -> list[Any]:
-    """Return what an answer is about: images as RGB, or the path of a video.
+    """Return what an answer is about: images, or the path of a video.
 
     Parameters
     ----------
@@ -29,13 +29,12 @@ def images(doc: Mapping[str, Any]) -> list[Any]:
     Returns
     -------
     list
-        PIL images, or one path; empty where the row has none.
+        PIL images, or one path; ``None`` in the place of an image that the row lacks, which is not answered.
     """
     if doc.get("video"):
         return [doc["video"]]
     several = doc.get("images")
-    shown = [doc.get("image")] if several is None else several
-    return [image.convert("RGB") for image in shown if image is not None]
+    return [doc.get("image")] if several is None else list(several)
 
 
 def question(doc: Mapping[str, Any], lmms_eval_specific_kwargs: Mapping[str, str] | None = None) -> str:
