@@ -18,6 +18,9 @@ from rcblib.records import ImageError, ParameterError, Sample, SequenceSample
 WORLD_GROUP = "rcblib.worlds"
 """Entry points by which a package offers datasets of its own: name to ``opener(split, n, *, seed, n_frames)``."""
 
+PREFIXES = ("coco:", "group:", "video:")
+"""What stands before a path that is to be read as one kind of dataset."""
+
 
 def open_dataset(
     name_or_path: str | os.PathLike,

@@ -14,8 +14,10 @@ from typing import Any
 
 import pandas as pd
 
+from rcblib.notebook.paths import handed_over, settle_paths
 from rcblib.reading.figures.style import use_style
 from rcblib.runs.parameters import notebook_config
+from rcblib.runs.paths import user_path
 from rcblib.runs.provenance import project_root, provenance
 
 CONTENT = Path("/content")
@@ -25,9 +27,10 @@ CONTENT = Path("/content")
 def begin(namespace: MutableMapping[str, Any]) -> Any:
     """Read a notebook's parameters and prepare its run.
 
-    Relative paths count from the root of the project from here on, wherever the notebook lies. On Colab the results
-    folder counts from the notebook instead, because the project is gone with the machine: ``drive/MyDrive/...`` lies on
-    Google Drive, which is mounted for it.
+    Relative paths that papermill is given count from where it was called, those that the notebook declares, as its
+    defaults are, from the root of the project (`rcblib.notebook.paths.settle_paths`). From here on the root is the
+    working directory. On Colab the results folder counts from the notebook instead, because the project is gone with
+    the machine: ``drive/MyDrive/...`` lies on Google Drive, which is mounted for it.
 
     Parameters
     ----------
@@ -43,7 +46,7 @@ def begin(namespace: MutableMapping[str, Any]) -> Any:
     Raises
     ------
     ParameterError
-        On a misspelt name, a missing value, a value of another type or out of range.
+        On a misspelt name, a missing value, a value of another type or out of range, a path with an unset variable.
     """
     import torch
     from IPython.display import display
@@ -51,7 +54,11 @@ def begin(namespace: MutableMapping[str, Any]) -> Any:
     config = notebook_config(namespace)
     if on_colab() and hasattr(config, "results_folder"):
         config = dataclasses.replace(config, results_folder=_beside_notebook(config.results_folder))
-    os.chdir(project_root())
+    here, root = namespace.setdefault("_started_in", Path.cwd()), project_root()
+    config = settle_paths(config, namespace["__annotations__"], handed_over(namespace), here, root)
+    if "RCB_ROOT" in os.environ:
+        os.environ["RCB_ROOT"] = str(root)  # which may have been relative
+    os.chdir(root)
     seed = getattr(config, "seed", 0)
     random.seed(seed)
     torch.manual_seed(seed)
@@ -72,7 +79,7 @@ def on_colab() -> bool:
 
 def _beside_notebook(folder: str) -> str:
     """Return a folder beside a notebook on Colab; mount Google Drive where the folder lies on it."""
-    place = CONTENT / folder
+    place = CONTENT / user_path(folder, "results_folder")
     if place.is_relative_to(CONTENT / "drive"):
         from google.colab import drive
 

@@ -40,6 +40,14 @@ Retained = Annotated[float, Gt(0), Le(0.99)]
 Cosine = Annotated[float, Ge(-1), Le(1)]
 """Number from -1 to 1."""
 
+NAMED, READ, WRITTEN = "name or path", "path that is read", "path that is written"
+NameOrPath = Annotated[str, NAMED]
+"""Text that names something, or a file or folder that is read."""
+InputPath = Annotated[str, READ]
+"""File or folder that is read, and a folder made where it is missing."""
+OutputFolder = Annotated[str, WRITTEN]
+"""Folder that is written into."""
+
 # papermill lists a parameter only where its annotation is made of letters, digits, commas and square brackets, so
 # choices have names that say them.
 ValidationOrTest = Literal["validation", "test"]
