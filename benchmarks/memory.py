@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,6 +27,7 @@ from rcblib.mllm import adapter_for, load_model
 from rcblib.mllm.prompt import Prompt
 from rcblib.probe.perturbation import global_inputs
 from rcblib.pruners import RandomPruner
+from rcblib.runs.command import path_option
 from rcblib.runs.files import write_json
 from rcblib.runs.provenance import provenance
 
@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--text", type=int, default=64, help="rows of text")
     parser.add_argument("--new", type=int, default=16, help="tokens of the answer")
     parser.add_argument("--retain-ratio", type=float, default=0.25)
-    parser.add_argument("--output", type=Path, help="JSON file of the results")
+    parser.add_argument("--output", type=path_option, help="JSON file of the results")
     options = parser.parse_args(arguments)
     if options.random and options.quantization:
         parser.error("--quantization: 4-bit numbers are made from a checkpoint's weights, not with --random")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rcblib import __version__
@@ -17,6 +16,7 @@ from rcblib.runs.command import (
     add_questions,
     add_table,
     numbers,
+    path_option,
     run_command,
 )
 
@@ -53,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     add_model(probe)
     add_images(probe)
     probe.add_argument(
-        "--folder", type=Path, required=True, help="results; a run that was killed goes on there"
+        "--folder", type=path_option, required=True, help="results; a run that was killed goes on there"
     )
     probe.add_argument("--question", default=ONE_WORD_QUESTION)
     probe.add_argument(
@@ -81,9 +81,9 @@ def _parser() -> argparse.ArgumentParser:
     probe.set_defaults(run=_probe)
 
     codebook = commands.add_parser("codebook", help="build a codebook from probed images")
-    codebook.add_argument("--probed", type=Path, required=True, help="folder that `probe` wrote")
+    codebook.add_argument("--probed", type=path_option, required=True, help="folder that `probe` wrote")
     codebook.add_argument("--criterion", required=True, help="a preset's name, or a JSON file")
-    codebook.add_argument("--folder", type=Path, required=True, help="where the codebook is written")
+    codebook.add_argument("--folder", type=path_option, required=True, help="where the codebook is written")
     codebook.add_argument("--seed", type=int, help="draw the noise that breaks ties (default: no noise)")
     codebook.set_defaults(run=_codebook)
 
@@ -91,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     add_model(evaluate)
     add_images(evaluate)
     evaluate.add_argument(
-        "--folder", type=Path, required=True, help="results; what is there is not computed again"
+        "--folder", type=path_option, required=True, help="results; what is there is not computed again"
     )
     add_questions(evaluate)
     evaluate.add_argument(
@@ -129,7 +129,7 @@ def _parser() -> argparse.ArgumentParser:
     add_model(gates)
     add_images(gates)
     gates.add_argument(
-        "--folder", type=Path, required=True, help="results; what is there is not computed again"
+        "--folder", type=path_option, required=True, help="results; what is there is not computed again"
     )
     add_questions(gates)
     gates.add_argument(

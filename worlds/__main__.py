@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from rcblib.runs.command import OneLineParser, run_command
+from rcblib.runs.command import OneLineParser, path_option, run_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,13 +45,13 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("train", help="train an embedded model (see `train --help`)", add_help=False)
     commands.add_parser("card", help="score a model and write its card (see `card --help`)", add_help=False)
     scenes = commands.add_parser("scenes", help="write images of the drawn world in COCO's format")
-    scenes.add_argument("--folder", type=Path, required=True, help="where they are written")
+    scenes.add_argument("--folder", type=path_option, required=True, help="where they are written")
     scenes.add_argument("--n", type=int, help="so many new scenes (default: the sample of the project)")
     scenes.add_argument("--split", default="validation", help="train, validation or test, with --n")
     scenes.add_argument("--seed", type=int, default=0, help="stream of scenes, with --n")
     scenes.set_defaults(run=_scenes)
     fetch = commands.add_parser("fetch", help="fetch the pictures that photographs are composed of (Debian)")
-    fetch.add_argument("--folder", type=Path, help="where they go (default: the user's cache)")
+    fetch.add_argument("--folder", type=path_option, help="where they go (default: the user's cache)")
     fetch.set_defaults(run=_fetch)
     reading = commands.add_parser(
         "photographs",
@@ -65,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     reading.add_argument(
         "--folder",
-        type=Path,
+        type=path_option,
         required=True,
         help="of the sample; of features, checkpoints, weights and logs; or of the model in data/models",
     )

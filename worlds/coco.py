@@ -12,6 +12,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from rcblib.records import Sample
+from rcblib.runs.paths import user_path
 
 
 def encode_mask(mask: np.ndarray) -> dict[str, Any]:
@@ -48,7 +49,8 @@ def write_coco(
     **how_saved
         Arguments of Pillow's ``save``.
     """
-    pictures, annotations = Path(folder) / "images" / split, Path(folder) / "annotations"
+    folder = user_path(folder, "folder")
+    pictures, annotations = folder / "images" / split, folder / "annotations"
     pictures.mkdir(parents=True, exist_ok=True)
     annotations.mkdir(parents=True, exist_ok=True)
     ids = {name: i for i, name in enumerate(categories, 1)}

@@ -16,6 +16,7 @@ from rcblib.codebook.files import HUB_ID, find_codebook, read_codebook, write_co
 from rcblib.codebook.released import read_released, released_registry
 from rcblib.records import CodebookError, ParameterError
 from rcblib.runs.files import first_line, to_plain
+from rcblib.runs.paths import user_path
 
 
 @dataclass(frozen=True, eq=False)
@@ -274,7 +275,7 @@ def load_codebook(name_or_path: str | os.PathLike) -> Codebook:
     -------
     Codebook
     """
-    path = Path(name_or_path)
+    path = user_path(name_or_path, "codebook")
     is_released = not path.is_dir() and (path.suffix == ".pt" or str(name_or_path) in released_registry())
     return Codebook.from_released(name_or_path) if is_released else Codebook.from_pretrained(name_or_path)
 

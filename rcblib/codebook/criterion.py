@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ import torch
 from rcblib.records import ParameterError
 from rcblib.runs.files import read_json
 from rcblib.runs.parameters import AtLeast, Count, Positive, Share, Weight, checked
+from rcblib.runs.paths import user_path
 from rcblib.tensors.divergence import combined_influence
 
 
@@ -74,7 +74,7 @@ class CodebookCriterion:
         """
         if name_or_path in PRESETS:
             return PRESETS[name_or_path]
-        path = Path(name_or_path)
+        path = user_path(name_or_path, "criterion")
         if path.suffix != ".json" or not path.is_file():
             raise ParameterError("criterion", str(name_or_path), f"{', '.join(PRESETS)}, or a .json file")
         return cls(**read_json(path))

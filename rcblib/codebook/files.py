@@ -13,6 +13,7 @@ import torch
 
 from rcblib.records import ChecksumError, CodebookError, ParameterError
 from rcblib.runs.files import atomic_write, first_line, read_json, write_json
+from rcblib.runs.paths import user_path
 from rcblib.runs.provenance import project_root
 
 _FORMAT = 1
@@ -66,14 +67,14 @@ def find_codebook(name_or_path: str | os.PathLike, revision: str | None = None) 
     CodebookError
         Where nothing is found.
     """
-    name = str(name_or_path)
-    if (Path(name) / _DESCRIPTION_FILE).is_file():
-        return Path(name)
+    name, path = str(name_or_path), user_path(name_or_path, "codebook")
+    if (path / _DESCRIPTION_FILE).is_file():
+        return path
     embedded = embedded_codebooks()
     if name in embedded:
         return embedded[name]
     reason = ""
-    if HUB_ID.fullmatch(name) and not Path(name).exists():
+    if HUB_ID.fullmatch(name) and not path.exists():
         import huggingface_hub
 
         try:
@@ -110,7 +111,7 @@ def write_codebook(folder: str | os.PathLike, prototypes: torch.Tensor, facts: M
     """
     import safetensors.torch
 
-    folder = Path(folder)
+    folder = user_path(folder, "folder")
     data = safetensors.torch.save({"prototypes": prototypes.cpu().contiguous()})
     description = {
         "format": _FORMAT,
@@ -146,7 +147,7 @@ def read_codebook(folder: str | os.PathLike) -> tuple[torch.Tensor, dict[str, An
     import safetensors
     import safetensors.torch
 
-    folder = Path(folder)
+    folder = user_path(folder, "folder")
     try:
         description = read_json(folder / _DESCRIPTION_FILE)
         if description["format"] != _FORMAT:

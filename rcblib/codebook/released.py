@@ -17,6 +17,7 @@ from rcblib.codebook.criterion import PRESETS
 from rcblib.codebook.files import codebooks_folder
 from rcblib.records import ChecksumError, CodebookError
 from rcblib.runs.files import file_sha256, first_line, read_json
+from rcblib.runs.paths import user_path
 
 
 def released_registry() -> dict[str, dict[str, Any]]:
@@ -56,11 +57,12 @@ def read_released(
     registry = released_registry()
     name = str(name_or_path)
     if name in registry:
-        folder = Path(cache_folder or os.environ.get("RCB_CACHE") or Path.home() / ".cache" / "rcblib") / name
+        given = cache_folder or os.environ.get("RCB_CACHE") or "~/.cache/rcblib"
+        folder = user_path(given, "cache_folder") / name
         path = _fetch(registry[name]["file"], folder)
         ids_path = _fetch(registry[name]["image_ids"], folder)
     else:
-        path = Path(name_or_path)
+        path = user_path(name_or_path, "codebook")
         if not path.is_file():
             raise CodebookError(f"codebook: {name!r} is no file and no released name ({', '.join(registry)})")
         beside = (path.with_suffix(".json"), path.with_name(f"{path.stem}.image_ids.json"))
@@ -110,7 +112,7 @@ def load_released_tensor(path: str | os.PathLike) -> torch.Tensor:
     CodebookError
         Where the file is damaged or holds anything but a tensor.
     """
-    path = Path(path)
+    path = user_path(path)
     try:
         tensor = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as error:

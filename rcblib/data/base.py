@@ -11,6 +11,7 @@ from typing import Generic, TypeVar, overload
 import numpy as np
 
 from rcblib.records import ImageError, Sample, SequenceSample
+from rcblib.runs.paths import user_path
 from rcblib.tensors.checks import check_integer
 
 AnySample = Sample | SequenceSample
@@ -47,7 +48,7 @@ def evenly_spread(n_available: int, n: int) -> list[int]:
 
 def existing_folder(folder: str | os.PathLike) -> Path:
     """Return a folder as a path; an `ImageError` where it is missing or a file."""
-    path = Path(folder).expanduser()
+    path = user_path(folder, "folder")
     if not path.is_dir():
         state = "which is a file" if path.exists() else "which does not exist"
         raise ImageError(f"folder: got {str(folder)!r}, {state}; accepted: an existing folder of images")

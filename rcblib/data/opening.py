@@ -14,6 +14,7 @@ from rcblib.data.layout import annotation_files
 from rcblib.data.photos import PhotoFolder, PhotoGroup
 from rcblib.data.video import N_FRAMES, VIDEO_SUFFIXES, VideoFile
 from rcblib.records import ImageError, ParameterError, Sample, SequenceSample
+from rcblib.runs.paths import user_path
 
 WORLD_GROUP = "rcblib.worlds"
 """Entry points by which a package offers datasets of its own: name to ``opener(split, n, *, seed, n_frames)``."""
@@ -71,7 +72,7 @@ def open_dataset(
     video = _video_path(name)
     if video is not None:
         return VideoFile(video, n_frames)
-    path = Path(name).expanduser()
+    path = user_path(name, "images")
     if not path.is_dir():
         named = [*sorted(map(repr, worlds.names)), "'coco:<folder>'", "'group:<folder>'", "'video:<path>'"]
         names = ", ".join(named)
@@ -83,7 +84,7 @@ def open_dataset(
 
 def _video_path(name: str) -> Path | None:
     """Return the video that a name stands for, where it does: by its prefix, or by the suffix of a file."""
-    path = Path(name.removeprefix("video:")).expanduser()
+    path = user_path(name.removeprefix("video:"), "images")
     is_video = name.startswith("video:") or path.is_file() and path.suffix.lower() in VIDEO_SUFFIXES
     return path if is_video else None
 

@@ -14,6 +14,7 @@ from PIL import Image, ImageSequence
 from rcblib.data.base import Dataset, evenly_spread
 from rcblib.data.photos import PHOTO_SUFFIXES, natural_order, photos_in, read_images, readable, upright_size
 from rcblib.records import ImageError, Sample, SequenceSample
+from rcblib.runs.paths import user_path
 from rcblib.tensors.checks import check_integer
 
 VIDEO_SUFFIXES = (".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
@@ -51,7 +52,7 @@ class VideoFile(Dataset[SequenceSample]):
     """
 
     def __init__(self, path: str | os.PathLike, n_frames: int = N_FRAMES):
-        self.path = Path(path).expanduser()
+        self.path = user_path(path)
         check_integer("n_frames", n_frames, 1)
         if self.path.is_dir():
             paths = sorted(photos_in(self.path), key=natural_order)

@@ -29,6 +29,7 @@ from rcblib.mllm.llava_onevision import LlavaOnevisionAdapter
 from rcblib.mllm.placement import outside_llm
 from rcblib.mllm.qwen2_5_vl import Qwen25VLAdapter
 from rcblib.records import ParameterError, UnsupportedModelError
+from rcblib.runs.paths import user_path
 from rcblib.runs.provenance import project_root
 
 ADAPTERS: dict[str, type[Adapter]] = {
@@ -220,7 +221,8 @@ def model_folder(name_or_path: str | Path) -> Path | None:
         except ImportError as error:
             raise cannot_be_loaded(name, error) from error
         return build()
-    return Path(name_or_path) if Path(name_or_path).is_dir() else None
+    path = user_path(name_or_path, "model")
+    return path if path.is_dir() else None
 
 
 def _locate(name_or_path: str | Path) -> str:

@@ -13,6 +13,7 @@ import pandas as pd
 import yaml
 
 from rcblib.records import ParameterError
+from rcblib.runs.paths import user_path
 
 PASSED, FAILED, NOT_MEASURED = "passed", "failed", "not measured"
 
@@ -190,7 +191,7 @@ def gate_grid(results: Mapping[str, Sequence[GateResult]]) -> pd.DataFrame:
 
 def read_gates_file(path: str | Path) -> tuple[Limits, dict[tuple[str, str], str], dict[str, list[str]]]:
     """Read a file like ``data/gates.yml``, see `read_gates`."""
-    return read_gates(yaml.safe_load(Path(path).read_text(encoding="utf-8")))
+    return read_gates(yaml.safe_load(user_path(path).read_text(encoding="utf-8")))
 
 
 def read_gates(content: Mapping[str, Any]) -> tuple[Limits, dict[tuple[str, str], str], dict[str, list[str]]]:

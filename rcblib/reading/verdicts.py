@@ -21,6 +21,7 @@ from rcblib.reading.gates import judge_gates
 from rcblib.reading.statistics import Estimate
 from rcblib.records import CodebookError, ParameterError
 from rcblib.runs.files import read_json, read_table
+from rcblib.runs.paths import user_path
 from rcblib.runs.records import read_record
 
 GATES_STAGE, PRUNING_STAGE = "gates", "pruning"
@@ -90,7 +91,7 @@ def collect(
         name = Path(str(model)).name
         return found.setdefault(name, Evidence(name))
 
-    live = Path(results_folder)
+    live = user_path(results_folder, "results_folder")
     places = [live, *sorted(path for path in live.glob("*") if path.is_dir())]
     for place in places:
         for name in notebooks:
@@ -105,7 +106,7 @@ def collect(
                 table, facts = read_table(path)
                 evidence = of(facts.get("description", facts).get("model", "?"))
                 evidence.tables[stage], evidence.origins[name] = table, "computed in this build"
-    for path in sorted(Path(recorded_folder).glob("*/*.parquet")):
+    for path in sorted(user_path(recorded_folder, "recorded_folder").glob("*/*.parquet")):
         if path.stem in _STAGES:
             record = read_record(path)
             evidence = of(record.description.get("model", path.parent.name))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from rcblib.records import CodebookError, ImageError, ParameterError, UnsupportedModelError
+from rcblib.runs.paths import user_path
 
 IMAGES_HELP = (
     "scenes, large-scenes, groups or videos of the embedded world; coco:<folder>; group:<folder>, its photos as one "
@@ -102,7 +103,7 @@ def add_questions(parser: argparse.ArgumentParser) -> None:
 def add_table(parser: argparse.ArgumentParser) -> None:
     """Add where all rows go, and which share of the images is worked on."""
     parser.add_argument(
-        "--table", type=Path, help="also write all rows into one Parquet file, when they are there"
+        "--table", type=path_option, help="also write all rows into one Parquet file, when they are there"
     )
     parser.add_argument("--shard", metavar="I/N", help="only the I-th of N shares of the images")
     parser.add_argument("--first", type=int, metavar="K", help="only the first K images, of those opened")
@@ -114,6 +115,14 @@ def add_images(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", help="of scenes or COCO")
     parser.add_argument("--n-images", type=int, help="the first so many (default: all; needed for scenes)")
     parser.add_argument("--seed", type=int, default=0, help="of scenes, and of the choice of questions")
+
+
+def path_option(text: str) -> Path:
+    """Read an option that is a path, as `user_path` does."""
+    try:
+        return user_path(text)
+    except ParameterError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def numbers(text: str) -> str | tuple[int, ...]:

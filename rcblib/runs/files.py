@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rcblib.records import ParameterError
+from rcblib.runs.paths import user_path
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -90,7 +91,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     pathlib.Path
         File to write. After an error it is removed and `path` is as it was.
     """
-    path = Path(path)
+    path = user_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
     try:
@@ -130,14 +131,14 @@ def read_json(path: str | os.PathLike) -> Any:
         Where the content is no JSON.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        return json.loads(user_path(path).read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, a number too long, lists too deep
         raise ParameterError("JSON file", Path(path).name, f"valid JSON ({error})") from None
 
 
 def file_sha256(path: str | os.PathLike) -> str:
     """Return the sha256 of a file as 64 hexadecimal digits."""
-    with open(path, "rb") as file:
+    with open(user_path(path), "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -188,11 +189,12 @@ def read_table(path: str | os.PathLike) -> tuple[pd.DataFrame, dict[str, Any]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    path = user_path(path)
     try:
         table = pq.ParquetFile(path).read()
     except (pa.ArrowInvalid, pa.ArrowIOError) as error:
-        if not Path(path).is_file():
+        if not path.is_file():
             raise
         accepted = f"a readable Parquet file ({first_line(error)})"
-        raise ParameterError("Parquet file", Path(path).name, accepted) from None
+        raise ParameterError("Parquet file", path.name, accepted) from None
     return table.to_pandas(), json.loads((table.schema.metadata or {}).get(_METADATA_KEY, b"{}"))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rcblib.records import ParameterError
+from rcblib.runs.paths import user_path
 
 
 def _declares_project(folder: Path) -> bool:
@@ -39,9 +40,10 @@ def project_root() -> Path:
     """
     given = os.environ.get("RCB_ROOT")
     if given:
-        if not Path(given).is_dir():
+        folder = user_path(given, "RCB_ROOT")
+        if not folder.is_dir():
             raise ParameterError("RCB_ROOT", given, "an existing folder, the root of the project")
-        return Path(given).resolve()
+        return folder.resolve()
     for start in (Path.cwd(), Path(__file__).resolve().parent):
         for folder in (start, *start.parents):
             if _declares_project(folder):

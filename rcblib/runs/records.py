@@ -23,6 +23,7 @@ from rcblib.runs.files import (
     write_json,
     write_table,
 )
+from rcblib.runs.paths import user_path
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -125,7 +126,7 @@ def read_record(path: str | os.PathLike) -> Record:
     ParameterError
         If one of the two files is missing, or the table is not the one that was recorded.
     """
-    path = Path(path)
+    path = user_path(path)
     name = f"{path.parent.name}/{path.stem}"
     if not path.is_file() or not path.with_suffix(".json").is_file():
         raise ParameterError("recorded table", str(path), "a table with its record, .parquet and .json")
@@ -234,7 +235,7 @@ def write_record(
     ParameterError
         If a column to drop is unknown or a key, or the folder's records exceed `MAX_BYTES`; the table is not written.
     """
-    path, drop = Path(path), list(drop)
+    path, drop = user_path(path), list(drop)
     wrong = [name for name in drop if name not in table or name in ("image_id", *facts["keys"])]
     if wrong:
         raise ParameterError("drop", wrong, "columns of the table that are no keys")

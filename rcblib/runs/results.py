@@ -6,11 +6,11 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rcblib.records import ParameterError
 from rcblib.runs.files import config_hash, read_table, to_plain, write_json, write_table
+from rcblib.runs.paths import user_path
 from rcblib.runs.provenance import provenance
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def cached_unit(
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Do as `cached_table`; return the metadata of the file with the table: ``seconds`` it took, and provenance."""
     made_with = {"config": config, "code": code}
-    path = Path(folder) / f"{name}-{config_hash(made_with)}.parquet"
+    path = user_path(folder, "folder") / f"{name}-{config_hash(made_with)}.parquet"
     if path.is_file():
         try:
             return read_table(path)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 from functools import partial
-from pathlib import Path
 
 import pandas as pd
 from PIL import Image
@@ -13,6 +12,7 @@ from PIL import Image
 from rcblib.data.base import Dataset
 from rcblib.data.coco import CocoDataset
 from rcblib.records import ParameterError, Sample
+from rcblib.runs.paths import user_path
 from rcblib.runs.provenance import project_root
 from rcblib.tensors.checks import check_integer
 from worlds.coco import write_coco
@@ -106,12 +106,13 @@ def write_sample(folder: str | os.PathLike) -> None:
     folder : path
         Made where it is missing; files of the same names are replaced.
     """
+    folder = user_path(folder, "folder")
     made_of: list[tuple[str, str, str, str]] = []
     for split, n in SAMPLE_SIZES.items():
         photographs = [compose(0, i, split) for i in range(n)]
         write_coco(
             [photograph_sample(photograph) for photograph in photographs],
-            Path(folder),
+            folder,
             split,
             info={"description": "Composed photographs", "source": "photographs", "split": split},
             categories=dict.fromkeys(nouns(), "object"),
@@ -127,14 +128,14 @@ def write_sample(folder: str | os.PathLike) -> None:
             quality=QUALITY,
         )
         made_of += [made for photograph in photographs for made in _made_of(photograph)]
-    plain = Path(folder) / "plain"
+    plain = folder / "plain"
     plain.mkdir(exist_ok=True)
     for entry in catalogue()["plain"]:
         with Image.open(sources_folder() / "plain" / f"{entry['name']}.png") as picture:
             picture.save(plain / f"{entry['name']}.jpg", quality=QUALITY)
         made_of.append((f"plain/{entry['name']}.jpg", entry["package"], entry["files"][0], entry["licence"]))
     columns = ["file", "package", "source", "licence"]
-    pd.DataFrame(made_of, columns=columns).to_csv(Path(folder) / "licences.csv", index=False)
+    pd.DataFrame(made_of, columns=columns).to_csv(folder / "licences.csv", index=False)
 
 
 def _made_of(photograph: Photograph) -> list[tuple[str, str, str, str]]:

@@ -24,6 +24,7 @@ import yaml
 from PIL import Image
 
 from rcblib.records import ImageError, ParameterError
+from rcblib.runs.paths import user_path
 
 SOURCES_VARIABLE = "RCB_PHOTOGRAPHS"
 """Environment variable: the folder of the prepared pictures."""
@@ -98,7 +99,7 @@ def cutout_split(n: int, k: int) -> tuple[str, ...]:
 
 def default_folder() -> Path:
     """Return where the prepared pictures are looked for."""
-    return Path(os.environ.get(SOURCES_VARIABLE) or pooch.os_cache("rcblib") / "photographs")
+    return user_path(os.environ.get(SOURCES_VARIABLE) or pooch.os_cache("rcblib") / "photographs")
 
 
 def sources_folder() -> Path:

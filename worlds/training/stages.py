@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from rcblib.records import ParameterError
+from rcblib.runs.command import path_option
 from rcblib.runs.files import write_json
 from rcblib.runs.provenance import provenance
 from worlds.models import (
@@ -266,12 +267,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("stages", nargs="*", help="stages of one recipe, in order (default: all of --recipe)")
     parser.add_argument("--recipe", choices=sorted(RECIPES), help="default: that of the stages")
     parser.add_argument(
-        "--folder", type=Path, default=Path("runs/train"), help="checkpoints, weights and records"
+        "--folder", type=path_option, default=Path("runs/train"), help="checkpoints, weights and records"
     )
     parser.add_argument("--scale", type=float, default=1.0, help="multiplies every stage's steps")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--threads", type=int, help="CPU threads of each process")
-    parser.add_argument("--export", type=Path, help="write the finished model to this folder")
+    parser.add_argument("--export", type=path_option, help="write the finished model to this folder")
     options = parser.parse_args(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)

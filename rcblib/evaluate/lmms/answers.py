@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from rcblib.runs.files import config_hash, to_plain
+from rcblib.runs.paths import user_path
 
 
 class AnswerFile:
@@ -28,7 +28,7 @@ class AnswerFile:
     """
 
     def __init__(self, folder: str | os.PathLike, made_with: Mapping[str, Any], number: int = 0):
-        self.folder, self.number = Path(folder), number
+        self.folder, self.number = user_path(folder, "answers_folder"), number
         self._made_with = config_hash(made_with)
 
     def key(self, request: Any) -> str:

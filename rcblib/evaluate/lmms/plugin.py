@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import field
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import PIL.Image
@@ -26,6 +25,7 @@ from rcblib.records import ParameterError, UnsupportedModelError
 from rcblib.runs.digest import code_digest, digest_of
 from rcblib.runs.files import write_json
 from rcblib.runs.parameters import Count, checked, unknown_parameter
+from rcblib.runs.paths import user_path
 from rcblib.runs.provenance import provenance
 
 try:
@@ -350,7 +350,7 @@ class RcbModel(lmms or object):
         """
         self.counts += _in_order(counts)
         if self.arguments.counts_file is not None:
-            path = Path(self.arguments.counts_file)
+            path = user_path(self.arguments.counts_file, "counts_file")
             if self.world_size > 1:
                 path = path.with_name(f"{path.stem}.{self.rank}{path.suffix}")
             given = dataclasses.asdict(self.arguments)

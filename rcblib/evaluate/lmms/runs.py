@@ -25,6 +25,7 @@ from rcblib.pruners.registry import find_method
 from rcblib.records import ParameterError, Question, Sample, SequenceSample, UnsupportedModelError
 from rcblib.runs.digest import code_digest, digest_of
 from rcblib.runs.files import atomic_write, config_hash, file_sha256, read_json, to_plain, write_json
+from rcblib.runs.paths import user_path
 
 TASKS_FOLDER = Path(__file__).resolve().parent / "tasks"
 """Task files that come with the library, for lmms-eval's ``include_path``."""
@@ -114,7 +115,7 @@ def write_task(
         raise UnsupportedModelError("datasets is not installed: pip install 'rcblib[lmms]'")
     import datasets
 
-    folder = Path(folder).resolve()
+    folder = user_path(folder, "folder").resolve()
     asked = list(dict.fromkeys(question.image_id for question in questions))
     if kinds == ["video"]:
         shown = {i: _write_frames(folder / f"{name}_frames" / str(i), by_id[i]) for i in asked}
@@ -234,6 +235,8 @@ def run_tasks(
     if missing := missing_packages():
         raise UnsupportedModelError(f"{' and '.join(missing)} not installed: pip install 'rcblib[lmms]'")
     checked = ModelArguments.read(arguments)
+    folder = None if folder is None else user_path(folder, "folder")
+    include_path = [user_path(place, "include_path") for place in include_path]
     if not tasks or len(set(tasks)) < len(tasks):
         raise ParameterError("tasks", list(tasks), "names of tasks, each once")
     files = _state([TASKS_FOLDER, *include_path, *_own_files(checked)])
@@ -254,7 +257,7 @@ def run_tasks(
             }
         )
         if folder is not None:
-            kept[task] = Path(folder) / name / f"{task}.json"
+            kept[task] = folder / name / f"{task}.json"
             content = read_json(kept[task]) if kept[task].is_file() else {}
             if content.get("wanted") == wanted[task]:
                 tables[task] = pd.DataFrame(content["rows"]).astype({"score": float, "value": float})
@@ -265,7 +268,7 @@ def run_tasks(
         manager = _task_manager(remaining, include_path)
         answers = None
         if folder is not None:
-            answers = Path(folder) / name / f"answers-{config_hash({'files': files})}"
+            answers = folder / name / f"answers-{config_hash({'files': files})}"
         model = RcbModel(**{"answers_folder": answers and str(answers), **arguments})
     try:
         for task in remaining:
@@ -331,7 +334,7 @@ def _own_files(arguments: ModelArguments) -> list[Path]:
     named = [] if folder is None else [folder]
     codebook = arguments.parameters.get("codebook")
     if codebook is not None:
-        named.append(embedded_codebooks().get(codebook, Path(codebook)))
+        named.append(embedded_codebooks().get(codebook, user_path(codebook)))
     return [path for path in named if path.exists()]
 
 
