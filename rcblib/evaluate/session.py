@@ -310,6 +310,6 @@ class _Progress:
         """Report that so many of the questions are answered."""
         now = time.perf_counter()
         if self.title is not None and (n_done == self.n or now - self.printed >= 10):
-            rate = n_done / (now - self.start)
+            rate = n_done / max(now - self.start, 1e-9)  # coarse clocks stand still
             print(f"{self.title}: question {n_done} of {self.n}, {rate:.1f} a second", flush=True)
             self.printed = now

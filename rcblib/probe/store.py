@@ -173,7 +173,7 @@ def probe_dataset(
         metadata = description | own | took
         write_table(_table_file(folder, sample.image_id), table, metadata)
         if progress:
-            rate = k / (time.perf_counter() - start)
+            rate = k / max(time.perf_counter() - start, 1e-9)  # coarse clocks stand still
             print(
                 f"probing: image {k} of {len(unfinished)} (id {sample.image_id}), {len(table)} positions, "
                 f"{rate:.2f} images/s, {(len(unfinished) - k) / rate:.0f} s left",
