@@ -15,7 +15,7 @@ import torch
 
 from rcblib.codebook.files import HUB_ID, find_codebook, read_codebook, write_codebook
 from rcblib.codebook.released import read_released, released_registry
-from rcblib.records import CodebookError, ParameterError
+from rcblib.records import CodebookError, ImageId, ParameterError
 from rcblib.runs.files import first_line, to_plain
 from rcblib.runs.paths import user_path
 
@@ -45,7 +45,7 @@ class Codebook:
     """
 
     prototypes: torch.Tensor
-    image_ids: tuple[int | str, ...] = ()
+    image_ids: tuple[ImageId, ...] = ()
     family: str = ""
     positions: tuple[int, ...] | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
@@ -291,7 +291,7 @@ def load_codebook(codebook: str | os.PathLike | torch.Tensor | Codebook) -> Code
     return Codebook.from_released(codebook) if is_released else Codebook.from_pretrained(codebook)
 
 
-def image_identifiers(values: Any) -> tuple[int | str, ...]:
+def image_identifiers(values: Any) -> tuple[ImageId, ...]:
     """Return image ids as plain integers or text.
 
     Parameters
