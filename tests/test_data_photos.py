@@ -105,7 +105,7 @@ def test_all_damaged_photos_are_named_in_one_line(tmp_path):
     assert "truncated" in photos.skipped["b.png"]
     few = PhotoFolder(tmp_path, 2, on_error="skip")
     assert ([sample.image_id for sample in few], list(few.skipped)) == (["a.png", "c.png"], ["b.png"])
-    with pytest.raises(ParameterError, match="on_error: got 'ignore'; accepted: one of"):
+    with pytest.raises(ParameterError, match="on_error: got 'ignore'; accepted: stop, skip"):
         PhotoFolder(tmp_path, on_error="ignore")
     for name in "ace":
         (tmp_path / f"{name}.png").unlink()

@@ -166,7 +166,7 @@ def upright_sizes(paths: Sequence[Path]) -> dict[Path, tuple[int, int]]:
 def check_on_error(on_error: str) -> None:
     """Raise a `ParameterError` where this is no word for what is done about images that cannot be read."""
     if on_error not in ON_ERROR:
-        raise ParameterError("on_error", on_error, f"one of {ON_ERROR}")
+        raise ParameterError("on_error", on_error, ", ".join(ON_ERROR))
 
 
 def plain_name(path: Path) -> str:
