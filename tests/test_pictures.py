@@ -89,6 +89,8 @@ def test_an_object_that_cannot_be_decoded_is_one_line(tmp_path, monkeypatch):
     content = (tmp_path / "a.png").read_bytes()
     with pytest.raises(ImageError, match=r"^image: cannot be read \(.*\)$"):
         as_rgb(Image.open(io.BytesIO(content[: len(content) // 2])))
+    with pytest.raises(ImageError, match="^image: got 0 x 3 px; accepted: at least one pixel$"):
+        as_rgb(Image.new("L", (0, 3)))
     with Image.open(tmp_path / "a.png") as image:
         pass
     with pytest.raises(ImageError, match=r"^image: cannot be read \(.*\)$"):

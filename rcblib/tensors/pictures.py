@@ -30,8 +30,11 @@ def as_rgb(image: Image.Image) -> Image.Image:
     Raises
     ------
     ImageError
-        If it cannot be decoded, or its values have no range that is known: whole numbers of 32 bits, or fractions.
+        If it has no pixels, cannot be decoded, or its values have no range that is known: whole numbers of 32 bits, or
+        fractions.
     """
+    if 0 in image.size:
+        raise ImageError(f"image: got {image.width} x {image.height} px; accepted: at least one pixel")
     try:
         image.load()
         turn = turn_of(image)
