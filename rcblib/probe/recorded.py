@@ -19,7 +19,7 @@ from rcblib.runs.records import Record, sample_hash
 class EncodedTokens(Mapping):
     """Encode the visual tokens of samples when asked for: a record is of tables, and an encoder takes no time.
 
-    Behaves as `rcblib.probe.store.StoredTokens`.
+    Behaves as `rcblib.probe.results.StoredTokens`.
     """
 
     def __init__(self, adapter: Adapter, samples: Sequence[AnySample]):
