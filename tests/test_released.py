@@ -157,7 +157,7 @@ def test_failed_download_leaves_an_earlier_file_alone(release):
 
 def test_interrupted_download_leaves_nothing(release, monkeypatch):
     def interrupted(downloader, address, file, pooch):
-        Path(file).write_bytes(b"begun")
+        file.write(b"begun")
         assert len(release.cached) == 1
         raise KeyboardInterrupt
 
@@ -220,6 +220,20 @@ def test_unregistered_path(release):
     (release.root / "own.json").write_text('["one", "two"]')
     with pytest.warns(UserWarning), pytest.raises(CodebookError, match="no list of image ids"):
         Codebook.from_released(release.root / "own.pt")
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_a_download_ends_where_it_grows_beyond_what_is_accepted(release, is_known, monkeypatch):
+    if not is_known:
+        release.entry["file"] |= {"size": None, "sha256": None}
+        release.write()
+        monkeypatch.setattr("rcblib.codebook.released.MOST_BYTES", release.entry["image_ids"]["size"])
+    most = release.entry["file"]["size"] or release.entry["image_ids"]["size"]
+    (release.served / "release.pt").write_bytes(bytes(most + 1))
+    with pytest.raises(ChecksumError, match=f"more than the {most} bytes") as error:
+        Codebook.from_released("llava-1.5-7b")
+    one_line(error)
+    assert release.cached == []
 
 
 def test_registered_shape_is_checked(release):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import html
 import os
 import re
 from collections.abc import Mapping
@@ -188,4 +189,13 @@ def _card(description: Mapping[str, Any]) -> str:
         tags=["multimodal", "visual-tokens", "token-pruning"],
     )
     template = Path(__file__).with_name("card.md.jinja")
-    return f"{ModelCard.from_template(data, template_path=str(template), **description)}\n"
+    return f"{ModelCard.from_template(data, template_path=str(template), **_shown(description))}\n"
+
+
+def _shown(value: Any) -> Any:
+    """Escape what a page, or a row of a table, would take for its own."""
+    if isinstance(value, str):
+        return " ".join(html.escape(value, quote=False).replace("|", "\\|").split())
+    if isinstance(value, Mapping):
+        return {key: _shown(entry) for key, entry in value.items()}
+    return [_shown(entry) for entry in value] if isinstance(value, list | tuple) else value

@@ -9,7 +9,7 @@ import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -19,6 +19,9 @@ from rcblib.records import ChecksumError, CodebookError
 from rcblib.runs.files import file_sha256, first_line, read_json
 from rcblib.runs.paths import user_path
 from rcblib.runs.provenance import FROM_CHECKOUT
+
+MOST_BYTES = 50_000_000
+"""Where a released file's size is not known; the largest codebook in float32 has a third of that."""
 
 
 def released_registry() -> dict[str, dict[str, Any]]:
@@ -119,6 +122,22 @@ def load_released_tensor(path: str | os.PathLike) -> torch.Tensor:
     return tensor.detach()
 
 
+class _Bounded:
+    """Write to a file no more than so many bytes."""
+
+    def __init__(self, file: BinaryIO, most: int):
+        self._file, self._left, self._most = file, most, most
+
+    def write(self, data: bytes) -> None:
+        self._left -= len(data)
+        if self._left < 0:
+            raise ValueError(f"more than the {self._most} bytes that are accepted")
+        self._file.write(data)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
 def _registered_name(registry: Mapping[str, Any], file_name: str, digest: str, shape: torch.Size) -> str:
     """Recognise a released file by its sha256, else by its shape where none is known; ``""`` if none fits."""
     for name, entry in registry.items():
@@ -147,14 +166,19 @@ def _fetch(entry: Mapping[str, Any], folder: Path) -> Path:
     """Return the verified local copy of a registered file, downloading it where there is none."""
     import pooch
 
-    address, digest = entry["address"], entry["sha256"]
+    address, digest, most = entry["address"], entry["sha256"], entry["size"] or MOST_BYTES
+
+    def download(url: str, path: str, fetcher: pooch.Pooch) -> None:
+        with open(path, "wb") as file:
+            pooch.HTTPDownloader(timeout=60)(url, _Bounded(file, most), fetcher)
+
     try:
         path = pooch.retrieve(
             address,
             known_hash=digest and f"sha256:{digest}",
             fname=address.rsplit("/", 1)[-1],
             path=folder,
-            downloader=pooch.HTTPDownloader(timeout=60),
+            downloader=download,
         )
     except OSError as error:  # those of the connection among them
         raise CodebookError(

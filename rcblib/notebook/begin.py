@@ -63,6 +63,7 @@ def begin(namespace: MutableMapping[str, Any]) -> Any:
     random.seed(seed)
     torch.manual_seed(seed)
     use_style()
+    pd.options.styler.format.escape = "html"  # tables show words and names of files as they are written
     facts = provenance()
     names = ("rcblib", "python", "torch", "transformers", "numpy")
     print(", ".join(f"{name} {facts[name]}" for name in names))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from dataclasses import replace
 
@@ -57,6 +58,15 @@ def label_of(name: object, *, unit: bool = False, short: bool = False) -> str:
         parts = text.partition(inside)
         return " ".join(label_of(part.strip("_")) for part in parts if part.strip("_"))
     return _SNAKE.sub(lambda found: found[0] if "$" in found[0] else label_of(found[0], short=short), text)
+
+
+def as_written(text: object) -> str:
+    """Return text, such as a word of a model or a name of a file, so that a page shows it letter by letter.
+
+    Markdown, HTML and formulas are escaped; it stays in one line.
+    """
+    shown = html.escape(" ".join(str(text).split()), quote=False)
+    return re.sub(r"([\\`*_{}\[\]()#+\-.!|~$])", r"\\\1", shown)
 
 
 def method_label(name: object) -> str:

