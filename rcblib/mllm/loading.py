@@ -18,6 +18,7 @@ from transformers import (
     AutoProcessor,
     BitsAndBytesConfig,
     PreTrainedConfig,
+    PreTrainedModel,
 )
 from transformers.utils import logging as transformers_logging
 
@@ -28,9 +29,10 @@ from rcblib.mllm.llava_next import LlavaNextAdapter
 from rcblib.mllm.llava_onevision import LlavaOnevisionAdapter
 from rcblib.mllm.placement import outside_llm
 from rcblib.mllm.qwen2_5_vl import Qwen25VLAdapter
+from rcblib.mllm.wrapping import unwrapped
 from rcblib.records import ParameterError, UnsupportedModelError
 from rcblib.runs.paths import user_path
-from rcblib.runs.provenance import FROM_CHECKOUT, project_root
+from rcblib.runs.provenance import project_root
 
 ADAPTERS: dict[str, type[Adapter]] = {
     "llava": LlavaAdapter,
@@ -58,21 +60,31 @@ def adapter_for(model: Any, processor: Any = None) -> Adapter:
     Parameters
     ----------
     model : transformers.PreTrainedModel
-        A loaded model.
+        A loaded model, or one wrapped in something (`rcblib.mllm.wrapping.wrapping`).
     processor : transformers.ProcessorMixin, optional
         Its processor; not needed to prune.
 
     Returns
     -------
     Adapter
+        Of the model itself.
 
     Raises
     ------
     UnsupportedModelError
         If the family has no adapter, or the model is of a form that its adapter does not cover.
+    ParameterError
+        If what it is wrapped in makes another model of it.
     """
+    model = unwrapped(model)
     model_type = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
-    return _adapter_class(model_type)(model, processor)
+    adapter_class = _adapter_class(model_type)
+    if isinstance(model, PreTrainedModel) and model.get_output_embeddings() is None:
+        raise UnsupportedModelError(
+            f"model: got {type(model).__name__}, which says no words; supported: the model with its head, as "
+            "load_model or AutoModelForImageTextToText returns it"
+        )
+    return adapter_class(model, processor)
 
 
 def load_model(
@@ -235,8 +247,6 @@ def _locate(name_or_path: str | Path) -> str:
         return name_or_path
     given = str(name_or_path) if is_named else name_or_path
     named = f"a model's name ({', '.join(model_names()) or 'none here'})"
-    if not embedded_models():
-        named += f", one of data/models ({FROM_CHECKOUT})"
     raise UnsupportedModelError(
         f"model: got {given!r}; accepted: {named}, a folder, or a Hugging Face id, such as llava-hf/llava-1.5-7b-hf"
     )
