@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from rcblib.mllm.hooks import hooked
 from rcblib.tensors.geometry import cosine_to_cls
 
 HAS_CLS: dict[str, bool] = {"clip_vision_model": True, "dinov2": True, "siglip_vision_model": False}
@@ -59,11 +60,8 @@ class EncoderSignals:
         if not reading.needs & LAYER_SIGNALS:
             yield reading
             return
-        handle = self.layer.register_forward_hook(reading.read_layer, with_kwargs=True)
-        try:
+        with hooked({self.layer: reading.read_layer}, with_kwargs=True):
             yield reading
-        finally:
-            handle.remove()
 
 
 class _Reading:

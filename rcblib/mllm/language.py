@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from abc import ABC
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -9,7 +10,8 @@ from typing import Any, ClassVar
 
 import torch
 
-from rcblib.mllm.placement import is_out_of_memory, module_device
+from rcblib.mllm.hooks import hooked
+from rcblib.mllm.placement import module_device
 from rcblib.mllm.prefix import SharedPrefix
 from rcblib.mllm.prompt import AssembledPrompt, Batch, Prompt, VisualRows
 from rcblib.records import ParameterError, UnsupportedModelError
@@ -17,6 +19,8 @@ from rcblib.tensors.checks import check_integer
 
 OneVisual = torch.Tensor | VisualRows
 """Rows that take the place of one placeholder; those of a bare tensor ``(n_i, d_model)`` are read in order."""
+
+_SWITCHING = threading.RLock()
 
 VisualInput = OneVisual | Sequence[OneVisual]
 """Rows for a prompt with one image, or for each image of the prompt."""
@@ -179,9 +183,9 @@ class LanguageSide(ABC):
             rows for each placeholder. `VisualRows` are read where they say; a tensor ``(n_i, d_model)`` one row after
             the other. A tensor ``(n, n_tokens, d_model)`` will do.
         batch_size : int
-            Inputs per forward pass at most; half as many where memory does not suffice, and so on. It changes the
-            result by rounding only: inputs are sorted by length, and what is still shorter than its batch is padded
-            on the left, masked, and numbered from its first row.
+            Inputs per forward pass. It changes the result by rounding only: inputs are sorted by length, and
+            what is still shorter than its batch is padded on the left, masked, and numbered from its first
+            row.
         answer_prefix : sequence of sequences of int, optional
             For each input the token ids of an answer already begun, such as an article.
         prefix : SharedPrefix, optional
@@ -213,16 +217,9 @@ class LanguageSide(ABC):
         order = sorted(range(len(inputs)), key=lambda i: len(inputs[i]))
         logits = torch.empty(len(inputs), self.n_vocab)
         prefix = self.shared_prefix() if prefix is None else prefix
-        while order:
-            batch = order[: min(batch_size, prefix.n_fitting)]
-            try:
-                logits[batch] = prefix.next_token_logits([inputs[i] for i in batch]).float().cpu()
-            except RuntimeError as error:
-                if not is_out_of_memory(error) or len(batch) == 1:
-                    raise
-                prefix.n_fitting = len(batch) // 2
-                continue
-            order = order[len(batch) :]
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            logits[batch] = prefix.next_token_logits([inputs[i] for i in batch]).float().cpu()
         return logits
 
     def shared_prefix(self) -> SharedPrefix:
@@ -266,12 +263,8 @@ class LanguageSide(ABC):
             maps.append(attention.cpu())
 
         with _eager_attention(self.language_model) as layers:
-            handles = [layer.self_attn.register_forward_hook(keep_text_rows) for layer in layers]
-            try:
+            with hooked({layer.self_attn: keep_text_rows for layer in layers}):
                 self.next_token_logits([asked])
-            finally:
-                for handle in handles:
-                    handle.remove()
         by_layer = torch.stack(maps)  # (n_layers, n_question, n_visual)
         return {"last": by_layer[:, -1], "question": by_layer.mean(1)}
 
@@ -313,10 +306,14 @@ class LanguageSide(ABC):
 
 @contextmanager
 def _eager_attention(language_model: Any) -> Iterator[Any]:
-    """Switch an LLM to the attention that returns its weights, yield its layers, and switch back."""
-    before = language_model.config._attn_implementation
-    language_model.set_attn_implementation("eager")
-    try:
-        yield language_model.layers
-    finally:
-        language_model.set_attn_implementation(before)
+    """Switch an LLM to the attention that returns its weights, yield its layers, and switch back.
+
+    One thread at a time, so that what is put back is what was there; others meanwhile get the same up to rounding.
+    """
+    with _SWITCHING:
+        before = language_model.config._attn_implementation
+        language_model.set_attn_implementation("eager")
+        try:
+            yield language_model.layers
+        finally:
+            language_model.set_attn_implementation(before)

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from transformers.cache_utils import DynamicLayer
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
+from rcblib.mllm.hooks import hooked
 from rcblib.mllm.versions import CACHE
 from rcblib.records import ParameterError, Reduced, UnsupportedModelError
 
@@ -90,7 +91,7 @@ def dropping(
     form: str = "gathered",
     n_attention_rows: int = 0,
 ) -> Iterator[RowCounts]:
-    """Let an LLM read fewer visual rows from some layers on, while it runs inside the ``with`` block.
+    """Let an LLM read fewer visual rows from some layers on, while this thread runs it inside the ``with`` block.
 
     Rows are chosen while the prompt is read; tokens generated afterwards see the same rows. What stays keeps its
     position ids. Rows are chosen once for a prompt; its beams and returned sequences share them.
@@ -135,15 +136,9 @@ def dropping(
         )
     counts = RowCounts(spans, n_layers)
     state = _Dropping(llm, spans, choose, sorted(set(layers)), form == "gathered", n_attention_rows, counts)
-    handles = [
-        llm.layers[number].register_forward_pre_hook(state.hook(number), with_kwargs=True)
-        for number in range(min(layers) - 1, n_layers)
-    ]
-    try:
+    hooks = {llm.layers[number]: state.hook(number) for number in range(min(layers) - 1, n_layers)}
+    with hooked(hooks, before=True, with_kwargs=True):
         yield counts
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 class _Dropping:

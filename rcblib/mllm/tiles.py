@@ -17,6 +17,7 @@ import torch
 from transformers.image_processing_utils import select_best_resolution
 from transformers.models.llava_next.modeling_llava_next import unpad_image
 
+from rcblib.mllm.hooks import hooked
 from rcblib.mllm.llava import LlavaTypeAdapter
 from rcblib.records import NEWLINE, EncodedImage, Packing, ParameterError, VisualView
 
@@ -103,16 +104,13 @@ class TiledAdapter(LlavaTypeAdapter):
             raise ParameterError("pixel_values", tuple(pixels.shape), accepted)
 
         projected: list[torch.Tensor] = []
-        handle = self.model.model.multi_modal_projector.register_forward_hook(
-            lambda _module, _inputs, output: projected.append(output)
-        )
-        try:
-            with self.signals.reading(needs) as reading:
-                output = self.model.get_image_features(
-                    pixel_values=pixels, image_sizes=torch.tensor(sizes), return_dict=True, **arguments
-                )
-        finally:
-            handle.remove()
+        hook = {
+            self.model.model.multi_modal_projector: lambda _module, _inputs, output: projected.append(output)
+        }
+        with hooked(hook), self.signals.reading(needs) as reading:
+            output = self.model.get_image_features(
+                pixel_values=pixels, image_sizes=torch.tensor(sizes), return_dict=True, **arguments
+            )
         by_grid = reading.signals(output.hidden_states)  # of all images
         images, start = [], 0
         for size, pair, packed, grids in zip(
