@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import PIL.Image
     import torch
-
-ImageId = int | str
-"""Type of what tells an image from the others of its dataset."""
 
 ONE_WORD_QUESTION = "What does this image show? You must provide a single word that best describes the image."
 
@@ -37,14 +34,6 @@ class ChecksumError(CodebookError):
 
 class ImageError(ValueError):
     """Report an image, or a folder of images, that cannot be used."""
-
-    @classmethod
-    def of(cls, errors: Sequence[ImageError], n_images: int) -> ImageError:
-        """Report what is wrong with some of several images, all of them in one line."""
-        if len(errors) == 1:
-            return errors[0]
-        told = "; ".join(str(error).partition(": ")[2] for error in errors)
-        return cls(f"images: {len(errors)} of {n_images} cannot be used: {told}")
 
 
 @dataclass(frozen=True)
@@ -84,8 +73,8 @@ class Sample:
 
     Attributes
     ----------
-    image_id : int or str
-        Identifier, unique inside its dataset; of what is read from a file of one's own, its name.
+    image_id : int
+        Identifier, unique inside its dataset.
     load : callable
         Returns the image as RGB ``PIL.Image``; called once per use so that datasets stay lazy.
     width, height : int
@@ -95,14 +84,14 @@ class Sample:
     objects : tuple of SceneObject or None
         Annotated objects; ``None`` where no annotation exists (own photos).
     source : str
-        Where the sample comes from: ``"scenes/<split>"``, ``"coco/<split>"`` or ``"photos/<folder>"``.
+        Where the sample comes from: ``"scenes/<split>"``, ``"coco/<split>"`` or ``"photos"``.
     file_name : str
         File name inside its dataset.
     backdrop : str or None
         What is behind the objects, in a word, where it is known.
     """
 
-    image_id: ImageId
+    image_id: int
     load: Callable[[], PIL.Image.Image]
     width: int
     height: int
@@ -139,8 +128,8 @@ class SequenceSample:
 
     Attributes
     ----------
-    image_id : int or str
-        Identifier, unique inside its dataset; of what is read from a file of one's own, its name.
+    image_id : int
+        Identifier, unique inside its dataset.
     load : callable
         Returns all images, in order, as RGB ``PIL.Image``; called once per use so that datasets stay lazy.
     kind : str
@@ -155,7 +144,7 @@ class SequenceSample:
         File or folder name inside its dataset.
     """
 
-    image_id: ImageId
+    image_id: int
     load: Callable[[], tuple[PIL.Image.Image, ...]]
     kind: str
     sizes: tuple[tuple[int, int], ...]
@@ -198,7 +187,7 @@ class Question:
 
     Attributes
     ----------
-    image_id : int or str
+    image_id : int
         The `Sample` or `SequenceSample` it is about.
     task : str
         Question family: ``one_word``, ``caption``, ``yes_no``, ``color``, ``count``, ``position``, ``digit``,
@@ -212,7 +201,7 @@ class Question:
         about several images.
     """
 
-    image_id: ImageId
+    image_id: int
     task: str
     text: str
     answer: str

@@ -14,7 +14,8 @@ from messages import one_line
 
 from rcblib.mllm import ADAPTERS, adapter_for, load_model
 from rcblib.mllm.encoder import HAS_CLS
-from rcblib.mllm.prompt import GeneratePrompts, VisualRows
+from rcblib.mllm.given import GivenPrompts
+from rcblib.mllm.prompt import VisualRows
 from rcblib.records import NEWLINE, ParameterError, UnsupportedModelError
 from rcblib.tensors.geometry import rank_by_cls
 
@@ -98,7 +99,7 @@ def generate(adapter, inputs, **settings):
 def generate_by_rows(adapter, inputs, **settings):
     """Do what `generate` does, from rows instead of pixels."""
     config = adapter.model.generation_config
-    prompts = GeneratePrompts(inputs, config.pad_token_id, config.eos_token_id)
+    prompts = GivenPrompts(inputs, config.pad_token_id, config.eos_token_id)
     placed = prompts.place(
         adapter.encode_pixels(inputs),
         adapter.n_placeholders,

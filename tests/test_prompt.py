@@ -7,7 +7,8 @@ from messages import one_line
 from tiny_qwen import tiny_qwen
 
 from rcblib.mllm import adapter_for
-from rcblib.mllm.prompt import Batch, GeneratePrompts, Prompt, VisualRows
+from rcblib.mllm.given import GivenPrompts
+from rcblib.mllm.prompt import Batch, Prompt, VisualRows
 from rcblib.records import EncodedImage, ParameterError, VisualView
 
 IMAGE, VIDEO, PAD = 4, 5, 0
@@ -128,7 +129,7 @@ def test_shorter_prompts_are_padded_on_the_left():
 
 
 def prompts_of(ids, pad=PAD, end=2, **others):
-    return GeneratePrompts({"input_ids": torch.tensor(ids), **others}, pad, end)
+    return GivenPrompts({"input_ids": torch.tensor(ids), **others}, pad, end)
 
 
 def test_arguments_are_cut_and_restored():
@@ -197,7 +198,7 @@ def test_placeholders_must_match_the_images(ids, images, message):
 
 def test_ids_and_mask_are_checked():
     with pytest.raises(ParameterError, match="input_ids: got 'NoneType'; accepted: a tensor"):
-        GeneratePrompts({}, PAD, 2)
+        GivenPrompts({}, PAD, 2)
     with pytest.raises(ParameterError, match=r"attention_mask: got \(1, 1\); accepted: the shape of"):
         prompts_of([[1, 2]], attention_mask=torch.ones(1, 1))
 

@@ -31,7 +31,7 @@ COUNTS = (1, 2, 0)
 N_NEW = 3
 SETTINGS = {"max_new_tokens": N_NEW, "do_sample": False, "num_beams": 1}
 
-pytestmark = pytest.mark.filterwarnings("ignore:rule")
+pytestmark = pytest.mark.filterwarnings("ignore:rule", "ignore:.*nothing was pruned")
 
 
 @functools.cache

@@ -379,10 +379,8 @@ def test_a_rule_of_another_family_gets_one_line(batches, codebooks):
         generate(adapter, inputs, CodebookPruner(codebook, retain_ratio=0.5), max_new_tokens=1)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with CodebookPruner(codebook, "double_softmax", retain_ratio=0.5)(adapter.model):
-            pass
-        with CodebookPruner(codebooks["llava_next"], max_similarity=0.3)(batches["next"][0].model):
-            pass
+        CodebookPruner(codebook, "double_softmax", retain_ratio=0.5).check(adapter)
+        CodebookPruner(codebooks["llava_next"], max_similarity=0.3).check(batches["next"][0])
 
 
 # Wrong inputs

@@ -1,19 +1,19 @@
 """Assemble prompts: ids, spans, rows, positions and padding, once, for probing, generating, timing and benchmarks.
 
 A `Prompt` is text with placeholders; `Prompt.filled` puts an image's `VisualRows` where they are, and a `Batch` pads
-the result on the left. `GeneratePrompts` does this to the arguments of a `generate` call.
+the result on the left. `rcblib.mllm.given.GivenPrompts` does this to the arguments of a call.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from rcblib.mllm.layers import Spans
-from rcblib.records import EncodedImage, ParameterError
+from rcblib.records import ParameterError
 
 
 @dataclass(frozen=True)
@@ -247,157 +247,3 @@ class Batch:
     def visual_rows(self) -> list[torch.Tensor]:
         """List the rows of each image and video, prompt after prompt."""
         return [each.rows for prompt in self.prompts for each in prompt.visual]
-
-
-@dataclass(frozen=True)
-class PlacedImage:
-    """Say in which prompt of a batch an image or video is.
-
-    Attributes
-    ----------
-    image, prompt : EncodedImage, int
-        The image or video; number of the prompt.
-    prompt_ids : torch.Tensor
-        ``(n_prompt,)`` its ids, placeholders included, padding not.
-    """
-
-    image: EncodedImage
-    prompt: int
-    prompt_ids: torch.Tensor
-
-
-class GeneratePrompts:
-    """Read the prompts of a `generate` call, and cut its arguments to what is left of them.
-
-    Parameters
-    ----------
-    arguments : Mapping
-        Arguments of `generate`. ``input_ids`` and ``attention_mask`` are read; of the others every tensor of their
-        shape has one value a token and is cut with them.
-    pad_token_id, eos_token_id : int, list of int or None
-        As `generate` would use them. Without a mask, padding is inferred as `generate` does.
-
-    Attributes
-    ----------
-    input_ids : torch.Tensor
-        ``(n_prompts, n_columns)`` as given.
-    prompts : list of Prompt
-        Each prompt without its masked columns; `place` finds the spans.
-
-    Raises
-    ------
-    ParameterError
-        If there are no ids of two dimensions, or the mask has another shape.
-    """
-
-    def __init__(self, arguments: Mapping[str, Any], pad_token_id: Any, eos_token_id: Any):
-        input_ids = arguments.get("input_ids")
-        if not isinstance(input_ids, torch.Tensor) or input_ids.ndim != 2:
-            raise ParameterError("input_ids", type(input_ids).__name__, "a tensor (n_prompts, n_tokens)")
-        end_ids = [eos_token_id] if isinstance(eos_token_id, int) else eos_token_id or []
-        mask = arguments.get("attention_mask")
-        if mask is None:
-            # As `generate` infers it: padding is what looks like padding, unless that also ends answers.
-            inferable = pad_token_id is not None and pad_token_id not in end_ids
-            mask = (input_ids != pad_token_id).long() if inferable else torch.ones_like(input_ids)
-        if mask.shape != input_ids.shape:
-            raise ParameterError(
-                "attention_mask", tuple(mask.shape), f"the shape of input_ids, {tuple(input_ids.shape)}"
-            )
-        self.input_ids = input_ids
-        self.padding_id = pad_token_id if pad_token_id is not None else next(iter(end_ids), 0)
-        self.others = {
-            name: value.to(input_ids.device)
-            for name, value in arguments.items()
-            if getattr(value, "shape", None) == input_ids.shape
-            and name not in ("input_ids", "attention_mask")
-        }
-        self.columns = [row.nonzero().flatten() for row in mask.cpu()]
-        self.prompts = [Prompt(ids[own]) for ids, own in zip(input_ids.cpu(), self.columns, strict=True)]
-
-    def place(
-        self,
-        images: Sequence[EncodedImage],
-        n_placeholders: Callable[[EncodedImage], int],
-        image_token_id: int,
-        video_token_id: int | None = None,
-    ) -> list[PlacedImage]:
-        """Find the placeholders of images and videos.
-
-        Parameters
-        ----------
-        images : sequence of EncodedImage
-            All images in the order of the prompts, and all videos, as `Adapter.encode_pixels` returns them.
-        n_placeholders : callable
-            Counts an image's placeholders, as `Adapter.n_placeholders`.
-        image_token_id, video_token_id : int
-            The placeholders.
-
-        Returns
-        -------
-        list of PlacedImage
-            Images and videos in the order of their placeholders, prompt after prompt.
-
-        Raises
-        ------
-        ParameterError
-            If there are more or fewer placeholders, or those of an image do not stand together in one prompt.
-        """
-        found: list[tuple[int, int, int, EncodedImage]] = []
-        for modality, token_id in (("image", image_token_id), ("video", video_token_id)):
-            own = [image for image in images if image.is_video == (modality == "video")]
-            if token_id is None or not own:
-                continue
-            places = [
-                (number, column)
-                for number, prompt in enumerate(self.prompts)
-                for column in (prompt.ids == token_id).nonzero().flatten().tolist()
-            ]
-            counts = [n_placeholders(image) for image in own]
-            if len(places) != sum(counts):
-                accepted = f"{sum(counts)}, one for each visual token and newline of {len(own)} {modality}s"
-                raise ParameterError("input_ids", f"{len(places)} {modality} placeholders", accepted)
-            begin = 0
-            for image, count in zip(own, counts, strict=True):
-                (first, start), (last, end) = places[begin], places[begin + count - 1]
-                if first != last or end - start != count - 1:
-                    got = "an image spread over two prompts" if first != last else "text inside an image"
-                    raise ParameterError("input_ids", got, "all its placeholders in one, side by side")
-                found.append((first, start, end + 1, image))
-                begin += count
-        found.sort(key=lambda span: span[:2])
-        for number, prompt in enumerate(self.prompts):
-            spans = tuple((start, stop) for first, start, stop, _ in found if first == number)
-            self.prompts[number] = replace(prompt, spans=spans)
-        return [PlacedImage(image, number, self.prompts[number].ids) for number, _, _, image in found]
-
-    def filled(self, visual: Sequence[VisualRows]) -> Batch:
-        """Put rows where the placeholders of all images and videos are, in the order of `place`."""
-        left = iter(visual)
-        return Batch([prompt.filled([next(left) for _ in prompt.spans]) for prompt in self.prompts])
-
-    def cut(self, batch: Batch, placeholder_id: int) -> dict[str, torch.Tensor]:
-        """Return ids, mask and the others with one value a token, ``(n_prompts, n_columns)``, for a batch of `filled`.
-
-        Every visual row has the same placeholder id. Position ids are in `Batch.position_ids`.
-        """
-        device = self.input_ids.device
-        arguments = {
-            "input_ids": batch.input_ids(placeholder_id, self.padding_id).to(device),
-            "attention_mask": batch.attention_mask.to(device),
-        }
-        for name, column in self.others.items():
-            pairs = zip(column, self.columns, batch.prompts, strict=True)
-            arguments[name] = batch.padded(row[own[prompt.columns].to(device)] for row, own, prompt in pairs)
-        return arguments
-
-    def restore(self, output: Any, n_cut: int) -> Any:
-        """Put the prompts as given back in front of the new tokens of what `generate` returned for `n_cut` columns."""
-        sequences = output if isinstance(output, torch.Tensor) else output.sequences
-        n_each = sequences.shape[0] // self.input_ids.shape[0]
-        given = self.input_ids.repeat_interleave(n_each, 0).to(sequences)
-        restored = torch.cat([given, sequences[:, n_cut:]], dim=1)
-        if isinstance(output, torch.Tensor):
-            return restored
-        output.sequences = restored
-        return output

@@ -6,10 +6,11 @@ from rcblib.pruners.budget import Budget
 from rcblib.pruners.cls_similarity import ClsSimilarityPruner
 from rcblib.pruners.codebook import FAMILY_RULES, CodebookPruner
 from rcblib.pruners.context import PruningContext, signal_of, tokens_of
-from rcblib.pruners.generation import Pruned, split_by_view
+from rcblib.pruners.generation import Pruned
 from rcblib.pruners.oracle import OraclePruner
 from rcblib.pruners.random import RandomPruner
 from rcblib.pruners.registry import PRUNERS, baseline_pruners, find_method, read_pruner, register
+from rcblib.pruners.steps import split_by_view
 from rcblib.records import Reduced
 
 __all__ = [

@@ -15,7 +15,8 @@ from rcblib.mllm import Adapter
 from rcblib.mllm.layers import RowCounts, Spans
 from rcblib.pruners.budget import Budget
 from rcblib.pruners.context import OF_SAMPLES, QUESTION, PruningContext
-from rcblib.pruners.generation import Pruned, pruning
+from rcblib.pruners.entering import pruning
+from rcblib.pruners.generation import Pruned
 from rcblib.records import LAYOUTS, EncodedImage, ParameterError, Reduced, VisualView
 
 if TYPE_CHECKING:
@@ -222,6 +223,11 @@ class Pruner:
         return QUESTION in self.needs
 
     @property
+    def acts_inside(self) -> bool:
+        """Tell whether the method drops rows at layers of the LLM."""
+        return self._overrides("inside")
+
+    @property
     def resizes(self) -> bool:
         """Tell whether the method changes pictures before they are processed."""
         return self._overrides("resize")
@@ -334,8 +340,9 @@ class Pruner:
 
     @property
     def log(self) -> Pruned | None:
-        """Return the latest context's log; ``None`` before the first."""
-        return vars(self).get("_log")
+        """Return the latest context's log, of this thread or else of any; ``None`` before the first."""
+        logs = vars(self).get("_log")
+        return None if logs is None else logs.here or logs.latest[0]
 
     @property
     def kept(self) -> list[torch.Tensor]:

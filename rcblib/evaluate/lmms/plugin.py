@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import field
 from datetime import timedelta
 from typing import Any
@@ -330,11 +331,13 @@ class RcbModel(lmms or object):
         placeholders = inputs["input_ids"].new_tensor([own for own in placeholders if own is not None])
         n_all = torch.isin(inputs["input_ids"], placeholders).sum(-1).tolist()
         numbers = [entry.doc_id + _APART * k for entry in batch for k in range(n_each)]
-        with self.pruner(self.model, self.processor, image_indices=numbers) as pruned:
-            if self.pruner.resizes:
+        context = self.pruner(self.model, self.processor, image_indices=numbers) if n_each else nullcontext()
+        with context as pruned:
+            if n_each and self.pruner.resizes:
                 inputs = self._processed(adapter, batch, pruned)
             output = self.model.generate(**inputs, **settings)
-        n_retained = [sum(pruned.n_retained[i * n_each : (i + 1) * n_each]) for i in range(len(batch))]
+        left = pruned.n_retained if n_each else []
+        n_retained = [sum(left[i * n_each : (i + 1) * n_each]) for i in range(len(batch))]
         texts = self.processor.tokenizer.batch_decode(
             output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
         )
