@@ -204,6 +204,11 @@ def llava_photographs_seed_1() -> Path:
     return assembled("llava-photographs-seed-1")
 
 
+def llava_photographs_dropped_seed_1() -> Path:
+    """Return the model of `llava_photographs_dropped` trained once more, with another seed from the connector on."""
+    return assembled("llava-photographs-dropped-seed-1")
+
+
 def llava_next_photographs() -> Path:
     """Return the LLaVA-NeXT-type model of the same parts and trained weights, which never saw tiles."""
     return assembled("llava-next-photographs")
