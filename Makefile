@@ -1,5 +1,6 @@
 # make book   environment, experiments and site: book/_build/html/index.html
 # make test   the checks
+# make faults   the checks' long form, with faults and damaged inputs, minutes: data/recorded/faults.json
 # make full   recorded stages at their full setting, hours: data/recorded
 # make versions   contract tests with the oldest and the newest transformers of pyproject.toml
 #
@@ -21,19 +22,24 @@ STAMP := $(RCB_VENV)/.rcblib-installed
 export PATH := $(BIN):$(PATH)
 export PYTHONUNBUFFERED := 1
 
-.PHONY: book full test versions lint install format clean
+.PHONY: book full test faults versions lint install format clean
 
 book: $(STAMP)
-	snakemake --cores $(CORES) --rerun-incomplete --quiet rules -p
+	python -m tools.run_workflow --cores $(CORES) --rerun-incomplete --quiet rules -p
 	@echo "book/_build/html/index.html"
 
 full: $(STAMP)
-	snakemake --snakefile workflow/full.smk --cores $(CORES) --rerun-incomplete --keep-going --quiet rules -p \
-		$(ARGS) --config models="$(MODELS)" stages="$(STAGES)"
+	python -m tools.run_workflow --snakefile workflow/full.smk --cores $(CORES) --rerun-incomplete --keep-going \
+		--quiet rules -p $(ARGS) --config models="$(MODELS)" stages="$(STAGES)"
 	@echo "data/recorded"
 
 test: $(STAMP) lint
 	OMP_NUM_THREADS=1 python -m pytest -n $(CORES) --dist worksteal
+
+faults: $(STAMP)
+	OMP_NUM_THREADS=1 python -m pytest -q tests/test_properties.py tests/test_fuzz.py tests/test_fuzz_inputs.py tests/test_faults.py \
+		--hypothesis-profile=long --points 20 --findings data/recorded/faults.json
+	@echo "data/recorded/faults.json"
 
 versions: $(STAMP)
 	python -m tools.other_transformers oldest newest --cores $(CORES) --folder runs/transformers

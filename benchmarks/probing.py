@@ -1,10 +1,13 @@
-"""Compare plain probing with the library's, as ratios of times measured in one run.
+"""Compare probing with the released procedure on one model: ratios of times measured in one run, and agreement.
 
-    python -m benchmarks.probing --positions 24
+    python -m benchmarks.probing --model llava-photographs --positions 16 --output probing.json
 
-``as released``: for every position and every run the image is encoded anew and the LLM takes one input at a time.
-``one by one``: the image is encoded once, the rest as before. ``batched``: `rcblib.probe`. All three read the same
-five distributions a position; without --model they run on an untrained model of the embedded model's size.
+``released``, as its scripts do for every input: the image encoded twice and eight tokens generated. ``plain``: one
+forward pass an input, one input at a time, the image encoded once. ``probe``: the library's engine on all positions.
+Inputs of a position: one token alone; its window without anything else, intact and with the token replaced (region);
+the image with the window replaced (global). The floor is the time that the operations of the rows the engine has to
+read would take at the speed of a large matrix product, measured in the same run. Without --model an untrained model of
+the embedded model's size is compared.
 """
 
 from __future__ import annotations
@@ -12,23 +15,38 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import PIL.Image
 import torch
 
-from rcblib.mllm import adapter_for, load_model
-from rcblib.mllm.base import Adapter
+from rcblib.mllm import Adapter, adapter_for, load_model
+from rcblib.mllm.language import VisualInput
+from rcblib.probe.config import ProbeConfig
+from rcblib.probe.context import ARTICLES, ProbedInput, ProbedView
 from rcblib.probe.perturbation import global_inputs, region_inputs, single_token_inputs
-from rcblib.probe.run import probe
 from rcblib.records import ONE_WORD_QUESTION
+from rcblib.runs.files import write_json
+from rcblib.runs.provenance import provenance
+from rcblib.tensors.divergence import divergence, top1_probability
 from rcblib.tensors.geometry import evenly_spaced
 from worlds.models import build_mllm, build_processor, build_tokenizer
 from worlds.scenes.language import all_texts
 from worlds.training.recipe import LLAVA_SCENES
 
+LEVELS = {"single": "single-token input", "region": "region leave-one-out", "global": "global leave-one-out"}
 
-def untrained() -> tuple:
+TARGETS = {"cpu": (40, 40, 10), "cuda": (50, 50, 30)}
+"""Least ratio of the released procedure's time to the engine's, for each of `LEVELS`."""
+
+N_GENERATED = 8
+"""Tokens that the release generates for every input."""
+
+
+def untrained() -> tuple[Any, Any]:
     """Build the embedded model with random weights."""
     vision = LLAVA_SCENES.vision
     tokenizer = build_tokenizer(all_texts())
@@ -36,68 +54,221 @@ def untrained() -> tuple:
     return model, build_processor("llava", tokenizer, vision["image_size"], vision["patch_size"])
 
 
-def plain(adapter: Adapter, image: PIL.Image.Image, positions: list[int], encode_anew: bool) -> None:
-    """Read the five distributions of every position, one input at a time."""
-    prompt = adapter.prompt(ONE_WORD_QUESTION)
-    replacement = adapter.replacement_embedding()
-    view = adapter.encode([image])[0].views[0]
-    for position in positions:
-        intact, ablated = region_inputs(view.tokens, view.grid, [position], replacement)
-        inputs = [
-            single_token_inputs(view.tokens, [position]),
-            intact,
-            ablated,
-            view.tokens[None],
-            global_inputs(view.tokens, view.grid, [position], replacement),
-        ]
-        for rows in inputs:
-            if encode_anew:
-                adapter.encode([image])
-            adapter.first_token_logits(prompt, rows, batch_size=1)
+class Setting:
+    """Hold one image, a prompt, and the inputs of some positions, for a model whose LLM counts on one axis."""
+
+    def __init__(self, adapter: Adapter, image: PIL.Image.Image, n_side: int):
+        self.adapter = adapter
+        self.pixels = adapter.preprocess([image], "image")
+        (encoded,) = adapter.encode_pixels(self.pixels)
+        self.view = encoded.views[0]
+        self.image = image
+        self.positions = evenly_spaced(*self.view.grid, n_side)
+        self.asked = adapter.read_prompt(adapter.prompt(ONE_WORD_QUESTION))
+
+    def inputs(self, position: int) -> dict[str, list[torch.Tensor]]:
+        """Return the inputs of a position at each level, region's as intact and ablated."""
+        tokens, grid, row = self.view.tokens, self.view.grid, self.adapter.replacement_embedding()
+        intact, ablated = region_inputs(tokens, grid, [position], row)
+        return {
+            "single": list(single_token_inputs(tokens, [position])),
+            "region": [intact[0], ablated[0]],
+            "global": list(global_inputs(tokens, grid, [position], row)),
+        }
+
+    def embeds(self, visual: VisualInput) -> torch.Tensor:
+        """Return ``(1, n_rows, d_model)`` of a prompt."""
+        return self.asked.filled(self.adapter._as_images(visual)).embeds(self.adapter.embed)[None]
+
+    @torch.no_grad()
+    def released(self, visual: torch.Tensor) -> torch.Tensor:
+        """Encode the image twice, generate, and return the first token's logits ``(n_vocab,)``, past an article."""
+        for _ in range(2):
+            self.adapter.encode_pixels(self.pixels)
+        embeds = self.embeds(visual)
+        output = self.adapter.model.generate(
+            inputs_embeds=embeds,
+            attention_mask=torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device),
+            max_new_tokens=N_GENERATED,
+            min_new_tokens=N_GENERATED,
+            do_sample=False,
+            pad_token_id=0,
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
+        first = self.adapter.processor.tokenizer.decode(output.logits[0].argmax(-1))
+        return output.logits[int(first.strip().lower() in ARTICLES)][0].float().cpu()
+
+    def plain(self, visual: torch.Tensor) -> torch.Tensor:
+        """Return the first token's logits ``(n_vocab,)`` by one forward pass."""
+        with torch.no_grad():
+            return (
+                self.adapter.next_token_logits([self.asked.filled(self.adapter._as_images(visual))])[0]
+                .float()
+                .cpu()
+            )
+
+    def engine(self, level: str, positions: Sequence[int] | str, batch_size: int) -> dict[str, torch.Tensor]:
+        """Encode the image and read a level of some positions by the engine: intact and ablated logits."""
+        config = ProbeConfig(positions=positions, attention=False, batch_size=batch_size)
+        probed = ProbedInput(self.adapter, [self.image], "image", None, config)
+        view = ProbedView(probed, probed.wanted[0])
+        read = {"intact": view.answers(level).logits}
+        return read if level == "single" else read | {"ablated": view.answers(level, ablated=True).logits}
 
 
-def seconds(run: Callable[[], object]) -> float:
-    """Time a call, waiting for a GPU."""
-    start = time.perf_counter()
-    run()
+def seconds(run: Callable[[], Any]) -> tuple[float, Any]:
+    """Time a call, waiting for a GPU, and return what it returns."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    start = time.perf_counter()
+    result = run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start, result
+
+
+def peak_operations(model: Any, size: int = 2048) -> float:
+    """Return operations a second of a matrix product in the model's numbers, the best of five."""
+    a = torch.randn(size, size, device=model.device).to(model.dtype)
+    return 2 * size**3 / min(seconds(lambda: a @ a)[0] for _ in range(6))
+
+
+def operations(setting: Setting, level: str) -> float:
+    """Count the operations of the rows that a level's inputs do not share, over all positions, attention included.
+
+    Two for each weight of the LLM's layers and row, the head's for one row an input, and those of each row with all
+    rows before it. What precedes the first replaced row is read once.
+    """
+    model, n_visual = setting.adapter.model, setting.view.n_tokens
+    config, layers = model.config.get_text_config(), setting.adapter.language_model.layers
+    weights = sum(p.numel() for p in layers.parameters())
+    n_after = len(setting.asked.ids) - 1 - setting.asked.spans[0][0]
+    n_before = setting.asked.spans[0][0]
+    height, width = setting.view.grid
+    if level == "global":
+        firsts = [r * width + c for r in range(height - 2) for c in range(width - 2)]
+        lengths = [(n_before + first, n_visual - first + n_after) for first in firsts]
+    elif level == "region":
+        n_windows = (height - 2) * (width - 2)
+        lengths = [(n_before, 9 + n_after)] * (n_windows + n_visual)
+    else:
+        lengths = [(n_before, 1 + n_after)] * n_visual
+    head = config.hidden_size * config.vocab_size
+    width_all = config.num_attention_heads * (
+        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    )
+    pairs = sum(new * (before + new / 2) for before, new in lengths)
+    rows = sum(new for _, new in lengths)
+    return 2 * weights * rows + 2 * head * len(lengths) + 4 * width_all * len(layers) * pairs
+
+
+def compare(
+    setting: Setting, batch_sizes: dict[str, int], repeats: int, all_positions: Sequence[int] | str = "all"
+) -> pd.DataFrame:
+    """Measure a level after the other; see the columns.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row a level. Milliseconds a position by each way (the fastest of `repeats`), ``ratio`` to the released
+        procedure, ``plain_ratio`` to one pass an input, ``floor_share`` (the floor over the time taken), the largest
+        relative differences of divergences (``single``: of probabilities) and the positions that they were compared at.
+    """
+    few, rows = setting.positions, []
+    n_all = setting.view.n_tokens if all_positions == "all" else len(all_positions)
+    peak = peak_operations(setting.adapter.model)
+    for level in LEVELS:
+        asked = [visual for position in few for visual in setting.inputs(position)[level]]
+        best = dict.fromkeys(("released", "plain", "probe"), float("inf"))
+        found: dict[str, Any] = {}
+        for _ in range(repeats):
+            runs = {
+                "released": (len(few), lambda asked=asked: [setting.released(v) for v in asked]),
+                "plain": (len(few), lambda asked=asked: [setting.plain(v) for v in asked]),
+                "probe": (
+                    n_all,
+                    lambda level=level: setting.engine(level, all_positions, batch_sizes[level]),
+                ),
+            }
+            for name, (n_positions, run) in runs.items():
+                took, found[name] = seconds(run)
+                best[name] = min(best[name], took / n_positions)
+        floor = operations(setting, level) / peak / setting.view.n_tokens
+        at = few if all_positions == "all" else [list(all_positions).index(p) for p in few]
+        rows.append({
+            "level": LEVELS[level],
+            **{f"{name}_ms": 1000 * value for name, value in best.items()},
+            "ratio": best["released"] / best["probe"],
+            "plain_ratio": best["plain"] / best["probe"],
+            "floor_ms": 1000 * floor,
+            "floor_share": floor / best["probe"],
+            "difference": difference(level, found["released"], found["probe"], at, setting),
+            "n_compared": len(few),
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def difference(
+    level: str, released: list[torch.Tensor], engine: dict[str, torch.Tensor], at: list[int], setting: Setting
+) -> float:
+    """Return the largest difference of divergences (of probabilities, for single tokens) over the largest value."""
+    one_by_one = torch.stack(released)
+    intact = engine["intact"][at]
+    if level == "single":
+        expected, found = (top1_probability(logits)[0] for logits in (one_by_one, intact))
+    else:
+        whole = (
+            one_by_one[::2] if level == "region" else setting.released(setting.view.tokens).expand_as(intact)
+        )
+        ablated = one_by_one[1::2] if level == "region" else one_by_one
+        expected, found = divergence(whole, ablated), divergence(intact, engine["ablated"][at])
+    return float((expected - found).abs().max() / expected.abs().max())
+
+
+def opened(options: argparse.Namespace) -> tuple[Any, Any]:
+    """Return the model that is compared, and its processor or a stand-in for one."""
+    if options.model is None:
+        return untrained()
+    return load_model(options.model, dtype=options.dtype) if options.dtype else load_model(options.model)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print milliseconds a position and ratios."""
-    parser = argparse.ArgumentParser(description="Compare plain probing with the library's.")
+    """Print milliseconds a position, ratios with their targets, floors and agreement; write them where asked to."""
+    parser = argparse.ArgumentParser(description="Compare probing with the released procedure.")
     parser.add_argument("--model", help="a model's name, a folder, or a Hugging Face id (default: untrained)")
-    parser.add_argument(
-        "--positions", type=int, default=16, help="positions of the plain runs, a square number"
-    )
-    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--dtype", help="numbers of the model, such as bfloat16")
+    parser.add_argument("--positions", type=int, default=16, help="of the slow ways, a square number")
+    parser.add_argument("--batch-size", type=int, default=64, help="of single tokens and windows")
+    parser.add_argument("--global-batch-size", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=3, help="rounds; the fastest of each counts")
+    parser.add_argument("--output", type=Path, help="JSON file of the results")
     options = parser.parse_args(arguments)
 
-    model, processor = load_model(options.model) if options.model else untrained()
+    model, processor = opened(options)
     adapter = adapter_for(model, processor)
     noise = np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8)
-    image = PIL.Image.fromarray(noise)
-    view = adapter.encode([image])[0].views[0]
-    few = evenly_spaced(*view.grid, round(options.positions**0.5))
-    runs = {
-        "as released": (len(few), lambda: plain(adapter, image, few, encode_anew=True)),
-        "one by one": (len(few), lambda: plain(adapter, image, few, encode_anew=False)),
-        "batched": (
-            view.n_tokens,
-            lambda: probe(model, processor, image, attention=False, batch_size=options.batch_size),
-        ),
-    }
-    best = dict.fromkeys(runs, float("inf"))
-    for _ in range(options.repeats):
-        for name, (n_positions, run) in runs.items():
-            best[name] = min(best[name], seconds(run) / n_positions)
-    print(f"{view.n_tokens} visual tokens, {torch.get_num_threads()} threads, {model.device}, {model.dtype}")
-    for name, duration in best.items():
+    setting = Setting(adapter, PIL.Image.fromarray(noise), round(options.positions**0.5))
+    sizes = dict.fromkeys(LEVELS, options.batch_size) | {"global": options.global_batch_size}
+    table = compare(setting, sizes, options.repeats)
+    table["target"] = TARGETS[model.device.type]
+    print(
+        f"{setting.view.n_tokens} visual tokens, {torch.get_num_threads()} threads, {model.device}, {model.dtype}"
+    )
+    for row in table.to_dict("records"):
+        times = f"{row['ratio']:5.1f} times"
+        met = "met" if row["ratio"] >= row["target"] else f"falls short of {row['target']}"
         print(
-            f"{name:12} {1000 * duration:8.2f} ms a position, {best['as released'] / duration:6.1f} times as fast"
+            f"{row['level']:20} released {row['released_ms']:8.2f} ms, plain {row['plain_ms']:7.2f}, probe "
+            f"{row['probe_ms']:7.2f} a position: {times} ({met}), {row['plain_ratio']:4.1f} times one pass "
+            f"an input; floor {row['floor_ms']:6.2f} ms ({row['floor_share']:.0%}); differs by "
+            f"{row['difference']:.1e}"
+        )
+    if options.output:
+        settings = {name: value for name, value in vars(options).items() if name != "output"}
+        write_json(
+            options.output,
+            {"probing": table.to_dict("records"), "settings": settings, "provenance": provenance()},
         )
 
 

@@ -377,14 +377,18 @@ def _info(options: argparse.Namespace) -> None:
     from rcblib.codebook.files import embedded_codebooks
     from rcblib.codebook.released import released_registry
     from rcblib.mllm.loading import model_names
-    from rcblib.runs.provenance import project_root, provenance
+    from rcblib.runs.provenance import FROM_CHECKOUT, project_root, provenance
 
     for name, value in provenance().items():
         print(f"{name}: {value}")
-    print(f"project: {project_root()}")
+    try:
+        print(f"project: {project_root()}")
+    except ParameterError:
+        print(f"project: none; data/ and codebooks/: {FROM_CHECKOUT}")
     print(f"models: {', '.join(model_names()) or 'none'}")
     print(
-        f"codebooks: {', '.join(embedded_codebooks()) or 'none'}; released: {', '.join(released_registry())}"
+        f"codebooks: {', '.join(embedded_codebooks()) or 'none'}; "
+        f"released: {', '.join(released_registry()) or 'none'}"
     )
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import PIL.Image
     import torch
+
+ImageId = int | str
+"""Type of what tells an image from the others of its dataset."""
 
 ONE_WORD_QUESTION = "What does this image show? You must provide a single word that best describes the image."
 
@@ -34,6 +37,14 @@ class ChecksumError(CodebookError):
 
 class ImageError(ValueError):
     """Report an image, or a folder of images, that cannot be used."""
+
+    @classmethod
+    def of(cls, errors: Sequence[ImageError], n_images: int) -> ImageError:
+        """Report what is wrong with some of several images, all of them in one line."""
+        if len(errors) == 1:
+            return errors[0]
+        told = "; ".join(str(error).partition(": ")[2] for error in errors)
+        return cls(f"images: {len(errors)} of {n_images} cannot be used: {told}")
 
 
 @dataclass(frozen=True)
@@ -73,8 +84,8 @@ class Sample:
 
     Attributes
     ----------
-    image_id : int
-        Identifier, unique inside its dataset.
+    image_id : int or str
+        Identifier, unique inside its dataset; of what is read from a file of one's own, its name.
     load : callable
         Returns the image as RGB ``PIL.Image``; called once per use so that datasets stay lazy.
     width, height : int
@@ -84,14 +95,14 @@ class Sample:
     objects : tuple of SceneObject or None
         Annotated objects; ``None`` where no annotation exists (own photos).
     source : str
-        Where the sample comes from: ``"scenes/<split>"``, ``"coco/<split>"`` or ``"photos"``.
+        Where the sample comes from: ``"scenes/<split>"``, ``"coco/<split>"`` or ``"photos/<folder>"``.
     file_name : str
         File name inside its dataset.
     backdrop : str or None
         What is behind the objects, in a word, where it is known.
     """
 
-    image_id: int
+    image_id: ImageId
     load: Callable[[], PIL.Image.Image]
     width: int
     height: int
@@ -128,8 +139,8 @@ class SequenceSample:
 
     Attributes
     ----------
-    image_id : int
-        Identifier, unique inside its dataset.
+    image_id : int or str
+        Identifier, unique inside its dataset; of what is read from a file of one's own, its name.
     load : callable
         Returns all images, in order, as RGB ``PIL.Image``; called once per use so that datasets stay lazy.
     kind : str
@@ -144,7 +155,7 @@ class SequenceSample:
         File or folder name inside its dataset.
     """
 
-    image_id: int
+    image_id: ImageId
     load: Callable[[], tuple[PIL.Image.Image, ...]]
     kind: str
     sizes: tuple[tuple[int, int], ...]
@@ -187,7 +198,7 @@ class Question:
 
     Attributes
     ----------
-    image_id : int
+    image_id : int or str
         The `Sample` or `SequenceSample` it is about.
     task : str
         Question family: ``one_word``, ``caption``, ``yes_no``, ``color``, ``count``, ``position``, ``digit``,
@@ -201,7 +212,7 @@ class Question:
         about several images.
     """
 
-    image_id: int
+    image_id: ImageId
     task: str
     text: str
     answer: str

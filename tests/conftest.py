@@ -25,7 +25,7 @@ def pytest_addoption(parser):
     parser.addoption(
         "--points",
         type=int,
-        default=3,
+        default=1,
         help="points at which each fault strikes, and a measure of how many damaged inputs are tried",
     )
     parser.addoption("--findings", type=Path, help="JSON file for what was tried and survived")

@@ -1,11 +1,13 @@
 """Run the benchmarks on small models: each prints what it compares."""
 
-import re
+from collections import Counter
 
 import pytest
 import tiny
+import torch
 
 from benchmarks import memory, probing
+from rcblib.mllm import adapter_for
 from rcblib.runs.files import read_json
 
 
@@ -19,15 +21,38 @@ def test_memory_is_recorded_as_computed_and_as_measured_with_provenance(tmp_path
     assert all(entry["measured"] > 0 < entry["computed"] for entry in results["bytes"].values())
 
 
-def test_probing_is_timed_beside_plain_runs(tmp_path, capsys):
+def test_probing_is_timed_beside_the_released_procedure_and_agrees(tmp_path, capsys):
     model = tiny.save(tmp_path / "model", *tiny.tiny_llava())
-    probing.main(["--model", str(model), "--positions", "1", "--repeats", "1"])
-    first, *rows = capsys.readouterr().out.splitlines()
+    probing.main([
+        "--model", str(model), "--positions", "4", "--repeats", "1", "--output", str(tmp_path / "o.json"),
+    ])  # fmt: skip
+    first, *lines = capsys.readouterr().out.splitlines()
     assert first.startswith("36 visual tokens, ")
-    times = {row[:12].strip(): re.findall(r"[\d.]+", row) for row in rows}
-    assert list(times) == ["as released", "one by one", "batched"]
-    assert times["as released"][1] == "1.0"
-    assert all(float(number) > 0 for numbers in times.values() for number in numbers)
+    results = read_json(tmp_path / "o.json")
+    assert {"torch", "gpu", "git_commit"} <= set(results["provenance"])
+    rows = results["probing"]
+    assert [row["level"] for row in rows] == list(probing.LEVELS.values())
+    for row, line in zip(rows, lines, strict=True):
+        assert row["ratio"] == pytest.approx(row["released_ms"] / row["probe_ms"])
+        assert (f"falls short of {row['target']}" in line) == (row["ratio"] < row["target"])
+        assert 0 < row["floor_ms"] and row["n_compared"] == 4
+        assert row["difference"] < 1e-4
+
+
+def test_the_released_procedure_encodes_twice_and_generates_eight_tokens():
+    adapter = adapter_for(*tiny.tiny_llava())
+    (image,) = tiny.random_images(1, (40, 31))
+    setting, calls = probing.Setting(adapter, image, 2), Counter()
+    handles = [
+        adapter.model.model.vision_tower.register_forward_hook(lambda *_: calls.update(["encoded"])),
+        adapter.language_model.register_forward_hook(lambda *_: calls.update(["read"])),
+    ]
+    logits = setting.released(setting.inputs(7)["single"][0])
+    for handle in handles:
+        handle.remove()
+    assert calls == {"encoded": 2, "read": 8}
+    plain = setting.plain(setting.inputs(7)["single"][0])  # no article here
+    torch.testing.assert_close(logits, plain, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("option", ["--quantization=4bit", "--height=tall"])

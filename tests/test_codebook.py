@@ -8,7 +8,8 @@ from codebook_examples import sample_codebook
 from messages import one_line
 
 from rcblib.codebook.codebook import Codebook
-from rcblib.records import CodebookError
+from rcblib.pruners import CodebookPruner
+from rcblib.records import CodebookError, ParameterError
 
 
 @pytest.mark.parametrize(
@@ -54,3 +55,45 @@ def test_codebook_of_another_width_or_family():
     with pytest.raises(CodebookError) as error:
         codebook.check_fits("llava_onevision", 4)
     assert "'llava'" in one_line(error) and "'llava_onevision'" in one_line(error)
+
+
+def test_a_pruner_takes_whatever_makes_a_codebook(tmp_path, monkeypatch):
+    """A name, a folder, a file and the prototypes alone are what people write in place of a codebook."""
+    monkeypatch.setenv("RCB_ROOT", str(tmp_path))
+    own = sample_codebook()
+    own.save_pretrained(tmp_path / "codebooks" / "mine")
+    torch.save(own.prototypes, tmp_path / "my own.pt")
+    torch.save(own.prototypes, tmp_path / "mine.pth")
+    for given in (own, "mine", str(tmp_path / "codebooks" / "mine"), tmp_path / "codebooks" / "mine"):
+        assert CodebookPruner(given, max_similarity=0.4).codebook == own
+    for given in (own.prototypes, torch.nn.Parameter(own.prototypes), own.prototypes.numpy()):
+        assert CodebookPruner(given, retain_ratio=0.5).codebook == Codebook(own.prototypes)
+    with pytest.warns(UserWarning, match="no sha256 is registered"):
+        for name in ("my own.pt", "mine.pth"):
+            book = CodebookPruner(tmp_path / name, max_similarity=0.4).codebook
+            assert torch.equal(book.prototypes, own.prototypes)
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        (None, "got None; accepted: a Codebook, a name, a file, a folder"),
+        ("", "got ''; accepted: a Codebook"),
+        (3, "got 'int'"),
+        ([[1.0]], "got 'list'"),
+        ({"prototypes": torch.ones(2, 2)}, "got 'dict'"),
+        (torch.ones(2), "got (2,)"),
+        (torch.full((2, 2), torch.nan), "2 of 2 rows hold NaN"),
+        ("no such name", "'no such name' is no folder"),
+        ("none.pt", "'none.pt' is no file"),
+    ],
+)
+def test_what_makes_no_codebook_is_refused_in_one_line(given, named):
+    with pytest.raises(CodebookError) as error:
+        CodebookPruner(given, max_similarity=0.4)
+    assert named in one_line(error)
+
+
+def test_a_budget_is_checked_before_a_codebook_is_looked_for():
+    with pytest.raises(ParameterError, match="max_similarity"):
+        CodebookPruner("no such name", max_similarity=3)

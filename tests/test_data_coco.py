@@ -4,10 +4,13 @@ import json
 
 import numpy as np
 import pytest
-from picture_files import masks_of
+from picture_files import masks_of, write_json
 from PIL import Image
+from pycocotools import mask as coco_mask
 
 from rcblib.data.coco import CocoDataset
+from rcblib.data.coverage import object_coverage
+from rcblib.data.samples import load_pictures
 from rcblib.records import ImageError, ParameterError
 from worlds.scenes.coco import export_coco
 from worlds.scenes.generator import generate_scene
@@ -72,6 +75,72 @@ def test_coco_without_objects_or_instances(coco):
     assert CocoDataset(coco, "test")[0].objects is None
     (coco / "annotations" / "captions_train2014.json").unlink()
     assert CocoDataset(coco, "train2014")[0].captions == ()
+
+
+@pytest.fixture
+def phone(tmp_path):
+    """Return what writes a folder of one photo as phones store it: 60 x 40, marked on its upper left as it is seen."""
+
+    def write(orientation, record=(40, 60), mask=None):
+        seen = np.zeros((*(record if mask is None else mask)[::-1],), np.uint8)
+        seen[:10, :20] = 1
+        rle = coco_mask.encode(np.asfortranarray(seen))
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        upright = Image.new("RGB", (40, 60) if orientation > 4 else (60, 40))
+        upright.paste((255, 0, 0), (0, 0, 20, 10))
+        back = {1: None, 3: "ROTATE_180", 6: "ROTATE_90", 8: "ROTATE_270"}[orientation]
+        stored = upright.transpose(Image.Transpose[back]) if back else upright
+        (tmp_path / "val").mkdir(exist_ok=True)
+        stored.save(tmp_path / "val" / "phone.png", exif=exif)
+        rle = {"size": list(rle["size"]), "counts": rle["counts"].decode()}
+        annotation = {"id": 1, "image_id": 1, "category_id": 1, "segmentation": rle, "iscrowd": 1}
+        data = {
+            "images": [{"id": 1, "file_name": "phone.png", "width": record[0], "height": record[1]}],
+            "categories": [{"id": 1, "name": "mark"}],
+            "annotations": [annotation],
+        }
+        write_json(tmp_path / "annotations" / "instances_val.json", data)
+        return tmp_path
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("orientation", "record"), [(1, (60, 40)), (3, (60, 40)), (6, (40, 60)), (8, (40, 60))]
+)
+def test_masks_lie_on_the_photo_as_it_is_upright(phone, orientation, record):
+    (sample,) = CocoDataset(phone(orientation, record))
+    (picture,) = load_pictures(sample)
+    assert picture.size == (sample.width, sample.height) == record
+    (mask,) = masks_of(sample)
+    assert (mask == (np.asarray(picture)[..., 0] > 127)).all()
+    assert object_coverage(sample, 6, 4, (0, 0, *record)).share[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("orientation", "record"), [(6, (60, 40)), (8, (60, 40)), (1, (40, 60)), (6, (41, 60))]
+)
+def test_a_record_of_the_photo_lying_on_its_side_is_refused(phone, orientation, record):
+    (sample,) = CocoDataset(phone(orientation, record))
+    upright = "60 x 40" if orientation == 1 else "40 x 60"
+    with pytest.raises(ImageError) as error:
+        load_pictures(sample)
+    assert str(error.value) == (
+        f"image: 'phone.png' is {upright} px, its record says {record[0]} x {record[1]}; accepted: annotations of "
+        "the photo as it is upright"
+    )
+
+
+def test_without_instances_the_size_is_the_upright_one(phone):
+    folder = phone(6)
+    annotations = folder / "annotations" / "instances_val.json"
+    data = json.loads(annotations.read_text())
+    annotations.unlink()
+    captions = [{"id": 1, "image_id": 1, "caption": "A mark."}]
+    write_json(folder / "annotations" / "captions_val.json", data | {"annotations": captions})
+    (sample,) = CocoDataset(folder)
+    assert load_pictures(sample)[0].size == (sample.width, sample.height) == (40, 60)
 
 
 def test_a_split_needs_no_name_where_there_is_one(tmp_path):

@@ -1,12 +1,16 @@
 """Photos, and folders of them."""
 
+import os
+import re
+
 import numpy as np
 import pytest
 from picture_files import cut, save_picture
 from PIL import Image, ImageFile
 
-from rcblib.data.photos import PhotoFolder, PhotoGroup, as_rgb, read_image
+from rcblib.data.photos import PhotoFolder, PhotoGroup, read_image
 from rcblib.records import ImageError, ParameterError
+from rcblib.tensors.pictures import as_rgb
 
 
 def test_photos_come_sorted_with_their_upright_size(tmp_path):
@@ -18,17 +22,43 @@ def test_photos_come_sorted_with_their_upright_size(tmp_path):
     (tmp_path / "notes.txt").write_text("no photo")
     save_picture(tmp_path / ".hidden.png")
     save_picture(tmp_path / "more" / "d.png")
-    photos = PhotoFolder(tmp_path)
+    with pytest.warns(UserWarning, match=r"passed over: 2 \('more/', 'notes.txt'\) and 1 hidden$"):
+        photos = PhotoFolder(tmp_path)
     assert [sample.file_name for sample in photos] == ["a.JPG", "b.png", "c.png"]
     assert [(sample.width, sample.height) for sample in photos] == [(30, 40), (50, 20), (8, 9)]
-    for i, sample in enumerate(photos):
+    for sample in photos:
         assert sample.image.size == (sample.width, sample.height)
         assert sample.image.mode == "RGB"
-        assert (sample.image_id, sample.objects, sample.captions) == (i, None, ())
-        assert sample.source == "photos"
-    assert read_image(tmp_path / "a.JPG", upright=False).size == (40, 30)
+        assert (sample.image_id, sample.objects, sample.captions) == (sample.file_name, None, ())
+        assert sample.source == f"photos/{tmp_path.name}"
+
+
+def test_as_many_photos_are_used_as_asked_for(tmp_path):
+    for name in "abc":
+        save_picture(tmp_path / f"{name}.png")
     assert len(PhotoFolder(tmp_path, 2)) == 2
     assert len(PhotoFolder(tmp_path, 20)) == 3
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tiff", "webp", "avif"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_size_of_a_photo_is_that_of_what_is_read(tmp_path, suffix, orientation):
+    turned = Image.Exif()
+    turned[0x0112] = orientation
+    save_picture(tmp_path / f"a.{suffix}", (60, 40), exif=turned)
+    (sample,) = PhotoFolder(tmp_path)
+    assert sample.image.size == (sample.width, sample.height) == ((40, 60) if orientation > 4 else (60, 40))
+
+
+def test_a_photo_s_id_stays_when_others_come_and_go(tmp_path):
+    for name in ("b.png", "d.png", os.fsdecode(b"caf\xe9.png")):
+        save_picture(tmp_path / name)
+    before = {sample.image_id for sample in PhotoFolder(tmp_path)}
+    assert before == {"b.png", "d.png", "caf\\xe9.png"}
+    save_picture(tmp_path / "a.png")
+    assert {sample.image_id for sample in PhotoFolder(tmp_path)} == before | {"a.png"}
+    (tmp_path / "b.png").unlink()
+    assert {sample.image_id for sample in PhotoFolder(tmp_path)} == before - {"b.png"} | {"a.png"}
 
 
 def test_folders_without_photos_are_errors(tmp_path):
@@ -55,6 +85,43 @@ def test_a_damaged_photo_is_named_before_any_is_used(tmp_path, suffix, damage, f
     assert ImageFile.LOAD_TRUNCATED_IMAGES is filled_up
 
 
+def test_all_damaged_photos_are_named_in_one_line(tmp_path):
+    for name in "abcdef":
+        save_picture(tmp_path / f"{name}.png", (64, 64))
+    cut(tmp_path / "b.png")
+    (tmp_path / "d.png").write_bytes(b"")
+    (tmp_path / "f.png").write_text("no photo")
+    for opened in (PhotoFolder, PhotoGroup):
+        with pytest.raises(ImageError) as error:
+            opened(tmp_path)
+        assert re.fullmatch(
+            r"images: 3 of 6 cannot be used: 'b.png' cannot be read \(.*\); 'd.png' cannot be read \(.*\); "
+            r"'f.png' cannot be read \(.*\)",
+            str(error.value),
+        )
+    photos = PhotoFolder(tmp_path, on_error="skip")
+    assert [sample.image_id for sample in photos] == ["a.png", "c.png", "e.png"]
+    assert list(photos.skipped) == ["b.png", "d.png", "f.png"]
+    assert "truncated" in photos.skipped["b.png"]
+    few = PhotoFolder(tmp_path, 2, on_error="skip")
+    assert ([sample.image_id for sample in few], list(few.skipped)) == (["a.png", "c.png"], ["b.png"])
+    with pytest.raises(ParameterError, match="on_error: got 'ignore'; accepted: stop, skip"):
+        PhotoFolder(tmp_path, on_error="ignore")
+    for name in "ace":
+        (tmp_path / f"{name}.png").unlink()
+    with pytest.raises(ImageError, match="images: 3 of 3 cannot be used"):
+        PhotoFolder(tmp_path, on_error="skip")
+
+
+def test_a_photo_of_too_many_pixels_is_one_line(tmp_path, monkeypatch):
+    save_picture(tmp_path / "a.png", (64, 64))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(
+        ImageError, match=r"'a.png' cannot be read \(Image size \(4096 pixels\) exceeds limit of 2000"
+    ):
+        PhotoFolder(tmp_path)
+
+
 def test_a_photo_that_vanishes_later_is_an_image_error(tmp_path):
     path = save_picture(tmp_path / "a.png")
     (sample,) = PhotoFolder(tmp_path)
@@ -68,6 +135,7 @@ def test_the_photos_of_a_folder_are_one_group_in_natural_order(tmp_path):
         save_picture(tmp_path / f"view {number}.png", (20 + number, 30), seed=number)
     (sample,) = PhotoGroup(tmp_path)
     assert (sample.kind, sample.source, sample.file_name) == ("images", "photos", tmp_path.name)
+    assert sample.image_id == tmp_path.name
     assert sample.sizes == ((21, 30), (29, 30), (30, 30))
     assert [image.size for image in sample.images] == list(sample.sizes)
     assert sample.objects is None

@@ -139,7 +139,7 @@ def declared_parameters():
 def test_odd_parameters_of_every_notebook(n_points, findings):
     generator, inputs = np.random.default_rng(4), {}
     for notebook, (hints, values) in declared_parameters().items():
-        for number in range(10 * n_points):
+        for number in range(30 * n_points):
             given = dict(values)
             for name in generator.choice(list(hints), size=min(2, len(hints)), replace=False):
                 given[str(name)] = ODD[int(generator.integers(len(ODD)))]

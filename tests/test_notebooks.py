@@ -230,8 +230,8 @@ def test_a_notebook_runs_with_photos_of_grids_of_their_own_and_a_family_beyond_t
     written = json.loads((tmp_path / "results" / f"{name}.json").read_text(encoding="utf-8"))
     assert written["config"]["images"] == str(tmp_path / "photos")
     if name != "pruned_inference":
-        (table,) = (tmp_path / "results" / "probe").glob("*/*1.parquet")
-        assert len(pd.read_parquet(table)) == 20  # by name the second photo, 140.png
+        (table,) = (tmp_path / "results" / "probe").glob("*/140.png-*.parquet")
+        assert len(pd.read_parquet(table)) == 20
 
 
 def test_own_photos_and_an_own_clip_are_asked_about_together(tmp_path):

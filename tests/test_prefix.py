@@ -112,6 +112,32 @@ def test_rows_at_other_positions_are_not_shared(exact, rows_read):
     assert rows_read[-2][1] < rows_read[0][1]  # the third call knew the first one's rows
 
 
+@pytest.mark.parametrize("message", ["CUDA out of memory", "DefaultCPUAllocator: can't allocate memory"])
+def test_batches_are_halved_until_they_fit(message, monkeypatch):
+    exact, tried = exact_adapter("llava"), []
+    prompt, visual = exact.prompt(QUESTION), perturbed(exact)["single"]
+    expected = exact.first_token_logits(prompt, visual)
+    forward = exact.model.forward
+
+    def small(*args, **named):
+        tried.append(len(named["inputs_embeds"]))
+        if tried[-1] > 3:
+            raise torch.OutOfMemoryError(message) if "CUDA" in message else RuntimeError(message)
+        return forward(*args, **named)
+
+    monkeypatch.setattr(exact.model, "forward", small)
+    prefix = exact.shared_prefix()
+    assert len(visual) == 16
+    found = exact.first_token_logits(prompt, visual, batch_size=16, prefix=prefix)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    assert tried == [1, 16, 8, 4, 2, 2, 2, 2, 2, 2, 2, 2]
+    exact.first_token_logits(prompt, visual[:4], batch_size=16, prefix=prefix)
+    assert tried[-2:] == [2, 2]  # what does not fit is not tried again
+    monkeypatch.setattr(exact.model, "forward", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        exact.first_token_logits(prompt, visual)
+
+
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(
     st.lists(st.lists(st.integers(0, 2), min_size=0, max_size=6), min_size=1, max_size=7),

@@ -139,7 +139,15 @@ def imported_packages(folder):
 def test_the_library_imports_declared_packages_only():
     extras = PROJECT["optional-dependencies"]
     declared = set(
-        requirements([*PROJECT["dependencies"], *extras["notebooks"], *extras["video"], *extras["lmms"]])
+        requirements(
+            [
+                *PROJECT["dependencies"],
+                *extras["notebooks"],
+                *extras["video"],
+                *extras["heif"],
+                *extras["lmms"],
+            ]
+        )
     )
     distributions = packages_distributions()
     for package, path in imported_packages("rcblib").items():

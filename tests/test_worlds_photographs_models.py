@@ -78,7 +78,7 @@ def small_parts(tmp_path, monkeypatch):
         "language_model": language_model,
         "llm_tokenizer": tokenizer,
         "vision_encoder": lambda size: copy.deepcopy(encoder),
-        "project_root": lambda: tmp_path,
+        "project_path": lambda place: tmp_path / place,
     }.items():
         monkeypatch.setattr(assembly, name, value)
     monkeypatch.setattr(assembly.pooch, "os_cache", lambda name: tmp_path / "cache")

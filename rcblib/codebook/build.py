@@ -12,7 +12,7 @@ import torch
 
 from rcblib.codebook.codebook import Codebook, image_identifiers
 from rcblib.codebook.criterion import CodebookCriterion, as_doubles
-from rcblib.records import CodebookError, ParameterError
+from rcblib.records import CodebookError, ImageId, ParameterError
 from rcblib.runs.provenance import provenance
 from rcblib.tensors.clustering import dpc_knn
 
@@ -24,7 +24,7 @@ _Grid = tuple[int | str, int | None]  # image of a token, and its view where an 
 
 def build_codebook(
     tokens: torch.Tensor,
-    image_ids: Sequence[int | str],
+    image_ids: Sequence[ImageId],
     top1: Any,
     region: Any,
     global_: Any,

@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from rcblib.codebook.files import HUB_ID, find_codebook, read_codebook, write_codebook
 from rcblib.codebook.released import read_released, released_registry
-from rcblib.records import CodebookError, ParameterError
+from rcblib.records import CodebookError, ImageId, ParameterError
 from rcblib.runs.files import first_line, to_plain
 from rcblib.runs.paths import user_path
 
@@ -44,7 +45,7 @@ class Codebook:
     """
 
     prototypes: torch.Tensor
-    image_ids: tuple[int | str, ...] = ()
+    image_ids: tuple[ImageId, ...] = ()
     family: str = ""
     positions: tuple[int, ...] | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
@@ -262,25 +263,35 @@ class Codebook:
         return cls(prototypes, **facts)
 
 
-def load_codebook(name_or_path: str | os.PathLike) -> Codebook:
-    """Load a codebook of any origin: one that the authors released, or one that this library wrote.
+def load_codebook(codebook: str | os.PathLike | torch.Tensor | Codebook) -> Codebook:
+    """Load a codebook of any origin: one that the authors released, one that this library wrote, or a tensor.
 
     Parameters
     ----------
-    name_or_path : str or path-like
-        A released name or ``.pt`` file is read by `Codebook.from_released`, unless it is a folder; all else by
-        `Codebook.from_pretrained`. They also say what is raised and warned of.
+    codebook : str, path-like, torch.Tensor, array or Codebook
+        A released name or a file is read by `Codebook.from_released`; another name, a folder or a Hub id by
+        `Codebook.from_pretrained`. They also say what is raised and warned of. A tensor or array
+        ``(n_prototypes, d_model)`` becomes a codebook of which nothing else is known; a codebook is returned as it is.
 
     Returns
     -------
     Codebook
     """
-    path = user_path(name_or_path, "codebook")
-    is_released = not path.is_dir() and (path.suffix == ".pt" or str(name_or_path) in released_registry())
-    return Codebook.from_released(name_or_path) if is_released else Codebook.from_pretrained(name_or_path)
+    if isinstance(codebook, Codebook):
+        return codebook
+    if isinstance(codebook, torch.Tensor | np.ndarray):
+        return Codebook(torch.as_tensor(codebook))
+    if not isinstance(codebook, str | os.PathLike) or not str(codebook):
+        given = codebook if codebook is None or codebook == "" else type(codebook).__name__
+        accepted = "a Codebook, a name, a file, a folder, a Hugging Face id (owner/name) or a tensor"
+        raise CodebookError(f"codebook: got {given!r}; accepted: {accepted}")
+    path = user_path(codebook, "codebook")
+    is_file = path.is_file() or path.suffix == ".pt" and not path.is_dir()
+    is_released = is_file or not path.is_dir() and str(codebook) in released_registry()
+    return Codebook.from_released(codebook) if is_released else Codebook.from_pretrained(codebook)
 
 
-def image_identifiers(values: Any) -> tuple[int | str, ...]:
+def image_identifiers(values: Any) -> tuple[ImageId, ...]:
     """Return image ids as plain integers or text.
 
     Parameters

@@ -15,7 +15,7 @@ import torch
 from rcblib.records import ChecksumError, CodebookError, ParameterError
 from rcblib.runs.files import atomic_write, first_line, read_json, write_json
 from rcblib.runs.paths import user_path
-from rcblib.runs.provenance import project_root
+from rcblib.runs.provenance import FROM_CHECKOUT, project_root
 
 _FORMAT = 1
 
@@ -87,7 +87,9 @@ def find_codebook(name_or_path: str | os.PathLike, revision: str | None = None) 
             if (Path(folder) / _DESCRIPTION_FILE).is_file():
                 return Path(folder)
             reason = ", and the Hub repository of this name holds none"
-    names = ", ".join(embedded) or "none"
+    folder = codebooks_folder()
+    is_here = folder is not None and folder.is_dir()
+    names = ", ".join(embedded) or "none" if is_here else f"codebooks/: {FROM_CHECKOUT}"
     raise CodebookError(
         f"codebook: {name!r} is no folder with {_DESCRIPTION_FILE}, no embedded name ({names}){reason}"
     )

@@ -18,6 +18,7 @@ from rcblib.codebook.files import codebooks_folder
 from rcblib.records import ChecksumError, CodebookError
 from rcblib.runs.files import file_sha256, first_line, read_json
 from rcblib.runs.paths import user_path
+from rcblib.runs.provenance import FROM_CHECKOUT
 
 MOST_BYTES = 50_000_000
 """Where a released file's size is not known; the largest codebook in float32 has a third of that."""
@@ -29,17 +30,12 @@ def released_registry() -> dict[str, dict[str, Any]]:
     Returns
     -------
     dict
-        Name to entry, as in ``codebooks/registry.json``; unknown values are ``None``.
-
-    Raises
-    ------
-    CodebookError
-        Where the project's ``codebooks/`` is not at hand.
+        Name to entry, as in ``codebooks/registry.json``; unknown values are ``None``. Empty where the library is used
+        without the project.
     """
     folder = codebooks_folder()
-    if folder is None or not (folder / "registry.json").is_file():
-        raise CodebookError("codebooks/registry.json: not found; set RCB_ROOT to the root of the project")
-    return read_json(folder / "registry.json")
+    is_here = folder is not None and (folder / "registry.json").is_file()
+    return read_json(folder / "registry.json") if is_here else {}
 
 
 def read_released(
@@ -67,7 +63,8 @@ def read_released(
     else:
         path = user_path(name_or_path, "codebook")
         if not path.is_file():
-            raise CodebookError(f"codebook: {name!r} is no file and no released name ({', '.join(registry)})")
+            released = ", ".join(registry) or f"codebooks/registry.json: {FROM_CHECKOUT}"
+            raise CodebookError(f"codebook: {name!r} is no file and no released name ({released})")
         beside = (path.with_suffix(".json"), path.with_name(f"{path.stem}.image_ids.json"))
         ids_path = next((candidate for candidate in beside if candidate.is_file()), None)
     prototypes = load_released_tensor(path)

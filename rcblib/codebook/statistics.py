@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from rcblib.codebook.codebook import Codebook
-from rcblib.records import ParameterError
+from rcblib.records import ImageId, ParameterError
 
 
 def codebook_statistics(codebook: Codebook) -> dict[str, Any]:
@@ -104,7 +104,7 @@ def _duplicates(codebook: Codebook) -> dict[str, Any]:
     return result
 
 
-def _image_counts(image_ids: Sequence[int | str]) -> dict[str, Any]:
+def _image_counts(image_ids: Sequence[ImageId]) -> dict[str, Any]:
     """Count the images behind a codebook, and how many prototypes each gives."""
     per_image = Counter(image_ids)
     given = Counter(per_image.values())

@@ -13,10 +13,8 @@ from typing import Any
 
 from pycocotools import mask as coco_mask
 
-from rcblib.records import ParameterError, SceneObject
+from rcblib.records import ImageId, ParameterError, SceneObject
 from rcblib.runs.files import read_json
-
-Identifier = int | str
 
 _PLAIN = re.compile(r"-?(0|[1-9][0-9]*)")
 
@@ -50,7 +48,7 @@ class Images:
     """
 
     def __init__(self, records: Sequence[Mapping[str, Any]], parameter: str, name: str):
-        found: dict[Identifier, Mapping[str, Any]] = {}
+        found: dict[ImageId, Mapping[str, Any]] = {}
         repeated = []
         with complete(parameter, name):
             for record in records:
@@ -69,7 +67,7 @@ class Images:
         as_text = any(isinstance(key, str) or not -(2**63) <= key < 2**63 for key in found)
         self._own = {key: str(key) if as_text else key for key in found}
         self.records = {self._own[key]: record for key, record in found.items()}
-        self._by_number: dict[int, Identifier | None] = {}
+        self._by_number: dict[int, ImageId | None] = {}
         for key, own in self._own.items():
             if (number := _number(key)) is not None:
                 self._by_number[number] = None if number in self._by_number else own
@@ -77,13 +75,13 @@ class Images:
     def __len__(self) -> int:
         return len(self.records)
 
-    def find(self, key: Identifier) -> Identifier | None:
+    def find(self, key: ImageId) -> ImageId | None:
         """Return the id of an image as this file has it, or ``None``."""
         return self._own.get(key, self._by_number.get(_number(key)))
 
     def join(
         self, annotations: Iterable[Mapping[str, Any]], parameter: str, name: str
-    ) -> Iterator[tuple[Identifier, Mapping[str, Any]]]:
+    ) -> Iterator[tuple[ImageId, Mapping[str, Any]]]:
         """Yield each annotation with the id of its image; those of images that are not listed are counted.
 
         Raises
@@ -131,11 +129,11 @@ class Instances:
 
     name: str
     images: Images
-    objects: dict[Identifier, list[Mapping[str, Any]]]
-    categories: dict[Identifier, str]
+    objects: dict[ImageId, list[Mapping[str, Any]]]
+    categories: dict[ImageId, str]
     info: Mapping[str, Any] = field(repr=False)
 
-    def scene_object(self, image_id: Identifier, annotation: Mapping[str, Any]) -> SceneObject:
+    def scene_object(self, image_id: ImageId, annotation: Mapping[str, Any]) -> SceneObject:
         """Describe an object that `fault` finds sound, whichever way its mask is written."""
         record, rle = self.images.records[image_id], annotation["segmentation"]
         size = record["height"], record["width"]
@@ -157,7 +155,7 @@ class Instances:
         key = _plain_identifier(annotation.get("category_id"))
         return None if key is None else self.categories.get(key)
 
-    def fault(self, image_id: Identifier, annotation: Mapping[str, Any]) -> str | None:
+    def fault(self, image_id: ImageId, annotation: Mapping[str, Any]) -> str | None:
         """Say what is wrong with an annotation, ``None`` where nothing is."""
         record = self.images.records[image_id]
         found = mask_fault(annotation.get("segmentation"), record["height"], record["width"])
@@ -190,7 +188,7 @@ def read_instances(path: Path) -> Instances:
                 given = f"{name}: image {image_id!r} of {side} {record.get(side)!r}"
                 raise ParameterError(parameter, given, "a size in pixels for every image")
         images.records[image_id] = {**record, **size}
-    categories: dict[Identifier, str] = {}
+    categories: dict[ImageId, str] = {}
     with complete(parameter, name):
         for record in data["categories"]:
             key = identifier(record["id"], parameter, f"{name}: a category")
@@ -198,7 +196,7 @@ def read_instances(path: Path) -> Instances:
                 given = f"{name}: category {key!r} named {record['name']!r}"
                 raise ParameterError(parameter, given, "one name, which is text, for every category")
             categories[key] = record["name"]
-    objects: dict[Identifier, list[Mapping[str, Any]]] = {}
+    objects: dict[ImageId, list[Mapping[str, Any]]] = {}
     n_repeated = 0
     for image_id, annotation in images.join(data["annotations"], parameter, name):
         own = objects.setdefault(image_id, [])
@@ -282,7 +280,7 @@ def run_lengths(counts: str) -> list[int] | None:
     return found if shift == 0 else None
 
 
-def identifier(value: Any, parameter: str, what: str) -> Identifier:
+def identifier(value: Any, parameter: str, what: str) -> ImageId:
     """Return an id as a whole number, or as text that is none.
 
     Raises
@@ -296,7 +294,7 @@ def identifier(value: Any, parameter: str, what: str) -> Identifier:
     return key
 
 
-def _plain_identifier(value: Any) -> Identifier | None:
+def _plain_identifier(value: Any) -> ImageId | None:
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, str) and value.strip():
@@ -304,7 +302,7 @@ def _plain_identifier(value: Any) -> Identifier | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
-def _number(key: Identifier) -> int | None:
+def _number(key: ImageId) -> int | None:
     """Return the number that an id is, leading zeros apart."""
     if isinstance(key, int):
         return key

@@ -10,11 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from rcblib.data.annotations import (
     SOUND,
-    Identifier,
     Images,
     Instances,
     complete,
@@ -24,15 +21,15 @@ from rcblib.data.annotations import (
 )
 from rcblib.data.base import Dataset, check_limit, existing_folder
 from rcblib.data.layout import Files, annotation_files, find_image, resolve_split
-from rcblib.data.photos import read_image, readable
-from rcblib.records import ImageError, ParameterError, Sample
+from rcblib.data.photos import check_on_error, read_image, upright_size
+from rcblib.records import ImageError, ImageId, ParameterError, Sample
 
 
 @dataclass(frozen=True)
 class _Entry:
     """Say where an image of a COCO folder is and which annotation file, by its split, knows it."""
 
-    image_id: Identifier
+    image_id: ImageId
     file_name: str
     annotated_in: str
     captions: tuple[str, ...]
@@ -78,6 +75,8 @@ class CocoDataset(Dataset[Sample]):
     -----
     Objects are those of `iscrowd` 0 and 1 alike, in file order: a crowd's mask covers patches as any other. Where no
     instances exist `Sample.objects` is ``None``, which is not the same as an image without objects.
+    Images are read upright, as their EXIF orientation says, and are the size that the record says, or loading them is
+    an error: boxes and masks are of the upright image.
     Source: Lin et al. 2014; Karpathy and Fei-Fei 2015 for the split.
     """
 
@@ -93,8 +92,7 @@ class CocoDataset(Dataset[Sample]):
     ):
         self.folder = existing_folder(folder)
         n = check_limit(n)
-        if on_error not in ("stop", "skip"):
-            raise ParameterError("on_error", on_error, "stop, skip")
+        check_on_error(on_error)
         files, karpathy = annotation_files(self.folder)
         self.split, by_karpathy = resolve_split(files, karpathy, split)
 
@@ -129,12 +127,11 @@ class CocoDataset(Dataset[Sample]):
             own = self._objects[entry.annotated_in, entry.image_id]
             objects = tuple(instances.scene_object(entry.image_id, annotation) for annotation in own)
         else:
-            with readable(path), Image.open(path) as image:
-                width, height = image.size
+            width, height = upright_size(path)
             objects = None
         return Sample(
             image_id=entry.image_id,
-            load=partial(read_image, path, upright=False),
+            load=partial(read_image, path),
             width=width,
             height=height,
             captions=entry.captions,
@@ -154,7 +151,7 @@ class CocoDataset(Dataset[Sample]):
             raise ParameterError("instances", f"no image {entry.image_id}", "the file of these images")
         return replace(entry, image_id=image_id)
 
-    def _sound_objects(self, on_error: str) -> dict[tuple[str, Identifier], list[Mapping[str, Any]]]:
+    def _sound_objects(self, on_error: str) -> dict[tuple[str, ImageId], list[Mapping[str, Any]]]:
         """Return the annotations of every image, those that are not sound left out or an error."""
         sound, faults, n_objects = {}, [], 0
         for entry in self._entries:
@@ -206,7 +203,7 @@ class CocoDataset(Dataset[Sample]):
 def _listed_entries(files: Mapping[str, Path], split: str, annotated: Instances | None) -> list[_Entry]:
     """List the images of one annotated split in file order, with their captions."""
     images = annotated.images if annotated else None
-    by_image: dict[Identifier, list[str]] = {}
+    by_image: dict[ImageId, list[str]] = {}
     if path := files.get("captions"):
         read = read_records(path, "captions", ("images", "annotations"))
         if images is None:

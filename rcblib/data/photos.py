@@ -10,47 +10,56 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageFile
 
 from rcblib.data.base import Dataset, check_limit, existing_folder
-from rcblib.records import ImageError, Sample, SequenceSample
+from rcblib.data.formats import photos_in, unreadable_because
+from rcblib.records import ImageError, ParameterError, Sample, SequenceSample
+from rcblib.tensors.pictures import as_rgb, is_sideways
 
-PHOTO_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+ON_ERROR = ("stop", "skip")
+"""What is done about images that cannot be read: stop before any work and name all of them, or go on without them."""
 
 
 class PhotoFolder(Dataset[Sample]):
     """Read the photos of a folder, sorted by file name; nothing is known of what they show.
 
-    Photos are turned upright as their EXIF tag says. Every one that is used is decoded once at the start, so that a
-    damaged file stops the run before it begins.
+    A photo's id is its file name: it stays the same when others come or go. Photos are turned upright as their EXIF
+    tag says. Every one that is used is decoded once at the start, so that damaged files stop the run before it begins.
 
     Parameters
     ----------
     folder : path
-        Files directly in it whose names end in ``.jpg``, ``.png`` or another suffix of `PHOTO_SUFFIXES` (in any
-        case) are photos; other files, hidden files and folders are passed over.
+        What is a photo of the files directly in it `rcblib.data.formats.photos_in` says: all that Pillow reads.
     n : int, optional
         Use the first `n`, or all if there are fewer.
+    on_error : {"stop", "skip"}
+        Whether a photo that cannot be read stops all, or is left out and the next one taken.
+
+    Attributes
+    ----------
+    skipped : dict
+        File name to the reason for each photo that was left out.
 
     Raises
     ------
     ImageError
-        If the folder is missing or holds no photo, or a photo cannot be read.
+        If the folder is missing or holds no photo, or photos cannot be read; all of these are named.
     ParameterError
-        If `n` is below 1.
+        If `n` is below 1, or `on_error` is another word.
     """
 
-    def __init__(self, folder: str | os.PathLike, n: int | None = None):
-        self.folder, self.paths, self._sizes = _open_photos(folder, n)
+    def __init__(self, folder: str | os.PathLike, n: int | None = None, on_error: str = "stop"):
+        self.folder, self._sizes, self.skipped = _open_photos(folder, n, on_error=on_error)
+        self.paths = list(self._sizes)
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def _sample(self, index: int) -> Sample:
         path = self.paths[index]
-        width, height = self._sizes[index]
-        return Sample(index, partial(read_image, path), width, height, source="photos", file_name=path.name)
+        name, source = plain_name(path), f"photos/{plain_name(self.folder.resolve())}"
+        return Sample(name, partial(read_image, path), *self._sizes[path], source=source, file_name=name)
 
 
 class PhotoGroup(Dataset[SequenceSample]):
@@ -68,31 +77,26 @@ class PhotoGroup(Dataset[SequenceSample]):
     Raises
     ------
     ImageError
-        If the folder is missing or holds no photo, or a photo cannot be read.
+        If the folder is missing or holds no photo, or photos cannot be read; all of these are named.
     ParameterError
         If `n` is below 1.
     """
 
     def __init__(self, folder: str | os.PathLike, n: int | None = None):
-        self.folder, self.paths, self._sizes = _open_photos(folder, n, natural_order)
+        self.folder, self._sizes, _ = _open_photos(folder, n, natural_order)
+        self.paths = list(self._sizes)
 
     def __len__(self) -> int:
         return 1
 
     def _sample(self, index: int) -> SequenceSample:
-        load = partial(read_images, self.paths)
-        return SequenceSample(index, load, "images", self._sizes, source="photos", file_name=self.folder.name)
+        load, name = partial(read_images, self.paths), plain_name(self.folder.resolve())
+        sizes = tuple(self._sizes.values())
+        return SequenceSample(name, load, "images", sizes, source="photos", file_name=name)
 
 
-def read_image(path: str | os.PathLike, upright: bool = True) -> Image.Image:
-    """Read an image file as RGB.
-
-    Parameters
-    ----------
-    path : path
-        The file.
-    upright : bool
-        Whether to turn it as its EXIF tag says; masks of COCO refer to the image as it is stored.
+def read_image(path: str | os.PathLike) -> Image.Image:
+    """Read an image file, upright as its EXIF orientation says and as RGB; see `rcblib.tensors.pictures.as_rgb`.
 
     Raises
     ------
@@ -100,24 +104,8 @@ def read_image(path: str | os.PathLike, upright: bool = True) -> Image.Image:
         If the file is missing, no image, or damaged.
     """
     with readable(path), Image.open(path) as image:
-        return as_rgb(ImageOps.exif_transpose(image) if upright else image)
-
-
-def as_rgb(image: Image.Image) -> Image.Image:
-    """Return an image as RGB with 8 bits a channel; grey values of 16 bits are scaled.
-
-    Raises
-    ------
-    ImageError
-        If its values have no range that is known: whole numbers of 32 bits, or fractions.
-    """
-    if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image).astype(np.uint32) // 257).astype(np.uint8)).convert("RGB")
-    if image.mode in ("I", "F"):
-        raise ImageError(
-            f"image: got values of mode {image.mode!r}; accepted: 8 bits a channel, or 16 bits of grey"
-        )
-    return image.convert("RGB")
+        image.load()
+        return as_rgb(image)
 
 
 @contextlib.contextmanager
@@ -130,32 +118,60 @@ def readable(path: str | os.PathLike, what: str = "image") -> Iterator[None]:
     try:
         yield
     except Exception as error:  # readers raise many kinds on damaged files
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = unreadable_because(path, error)
         raise ImageError(f"{what}: {Path(path).name!r} cannot be read ({reason})") from None
     finally:
         ImageFile.LOAD_TRUNCATED_IMAGES = filled_up
 
 
-def photos_in(folder: Path) -> list[Path]:
-    """List the photos of a folder in any order, at least one."""
-    found = [
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in PHOTO_SUFFIXES and not path.name.startswith(".") and path.is_file()
-    ]
-    if not found:
-        accepted = f"a folder with photos ({', '.join(PHOTO_SUFFIXES)})"
-        raise ImageError(f"folder: got {str(folder)!r} without any photo; accepted: {accepted}")
-    return found
-
-
 def _open_photos(
-    folder: str | os.PathLike, n: int | None, key: Callable[[Path], Any] | None = None
-) -> tuple[Path, list[Path], tuple[tuple[int, int], ...]]:
-    """Return a folder, the first `n` of its photos in order, and their sizes; each is decoded once."""
+    folder: str | os.PathLike,
+    n: int | None,
+    key: Callable[[Path], Any] | None = None,
+    on_error: str = "stop",
+) -> tuple[Path, dict[Path, tuple[int, int]], dict[str, str]]:
+    """Return a folder, the first `n` of its photos in order with their sizes, and those skipped; each is decoded."""
     checked, n = existing_folder(folder), check_limit(n)
-    paths = sorted(photos_in(checked), key=key)[:n]
-    return checked, paths, tuple(upright_size(path) for path in paths)
+    check_on_error(on_error)
+    paths = sorted(photos_in(checked), key=key)
+    if on_error == "stop":
+        return checked, upright_sizes(paths[:n]), {}
+    sizes: dict[Path, tuple[int, int]] = {}
+    errors: dict[str, ImageError] = {}
+    for path in paths:
+        if len(sizes) == n:
+            break
+        try:
+            sizes[path] = upright_size(path)
+        except ImageError as error:
+            errors[plain_name(path)] = error
+    if not sizes:
+        raise ImageError.of(list(errors.values()), len(errors))
+    return checked, sizes, {name: str(error) for name, error in errors.items()}
+
+
+def upright_sizes(paths: Sequence[Path]) -> dict[Path, tuple[int, int]]:
+    """Return the size of each photo as `upright_size`, or raise one `ImageError` that names all damaged ones."""
+    sizes, errors = {}, []
+    for path in paths:
+        try:
+            sizes[path] = upright_size(path)
+        except ImageError as error:
+            errors.append(error)
+    if errors:
+        raise ImageError.of(errors, len(paths))
+    return sizes
+
+
+def check_on_error(on_error: str) -> None:
+    """Raise a `ParameterError` where this is no word for what is done about images that cannot be read."""
+    if on_error not in ON_ERROR:
+        raise ParameterError("on_error", on_error, ", ".join(ON_ERROR))
+
+
+def plain_name(path: Path) -> str:
+    """Return the name of a file or folder as text that can be written anywhere, whatever bytes it is made of."""
+    return os.fsencode(path.name).decode("utf-8", "backslashreplace")
 
 
 def natural_order(path: Path) -> list[tuple[int, str]]:
@@ -172,8 +188,10 @@ def read_images(paths: Sequence[Path]) -> tuple[Image.Image, ...]:
 def upright_size(path: Path) -> tuple[int, int]:
     """Decode a photo once to see that it is whole; return its `(width, height)` when upright."""
     with readable(path), Image.open(path) as image:
-        width, height = image.size
-        is_turned = image.getexif().get(0x0112) in (5, 6, 7, 8)
-        image.draft("RGB", (1, 1))  # a JPEG is read to its end but only its coarsest scale is computed
-        image.load()
-    return (height, width) if is_turned else (width, height)
+        size = image.size
+        is_draft = image.draft(
+            "RGB", (1, 1)
+        )  # a JPEG is read to its end, only its coarsest scale is computed
+        image.load()  # turns a TIFF by itself
+        width, height = size if is_draft else image.size
+        return (height, width) if is_sideways(image) else (width, height)

@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from rcblib.data.choices import either
-from rcblib.records import ONE_WORD_QUESTION, ParameterError, Question, Sample
+from rcblib.records import ONE_WORD_QUESTION, ImageId, ParameterError, Question, Sample
 from rcblib.tensors.checks import check_integer
 
 CAPTION_QUESTION = "Provide a one-sentence caption for the image."
@@ -136,7 +136,7 @@ def _pairs(objects: Sequence[KnownObject], width: int, task: str) -> list[tuple[
 
 
 def task_questions(
-    image_id: int,
+    image_id: ImageId,
     objects: Sequence[KnownObject],
     width: int,
     height: int,

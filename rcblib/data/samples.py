@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import PIL.Image
 
 from rcblib.data.base import AnySample
-from rcblib.data.photos import as_rgb
-from rcblib.records import ImageError, Sample
+from rcblib.data.photos import check_on_error
+from rcblib.records import ImageError, ImageId, Sample
+from rcblib.tensors.pictures import as_rgb
 
 
 def by_picture(sample: AnySample) -> list[Sample]:
@@ -56,10 +58,57 @@ def sample_identity(sample: AnySample) -> dict[str, Any]:
     }
 
 
+def identified(
+    samples: Sequence[AnySample], on_error: str = "stop", limit: Callable[[int, int], str] | None = None
+) -> tuple[dict[ImageId, dict[str, Any]], dict[ImageId, str]]:
+    """Load every sample once to see that all can be used.
+
+    Parameters
+    ----------
+    samples : sequence of Sample or SequenceSample
+        At least one.
+    on_error : {"stop", "skip"}
+        Whether one that cannot be used stops all.
+    limit : callable, optional
+        Says of a picture's width and height which limit they break; empty text where none.
+
+    Returns
+    -------
+    tuple
+        Id to `sample_identity` of those that can be used, and id to the reason of the others.
+
+    Raises
+    ------
+    ImageError
+        Naming all that cannot be used, if one is to stop the run, or if none is left.
+    """
+    check_on_error(on_error)
+    identities: dict[ImageId, dict[str, Any]] = {}
+    errors: dict[ImageId, ImageError] = {}
+    for sample in samples:
+        try:
+            for size in {(known.width, known.height) for known in by_picture(sample)} if limit else ():
+                if broken := limit(*size):
+                    raise ImageError(f"image: {_name(sample)!r} is {_by(size)} px; {broken}")
+            identities[sample.image_id] = sample_identity(sample)
+        except ImageError as error:
+            errors[sample.image_id] = error
+    if errors and (on_error == "stop" or not identities):
+        raise ImageError.of(list(errors.values()), len(samples))
+    return identities, {image_id: str(error) for image_id, error in errors.items()}
+
+
 def load_pictures(sample: AnySample) -> list[PIL.Image.Image]:
-    """Load all photos or frames of a sample as RGB, or raise an `ImageError` that names it."""
+    """Load all photos or frames of a sample upright and as RGB.
+
+    Raises
+    ------
+    ImageError
+        Naming the sample, if one cannot be read, or they are of another number or size than the sample says, or than
+        its masks: those of a photo that was annotated lying on its side would be laid over the wrong patches.
+    """
     noun = "image" if isinstance(sample, Sample) else "images"
-    name = sample.file_name or f"{noun.removesuffix('s')} {sample.image_id}"
+    name = _name(sample)
     try:
         pictures = [as_rgb(picture) for picture in sample.images]
     except ImageError:
@@ -68,4 +117,22 @@ def load_pictures(sample: AnySample) -> list[PIL.Image.Image]:
         raise ImageError(f"{noun}: {name!r} cannot be read ({type(error).__name__}: {error})") from error
     if len(pictures) != sample.n_images:
         raise ImageError(f"{noun}: {name!r} has {len(pictures)}; accepted: {sample.n_images}, as it says")
+    for known, picture in zip(by_picture(sample), pictures, strict=True):
+        sizes = [(known.width, known.height), *(item.rle["size"][::-1] for item in known.objects or ())]
+        other = next((size for size in sizes if tuple(size) != picture.size), None)
+        if other is not None:
+            what = "its record says" if other is sizes[0] else "it has a mask of"
+            accepted = "annotations of the photo as it is upright"
+            raise ImageError(
+                f"{noun}: {name!r} is {_by(picture.size)} px, {what} {_by(other)}; accepted: {accepted}"
+            )
     return pictures
+
+
+def _name(sample: AnySample) -> str:
+    return sample.file_name or f"image {sample.image_id}"
+
+
+def _by(size: Sequence[int]) -> str:
+    width, height = size
+    return f"{width} x {height}"

@@ -12,10 +12,12 @@ from typing import Any
 from PIL import Image, ImageSequence
 
 from rcblib.data.base import Dataset, evenly_spread
-from rcblib.data.photos import PHOTO_SUFFIXES, natural_order, photos_in, read_images, readable, upright_size
+from rcblib.data.formats import PHOTO_SUFFIXES, photos_in
+from rcblib.data.photos import natural_order, plain_name, read_images, readable, upright_sizes
 from rcblib.records import ImageError, Sample, SequenceSample
 from rcblib.runs.paths import user_path
 from rcblib.tensors.checks import check_integer
+from rcblib.tensors.pictures import as_rgb
 
 VIDEO_SUFFIXES = (".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
 
@@ -57,7 +59,7 @@ class VideoFile(Dataset[SequenceSample]):
         if self.path.is_dir():
             paths = sorted(photos_in(self.path), key=natural_order)
             chosen = [paths[i] for i in evenly_spread(len(paths), n_frames)]
-            self._sizes = tuple(upright_size(frame) for frame in chosen)
+            self._sizes = tuple(upright_sizes(chosen).values())
             if len(set(self._sizes)) > 1:
                 sizes = ", ".join(f"{width}x{height}" for width, height in sorted(set(self._sizes)))
                 raise ImageError(f"video: the frames in {self.path.name!r} are of several sizes ({sizes})")
@@ -85,21 +87,14 @@ class VideoFile(Dataset[SequenceSample]):
         return 1
 
     def _sample(self, index: int) -> SequenceSample:
-        return SequenceSample(
-            index, self._load, "video", self._sizes, source="video", file_name=self.path.name
-        )
+        name = plain_name(self.path.resolve())
+        return SequenceSample(name, self._load, "video", self._sizes, source="video", file_name=name)
 
     def frames(self) -> list[Sample]:
         """Return the frames that are taken as images, each for itself; they stay in memory once one was loaded."""
-        load, n = cache(self._load), len(self._sizes)
+        load, name, n = cache(self._load), plain_name(self.path.resolve()), len(self._sizes)
         return [
-            Sample(
-                i,
-                lambda i=i: load()[i],
-                *size,
-                source="video",
-                file_name=f"{self.path.name}, frame {i + 1} of {n}",
-            )
+            Sample(i, lambda i=i: load()[i], *size, source="video", file_name=f"{name}, frame {i + 1} of {n}")
             for i, size in enumerate(self._sizes)
         ]
 
@@ -114,11 +109,11 @@ def _read_frames(
 
 
 def _decode_animation(path: Path) -> Iterator[Callable[[], Image.Image]]:
-    """Decode the frames of a picture that moves; each is given as a function that returns it as RGB."""
+    """Decode the frames of a picture that moves; each is given as a function that returns it upright as RGB."""
     with Image.open(path) as image:
         for frame in ImageSequence.Iterator(image):
             frame.load()
-            yield partial(frame.convert, "RGB")
+            yield partial(as_rgb, frame)
 
 
 def _decode_film(path: Path) -> Iterator[Callable[[], Image.Image]]:

@@ -15,7 +15,7 @@ from rcblib.evaluate.tokens import measure_tokens
 from rcblib.pruners.all import AllTokens
 from rcblib.pruners.base import Pruner
 from rcblib.pruners.oracle import OraclePruner
-from rcblib.records import Question
+from rcblib.records import ImageId, Question
 from rcblib.runs.shards import Shard
 from rcblib.tensors.checks import check_integer
 
@@ -40,7 +40,7 @@ def measure_gates(
     model: Any,
     processor: Any,
     questions: Sequence[Question],
-    samples: Mapping[int, AnySample] | Sequence[AnySample],
+    samples: Mapping[ImageId, AnySample] | Sequence[AnySample],
     retain_ratios: Sequence[float] = (0.2, 0.1),
     n_token_images: int = 20,
     *,

@@ -14,7 +14,7 @@ from rcblib.evaluate.session import Session
 from rcblib.mllm.fingerprint import model_name
 from rcblib.pruners.all import AllTokens
 from rcblib.pruners.base import Pruner
-from rcblib.records import ParameterError, Question
+from rcblib.records import ImageId, ParameterError, Question
 from rcblib.runs.digest import code_digest, digest_of
 from rcblib.runs.files import config_hash
 from rcblib.runs.records import Record, is_record, read_record
@@ -28,7 +28,7 @@ def evaluate(
     model: Any,
     processor: Any,
     questions: Sequence[Question],
-    samples: Mapping[int, AnySample] | Iterable[AnySample],
+    samples: Mapping[ImageId, AnySample] | Iterable[AnySample],
     pruner: Pruner | None = None,
     batch_size: int = 32,
     max_new_tokens: int = 32,
@@ -92,7 +92,7 @@ def evaluate_grid(
     model: Any,
     processor: Any,
     questions: Sequence[Question],
-    samples: Mapping[int, AnySample] | Iterable[AnySample],
+    samples: Mapping[ImageId, AnySample] | Iterable[AnySample],
     pruners: Mapping[str, Pruner | None | Sequence[Pruner | None]],
     batch_size: int = 32,
     max_new_tokens: int = 32,

@@ -11,7 +11,7 @@ from rcblib.data.base import AnySample
 from rcblib.mllm import Adapter
 from rcblib.probe.pictures import view_coverage
 from rcblib.pruners.context import COVERAGE, OTHER_COVERAGE, OTHER_TOKENS
-from rcblib.records import EncodedImage, ParameterError, VisualView
+from rcblib.records import EncodedImage, ImageId, ParameterError, VisualView
 
 Encode = Callable[[Collection[int]], list[list[EncodedImage]]]
 
@@ -30,7 +30,7 @@ class Known:
         Returns the encoded images of some samples by id.
     """
 
-    def __init__(self, adapter: Adapter, samples: Mapping[int, AnySample], encode: Encode):
+    def __init__(self, adapter: Adapter, samples: Mapping[ImageId, AnySample], encode: Encode):
         self.adapter, self.samples, self.encode = adapter, samples, encode
         self.other: dict[int, int] = {}
         alike: dict[tuple[str, int], list[int]] = {}
@@ -53,7 +53,7 @@ class Known:
                 raise ParameterError("samples", given, "at least two alike, to swap tokens between")
 
     def add(
-        self, image_ids: Sequence[int], images: Sequence[Sequence[EncodedImage]], needs: Collection[str]
+        self, image_ids: Sequence[ImageId], images: Sequence[Sequence[EncodedImage]], needs: Collection[str]
     ) -> list[list[EncodedImage]]:
         """Return the images of some samples with what is needed among the signals of their views.
 
@@ -101,7 +101,7 @@ class Known:
                 signals[OTHER_COVERAGE] = self._covered(views[k], other_id, i, k)[cells]
         return replace(view, signals=signals)
 
-    def _covered(self, view: VisualView, image_id: int, image: int, number: int) -> torch.Tensor:
+    def _covered(self, view: VisualView, image_id: ImageId, image: int, number: int) -> torch.Tensor:
         key = (image_id, image, number)
         if key not in self._coverage:
             picture = number if view.kind == "frame" else image

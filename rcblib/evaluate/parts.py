@@ -18,7 +18,7 @@ from rcblib.evaluate.grid import (
 )
 from rcblib.evaluate.session import Session
 from rcblib.pruners.base import Pruner
-from rcblib.records import ParameterError, Question
+from rcblib.records import ImageId, ParameterError, Question
 from rcblib.runs.files import to_plain
 from rcblib.runs.records import sample_hash, table_facts
 from rcblib.runs.shards import Shard
@@ -32,7 +32,7 @@ def evaluate_parts(
     model: Any,
     processor: Any,
     questions: Sequence[Question],
-    samples: Mapping[int, AnySample] | Iterable[AnySample],
+    samples: Mapping[ImageId, AnySample] | Iterable[AnySample],
     pruners: Mapping[str, Pruner | None | Sequence[Pruner | None]],
     batch_size: int = 32,
     max_new_tokens: int = 32,
@@ -73,7 +73,7 @@ def evaluate_parts(
     listed = listed_pruners(pruners)
     session = Session(model, processor, questions, samples, batch_size, max_new_tokens, None)
     description = session_description(session)
-    by_image: dict[int, list[int]] = {}
+    by_image: dict[ImageId, list[int]] = {}
     for place, question in enumerate(session.questions):
         by_image.setdefault(question.image_id, []).append(place)
     ids = [image_id for image_id in session.samples if image_id in by_image]

@@ -14,7 +14,7 @@ import torch
 
 from rcblib.data.base import AnySample
 from rcblib.data.choices import read_options
-from rcblib.data.samples import load_pictures, sample_identity
+from rcblib.data.samples import identified, load_pictures
 from rcblib.evaluate.guessing import blind_scores
 from rcblib.evaluate.known import Known
 from rcblib.evaluate.metrics import score_predictions
@@ -24,7 +24,7 @@ from rcblib.mllm.placement import module_device
 from rcblib.mllm.prompt import Prompt
 from rcblib.pruners.base import Pruner
 from rcblib.pruners.generation import Pruned
-from rcblib.records import EncodedImage, ParameterError, Question, SceneObject
+from rcblib.records import EncodedImage, ImageId, ParameterError, Question, SceneObject
 from rcblib.runs.files import config_hash
 from rcblib.tensors.checks import check_features, check_integer
 
@@ -40,7 +40,7 @@ class Session:
         model: Any,
         processor: Any,
         questions: Sequence[Question],
-        samples: Mapping[int, AnySample] | Iterable[AnySample],
+        samples: Mapping[ImageId, AnySample] | Iterable[AnySample],
         batch_size: int,
         max_new_tokens: int,
         categories: Iterable[str] | None,
@@ -212,9 +212,9 @@ class Session:
         return model_fingerprint(self.model)
 
     @cached_property
-    def identities(self) -> dict[int, dict[str, Any]]:
+    def identities(self) -> dict[ImageId, dict[str, Any]]:
         """Identify each of the samples, its pixels and objects."""
-        return {image_id: sample_identity(sample) for image_id, sample in self.samples.items()}
+        return identified(list(self.samples.values()), limit=self.adapter.size_limit)[0]
 
     @cached_property
     def images_hash(self) -> str:
@@ -244,12 +244,12 @@ class _Features:
         Signals to encode them with. Most methods that look at the encoder look at the first.
     """
 
-    def __init__(self, adapter: Adapter, samples: Mapping[int, AnySample]):
+    def __init__(self, adapter: Adapter, samples: Mapping[ImageId, AnySample]):
         self.adapter, self.samples = adapter, samples
         self.needs = {"cls_similarity"}
-        self.images: dict[tuple[int, str], list[EncodedImage]] = {}
+        self.images: dict[tuple[ImageId, str], list[EncodedImage]] = {}
 
-    def encode(self, image_ids: Iterable[int], pruned: Pruned | None = None) -> list[list[EncodedImage]]:
+    def encode(self, image_ids: Iterable[ImageId], pruned: Pruned | None = None) -> list[list[EncodedImage]]:
         """Return the images of some samples, as a pruner's context resizes them if one is given."""
         variant = "" if pruned is None else config_hash(pruned.pruner.description())
         asked = [(image_id, variant) for image_id in image_ids]
@@ -272,12 +272,12 @@ class _Features:
                 self._keep(key, images[k * n_each : (k + 1) * n_each])
         return [self.images[key] for key in asked]
 
-    def _keep(self, key: tuple[int, str], images: list[EncodedImage]) -> None:
+    def _keep(self, key: tuple[ImageId, str], images: list[EncodedImage]) -> None:
         for view in (view for image in images for view in image.views):
             check_features("visual tokens", view.tokens, "(n_tokens, d_model)")
         self.images[key] = [image.to("cpu") for image in images]
 
-    def _has(self, key: tuple[int, str]) -> bool:
+    def _has(self, key: tuple[ImageId, str]) -> bool:
         images = self.images.get(key)
         return images is not None and self.needs & self.adapter.offers <= set(images[0].views[0].signals)
 
@@ -311,6 +311,6 @@ class _Progress:
         """Report that so many of the questions are answered."""
         now = time.perf_counter()
         if self.title is not None and (n_done == self.n or now - self.printed >= 10):
-            rate = n_done / (now - self.start)
+            rate = n_done / max(now - self.start, 1e-9)  # coarse clocks stand still
             print(f"{self.title}: question {n_done} of {self.n}, {rate:.1f} a second", flush=True)
             self.printed = now

@@ -16,7 +16,7 @@ from rcblib.evaluate.grid import budget_columns, listed_pruners
 from rcblib.evaluate.session import Session
 from rcblib.mllm.versions import CACHE
 from rcblib.pruners.base import Pruner
-from rcblib.records import Question
+from rcblib.records import ImageId, Question
 from rcblib.tensors.checks import check_integer
 
 
@@ -24,7 +24,7 @@ def latency_and_memory(
     model: Any,
     processor: Any,
     questions: Sequence[Question],
-    samples: Mapping[int, AnySample] | Iterable[AnySample],
+    samples: Mapping[ImageId, AnySample] | Iterable[AnySample],
     pruners: Mapping[str, Pruner | None | Sequence[Pruner | None]],
     *,
     n_repeats: int = 5,

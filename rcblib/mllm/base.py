@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar
@@ -12,7 +13,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from rcblib.mllm.language import LanguageSide
 from rcblib.mllm.prompt import VisualRows
-from rcblib.records import NEWLINE, EncodedImage, ParameterError, UnsupportedModelError
+from rcblib.records import NEWLINE, EncodedImage, ImageError, ParameterError, UnsupportedModelError
+from rcblib.tensors.pictures import as_rgb
 
 
 class Adapter(LanguageSide):
@@ -183,6 +185,8 @@ class Adapter(LanguageSide):
             If the family takes no videos.
         ParameterError
             If the kind is another one, there are no pictures, one is no PIL image, or frames differ in size.
+        ImageError
+            If the processor takes no picture of that shape.
         """
         processor = self._require_processor()
         if kind == "video":
@@ -191,13 +195,39 @@ class Adapter(LanguageSide):
         if kind not in ("image", "images"):
             raise ParameterError("kind", kind, "image, images, video")
         images = checked_pictures("images", pictures)
+        for image in images:
+            if broken := self.size_limit(*image.size):
+                raise ImageError(f"image: got one of {image.width} x {image.height} px; {broken}")
         return processor.image_processor([images] if kind == "images" else images, return_tensors="pt")
+
+    def size_limit(self, width: int, height: int) -> str:
+        """Say which limit of the processor a picture of a size breaks, without making anything of its pixels.
+
+        Parameters
+        ----------
+        width, height : int
+            Of the upright picture, in pixels.
+
+        Returns
+        -------
+        str
+            What is accepted; empty where the picture is.
+        """
+        settings = self._require_processor().image_processor
+        shortest = (dict(settings.size) if settings.size else {}).get("shortest_edge")
+        most = 2 * (PIL.Image.MAX_IMAGE_PIXELS or math.inf)
+        if shortest is None or shortest**2 * max(width, height) <= most * min(width, height):
+            return ""
+        return (
+            f"accepted: sides of at most {int(most / shortest**2)} to 1, as the processor makes the shorter one "
+            f"{shortest} px long"
+        )
 
     def _checked_frames(self, frames: Sequence[PIL.Image.Image]) -> list[PIL.Image.Image]:
         """Return the frames of a video as RGB, or raise where they are no video that the family takes."""
         if self.video_token_id is None:
             raise UnsupportedModelError(f"video: the model's family, {self.family!r}, takes images only")
-        frames = [frame.convert("RGB") for frame in checked_pictures("frames", frames)]
+        frames = checked_pictures("frames", frames)
         sizes = sorted({frame.size for frame in frames})
         if len(sizes) > 1:
             raise ParameterError("frames", f"frames of sizes {sizes}", "frames of one size")
@@ -334,9 +364,9 @@ class Adapter(LanguageSide):
 
 
 def checked_pictures(parameter: str, pictures: Sequence[PIL.Image.Image]) -> list[PIL.Image.Image]:
-    """Return PIL images as a list, or raise a `ParameterError` if there is none, or something else among them."""
+    """Return PIL images upright and as RGB; a `ParameterError` if there is none, or something else among them."""
     pictures = list(pictures)
     strangers = [type(picture).__name__ for picture in pictures if not isinstance(picture, PIL.Image.Image)]
     if not pictures or strangers:
         raise ParameterError(parameter, strangers or pictures, "one or more PIL images")
-    return pictures
+    return [as_rgb(picture) for picture in pictures]

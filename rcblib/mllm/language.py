@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 
 from rcblib.mllm.hooks import hooked
-from rcblib.mllm.placement import module_device
+from rcblib.mllm.placement import is_out_of_memory, module_device
 from rcblib.mllm.prefix import SharedPrefix
 from rcblib.mllm.prompt import AssembledPrompt, Batch, Prompt, VisualRows
 from rcblib.records import ParameterError, UnsupportedModelError
@@ -183,9 +183,9 @@ class LanguageSide(ABC):
             rows for each placeholder. `VisualRows` are read where they say; a tensor ``(n_i, d_model)`` one row after
             the other. A tensor ``(n, n_tokens, d_model)`` will do.
         batch_size : int
-            Inputs per forward pass. It changes the result by rounding only: inputs are sorted by length, and
-            what is still shorter than its batch is padded on the left, masked, and numbered from its first
-            row.
+            Inputs per forward pass at most; half as many where memory does not suffice, and so on. It changes the
+            result by rounding only: inputs are sorted by length, and what is still shorter than its batch is padded
+            on the left, masked, and numbered from its first row.
         answer_prefix : sequence of sequences of int, optional
             For each input the token ids of an answer already begun, such as an article.
         prefix : SharedPrefix, optional
@@ -217,9 +217,16 @@ class LanguageSide(ABC):
         order = sorted(range(len(inputs)), key=lambda i: len(inputs[i]))
         logits = torch.empty(len(inputs), self.n_vocab)
         prefix = self.shared_prefix() if prefix is None else prefix
-        for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
-            logits[batch] = prefix.next_token_logits([inputs[i] for i in batch]).float().cpu()
+        while order:
+            batch = order[: min(batch_size, prefix.n_fitting)]
+            try:
+                logits[batch] = prefix.next_token_logits([inputs[i] for i in batch]).float().cpu()
+            except RuntimeError as error:
+                if not is_out_of_memory(error) or len(batch) == 1:
+                    raise
+                prefix.n_fitting = len(batch) // 2
+                continue
+            order = order[len(batch) :]
         return logits
 
     def shared_prefix(self) -> SharedPrefix:

@@ -32,7 +32,7 @@ from rcblib.mllm.qwen2_5_vl import Qwen25VLAdapter
 from rcblib.mllm.wrapping import unwrapped
 from rcblib.records import ParameterError, UnsupportedModelError
 from rcblib.runs.paths import user_path
-from rcblib.runs.provenance import project_root
+from rcblib.runs.provenance import FROM_CHECKOUT, project_root
 
 ADAPTERS: dict[str, type[Adapter]] = {
     "llava": LlavaAdapter,
@@ -247,6 +247,8 @@ def _locate(name_or_path: str | Path) -> str:
         return name_or_path
     given = str(name_or_path) if is_named else name_or_path
     named = f"a model's name ({', '.join(model_names()) or 'none here'})"
+    if not embedded_models():
+        named += f", one of data/models ({FROM_CHECKOUT})"
     raise UnsupportedModelError(
         f"model: got {given!r}; accepted: {named}, a folder, or a Hugging Face id, such as llava-hf/llava-1.5-7b-hf"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -46,6 +47,11 @@ class SharedPrefix:
     embed : callable
         Makes word embeddings ``(n, d_model)`` of ids ``(n,)``.
 
+    Attributes
+    ----------
+    n_fitting : int
+        How many prompts fit into memory at once, as far as was found out.
+
     Notes
     -----
     Holds one prompt's keys and values, besides what a batch needs. Logits are those of passes over whole prompts but
@@ -53,6 +59,7 @@ class SharedPrefix:
     """
 
     def __init__(self, model: Any, embed: Callable[[torch.Tensor], torch.Tensor]):
+        self.n_fitting: int = sys.maxsize
         self._model, self._embed = model, embed
         self._rows: torch.Tensor | None = None  # (n, d_model)
         self._positions: torch.Tensor | None = None  # (n_axes, n) on the CPU

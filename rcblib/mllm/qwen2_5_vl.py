@@ -59,6 +59,14 @@ class Qwen25VLAdapter(Adapter):
         """Return ``None``: videos are not supported, although the model has a placeholder for them."""
         return None
 
+    def size_limit(self, width: int, height: int) -> str:
+        """Say that a picture is longer than the processor takes; see `Adapter.size_limit`."""
+        try:
+            self._require_processor().image_processor.get_number_of_image_patches(height, width, {})
+        except ValueError as error:
+            return f"accepted by its processor: {error}"
+        return ""
+
     @torch.no_grad()
     def encode_pixels(
         self, model_inputs: Mapping[str, Any], needs: Collection[str] = ()

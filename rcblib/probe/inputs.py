@@ -11,7 +11,8 @@ from pathlib import Path
 import PIL.Image
 
 from rcblib.data.base import AnySample
-from rcblib.data.photos import PHOTO_SUFFIXES, as_rgb, read_image
+from rcblib.data.formats import PHOTO_SUFFIXES
+from rcblib.data.photos import read_image
 from rcblib.data.samples import by_picture, load_pictures
 from rcblib.data.video import VIDEO_SUFFIXES, VideoFile
 from rcblib.probe.config import ProbeConfig
@@ -23,6 +24,7 @@ from rcblib.records import (
     VisualView,
 )
 from rcblib.tensors.checks import check_positions
+from rcblib.tensors.pictures import as_rgb
 
 Photo = PIL.Image.Image | str | os.PathLike
 

@@ -11,13 +11,13 @@ import torch
 
 from rcblib.data.base import AnySample
 from rcblib.data.coverage import Coverage, object_coverage, visible_box
-from rcblib.data.photos import as_rgb
 from rcblib.data.samples import by_picture
 from rcblib.records import (
     ParameterError,
     VisualView,
 )
 from rcblib.tensors.checks import check_integer
+from rcblib.tensors.pictures import as_rgb
 
 
 def view_coverage(processor: Any, sample: AnySample, view: VisualView, picture: int = 0) -> Coverage | None:

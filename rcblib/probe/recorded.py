@@ -9,27 +9,28 @@ import pandas as pd
 import torch
 
 from rcblib.data.base import AnySample
-from rcblib.data.samples import load_pictures, sample_identity
+from rcblib.data.samples import identified, load_pictures
 from rcblib.mllm import Adapter
 from rcblib.probe.inputs import places_of
+from rcblib.records import ImageId
 from rcblib.runs.records import Record, sample_hash
 
 
 class EncodedTokens(Mapping):
     """Encode the visual tokens of samples when asked for: a record is of tables, and an encoder takes no time.
 
-    Behaves as `rcblib.probe.store.StoredTokens`.
+    Behaves as `rcblib.probe.results.StoredTokens`.
     """
 
     def __init__(self, adapter: Adapter, samples: Sequence[AnySample]):
         self._adapter, self._samples = adapter, {sample.image_id: sample for sample in samples}
 
-    def __getitem__(self, image_id: int) -> torch.Tensor:
+    def __getitem__(self, image_id: ImageId) -> torch.Tensor:
         sample = self._samples[image_id]
         images = self._adapter.encode_input(load_pictures(sample), sample.kind)
         return torch.cat([place.view.tokens for place in places_of(images)]).cpu()
 
-    def __iter__(self) -> Iterator[int]:
+    def __iter__(self) -> Iterator[ImageId]:
         return iter(self._samples)
 
     def __len__(self) -> int:
@@ -52,6 +53,6 @@ def recorded_rows(
     return pd.concat(rows, ignore_index=True)
 
 
-def sample_hashes(samples: Sequence[AnySample]) -> dict[int, str]:
+def sample_hashes(samples: Sequence[AnySample]) -> dict[ImageId, str]:
     """Return what a record keeps of samples, by image."""
-    return {sample.image_id: sample_hash(sample_identity(sample)) for sample in samples}
+    return {image_id: sample_hash(identity) for image_id, identity in identified(samples)[0].items()}

@@ -6,23 +6,28 @@ import os
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 
 from rcblib.data.base import AnySample
-from rcblib.data.samples import load_pictures, sample_identity
+from rcblib.data.samples import identified, load_pictures, sample_identity
 from rcblib.mllm import Adapter, adapter_for
 from rcblib.mllm.fingerprint import model_fingerprint, model_name, processor_settings
 from rcblib.probe.config import ProbeConfig
 from rcblib.probe.context import prompt_for
 from rcblib.probe.recorded import EncodedTokens, recorded_rows
+from rcblib.probe.results import (
+    DESCRIPTION_FILE,
+    ProbeResults,
+    read_results,
+    record_skipped,
+    skipped_in,
+    table_file,
+    tokens_file,
+)
 from rcblib.probe.run import probe_input
 from rcblib.records import ImageError, ParameterError
 from rcblib.runs.digest import code_digest, digest_of
@@ -36,65 +41,8 @@ from rcblib.runs.files import (
     write_table,
 )
 from rcblib.runs.provenance import provenance
-from rcblib.runs.records import is_record, read_record, sample_hash, table_facts
+from rcblib.runs.records import is_record, read_record
 from rcblib.signals import SIGNALS, Signal
-
-_DESCRIPTION_FILE = "probe.json"
-
-
-class StoredTokens(Mapping):
-    """Read the visual tokens of probed images from their files, one image at a time.
-
-    Behaves as a dictionary from image id to ``(n_tokens, d_model)``, in the dtype that the model gave them; of an input
-    with several views, all of them one after the other, also those that were not probed.
-    """
-
-    def __init__(self, folder: Path, image_ids: Sequence[int]):
-        self._folder, self._image_ids = folder, tuple(image_ids)
-
-    def __getitem__(self, image_id: int) -> torch.Tensor:
-        if image_id not in self._image_ids:
-            raise KeyError(image_id)
-        with safe_open(_tokens_file(self._folder, image_id), framework="pt") as file:
-            return file.get_tensor("tokens")
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._image_ids)
-
-    def __len__(self) -> int:
-        return len(self._image_ids)
-
-
-@dataclass(frozen=True, eq=False)
-class ProbeResults:
-    """Hold what a probing run found.
-
-    Attributes
-    ----------
-    table : pandas.DataFrame
-        The tables of `probe` one after the other, in the order of the samples.
-    tokens : Mapping
-        Image id to ``(n_tokens, d_model)`` visual tokens; read from disk when asked for.
-    description : Mapping
-        The run's config, model, prompt and the digest of its code, as the folder's ``probe.json`` has them.
-    facts : Mapping
-        The same with samples, time and hardware, as `rcblib.runs.records.table_facts` gives them: what a table must
-        carry to be recorded.
-    """
-
-    table: pd.DataFrame
-    tokens: Mapping[int, torch.Tensor]
-    description: Mapping[str, Any] = field(repr=False)
-    facts: Mapping[str, Any] = field(repr=False)
-
-    def row_tokens(self) -> torch.Tensor:
-        """Gather the visual token of every row of the table, ``(n_rows, d_model)``, as `build_codebook` takes them."""
-        groups = self.table.groupby("image_id", sort=False).indices
-        gathered = [
-            self.tokens[image_id][self.table["token"].to_numpy()[rows]] for image_id, rows in groups.items()
-        ]
-        order = torch.cat([torch.from_numpy(rows) for rows in groups.values()])
-        return torch.cat(gathered)[order.argsort()]
 
 
 def probe_dataset(
@@ -104,14 +52,16 @@ def probe_dataset(
     config: ProbeConfig,
     folder: str | os.PathLike,
     progress: bool = True,
+    *,
+    on_error: str = "stop",
 ) -> ProbeResults:
     """Probe samples one after the other into a folder, and go on where an earlier run of the same config stopped.
 
     A finished sample, be it a photo, several photos or a video, is two files named by its id: its visual tokens
     (safetensors), then its table (Parquet, with config, model, sample and versions in its metadata). Both are written
     atomically, so a run that is killed loses no finished sample and leaves none half written. Later runs may bring
-    other samples and batch sizes. What other code has computed is computed anew, never mixed with the rest; one line
-    says so.
+    other samples and batch sizes. What other code has computed is computed anew, never mixed with the rest, and so is
+    a photo, of a folder, whose file has changed; one line says so.
 
     Parameters
     ----------
@@ -125,6 +75,9 @@ def probe_dataset(
         Made where it is missing.
     progress : bool
         Whether to print a line an image.
+    on_error : {"stop", "skip"}
+        Whether samples that cannot be read, or that the processor refuses, stop the run before any is probed, or are
+        left out; the folder keeps which and why in ``skipped/``.
 
     Returns
     -------
@@ -134,12 +87,13 @@ def probe_dataset(
     Raises
     ------
     ImageError
-        Before any image is probed: if there is no sample, or one cannot be read.
+        Before any image is probed: if there is no sample, or some cannot be read; all of these are named.
     ParameterError
         If ids repeat, the folder was made with another config or model, an image of an id is another than the
         folder's, or as `probe`. What does not depend on the images, such as videos for a family that takes none, is
         found before any is probed.
     """
+    skipped = dict(getattr(samples, "skipped", {}))
     samples = list(samples)
     _check_samples(samples)
     adapter = adapter_for(model, processor)
@@ -150,13 +104,20 @@ def probe_dataset(
     description = _describe(adapter, config)
     folder = Path(folder)
     _check_folder(folder, description)
-    identities = {sample.image_id: sample_identity(sample) for sample in samples}
+    identities, unread = identified(samples, on_error, adapter.size_limit)
+    samples = [sample for sample in samples if sample.image_id in identities]
     states = {i: _state(folder, identity, description["code"]) for i, identity in identities.items()}
     unfinished = [s for s in samples if states[s.image_id] != "finished"]
-    if not (folder / _DESCRIPTION_FILE).is_file() or read_json(folder / _DESCRIPTION_FILE) != description:
-        write_json(folder / _DESCRIPTION_FILE, description)
+    if not (folder / DESCRIPTION_FILE).is_file() or read_json(folder / DESCRIPTION_FILE) != description:
+        write_json(folder / DESCRIPTION_FILE, description)
     if n_stale := sum(state == "stale" for state in states.values()):
         print(f"probing: {n_stale} of {len(samples)} images were probed by other code: again", flush=True)
+    if n_changed := sum(state == "changed" for state in states.values()):
+        print(f"probing: {n_changed} of {len(samples)} images have changed since: again", flush=True)
+    skipped |= unread
+    record_skipped(folder, skipped, identities)
+    if skipped:
+        print(f"probing: {len(skipped)} images are skipped: {'; '.join(skipped.values())}", flush=True)
     if progress and len(unfinished) < len(samples):
         print(
             f"probing: {len(samples) - len(unfinished)} of {len(samples)} images are there already",
@@ -166,20 +127,21 @@ def probe_dataset(
     for k, sample in enumerate(unfinished, 1):
         begun = time.perf_counter()
         table, tokens = probe_input(adapter, load_pictures(sample), sample.kind, sample, config)
-        with atomic_path(_tokens_file(folder, sample.image_id)) as path:
+        with atomic_path(tokens_file(folder, sample.image_id)) as path:
             save_file({"tokens": tokens.cpu().contiguous()}, path)
         own = {"prompt": prompts[sample.kind, sample.n_images], "sample": identities[sample.image_id]}
         took = {"seconds": time.perf_counter() - begun, "provenance": versions}
         metadata = description | own | took
-        write_table(_table_file(folder, sample.image_id), table, metadata)
+        write_table(table_file(folder, sample.image_id), table, metadata)
         if progress:
-            rate = k / (time.perf_counter() - start)
+            rate = k / max(time.perf_counter() - start, 1e-9)  # coarse clocks stand still
             print(
                 f"probing: image {k} of {len(unfinished)} (id {sample.image_id}), {len(table)} positions, "
                 f"{rate:.2f} images/s, {(len(unfinished) - k) / rate:.0f} s left",
                 flush=True,
             )
-    return _read(folder, [sample.image_id for sample in samples], description)
+    tables = [table_file(folder, sample.image_id) for sample in samples]
+    return read_results(folder, tables, description, skipped)
 
 
 def shared_probe(
@@ -234,12 +196,14 @@ def shared_folder(
 ) -> Path:
     """Return ``probe/<hash>`` below a folder of results.
 
-    Its name holds the settings, model, code, and the sample of the lowest id, so that two folders of photos stay apart,
-    and so do scenes drawn by other code.
+    Its name holds the settings, model, code, and the sample of the lowest id, so that scenes drawn by other code stay
+    apart; of photos the name of their folder, as the first may be another when some come or go.
     """
     key = _describe(adapter_for(model, processor), config)
     del key["model"]  # its name; the fingerprint says which model it is, wherever it lies
-    key["first"] = sample_identity(min(samples, key=lambda sample: sample.image_id))
+    first = min(samples, key=lambda sample: sample.image_id)
+    by_name = first.kind == "image" and first.image_id == first.file_name
+    key["first"] = first.source if by_name else sample_identity(first)
     return Path(results_folder) / "probe" / config_hash(key)
 
 
@@ -254,37 +218,18 @@ def read_probe(folder: str | os.PathLike) -> ProbeResults:
         If it is no such folder, or has no finished image.
     """
     folder = Path(folder)
-    if not (folder / _DESCRIPTION_FILE).is_file():
+    if not (folder / DESCRIPTION_FILE).is_file():
         raise ParameterError("folder", folder.name, "a folder that probe_dataset wrote")
-    description = read_json(folder / _DESCRIPTION_FILE)
-    return _read(folder, sorted(int(path.stem) for path in folder.glob("*.parquet")), description)
-
-
-def _read(folder: Path, image_ids: list[int], description: Mapping[str, Any]) -> ProbeResults:
-    read = {image_id: read_table(_table_file(folder, image_id)) for image_id in image_ids}
-    own = {i: entry for i, entry in read.items() if entry[1]["code"] == description["code"]}
-    if not own:
-        raise ParameterError("folder", f"{folder.name}, no finished image", "a folder with at least one")
-    identities = {image_id: sample_hash(made_with["sample"]) for image_id, (_, made_with) in own.items()}
-    facts = table_facts(
-        description, ("view", "token"), identities, (made_with for _, made_with in own.values())
-    )
-    table = pd.concat([table for table, _ in own.values()], ignore_index=True)
-    return ProbeResults(table, StoredTokens(folder, list(own)), description, facts)
-
-
-def _table_file(folder: Path, image_id: int) -> Path:
-    return folder / f"{image_id:012d}.parquet"
-
-
-def _tokens_file(folder: Path, image_id: int) -> Path:
-    return folder / f"{image_id:012d}.safetensors"
+    description = read_json(folder / DESCRIPTION_FILE)
+    return read_results(folder, sorted(folder.glob("*.parquet")), description, skipped_in(folder))
 
 
 def _check_samples(samples: list[AnySample]) -> None:
     if not samples:
         raise ImageError("samples: got none; accepted: at least one image")
     counts = Counter(sample.image_id for sample in samples)
+    if len({isinstance(image_id, str) for image_id in counts}) > 1:
+        raise ParameterError("samples", "image ids of which some are numbers, some text", "ids of one kind")
     repeated = sorted(image_id for image_id, n in counts.items() if n > 1)
     if repeated:
         raise ParameterError("samples", f"image ids {repeated} more than once", "distinct image ids")
@@ -317,8 +262,8 @@ def _code() -> str:
 
 def _check_folder(folder: Path, description: dict[str, Any]) -> None:
     """Raise where the folder holds results of another config or model."""
-    if (folder / _DESCRIPTION_FILE).is_file():
-        found = read_json(folder / _DESCRIPTION_FILE)
+    if (folder / DESCRIPTION_FILE).is_file():
+        found = read_json(folder / DESCRIPTION_FILE)
         here, wanted = ({**entry, **entry.get("config", {})} for entry in (found, description))
         skipped = {"config", "model", "code"}
         skipped |= {"prompt"} if here.get("question") != wanted["question"] else set()
@@ -331,20 +276,29 @@ def _check_folder(folder: Path, description: dict[str, Any]) -> None:
             )
     elif folder.exists() and (not folder.is_dir() or any(folder.glob("*.parquet"))):
         raise ParameterError(
-            "folder", folder.name, f"a folder without other files, or one with {_DESCRIPTION_FILE}"
+            "folder", folder.name, f"a folder without other files, or one with {DESCRIPTION_FILE}"
         )
 
 
 def _state(folder: Path, identity: Mapping[str, Any], code: str) -> str:
-    """Return ``"finished"``, ``"stale"`` or ``"missing"`` for a sample; raise where its id is another image's."""
-    path = _table_file(folder, identity["image_id"])
-    if not path.is_file() or not _tokens_file(folder, identity["image_id"]).is_file():
+    """Return ``"finished"``, ``"stale"``, ``"changed"`` or ``"missing"``; raise where the id is another image's.
+
+    A photo that has its name for an id may be replaced by another of that name in the same folder.
+    """
+    path = table_file(folder, identity["image_id"])
+    if not path.is_file() or not tokens_file(folder, identity["image_id"]).is_file():
         return "missing"
     try:
         metadata = read_table(path)[1]
     except ParameterError as error:
         warnings.warn(f"{error}; probing it again", stacklevel=3)
         return "missing"
-    if (found := metadata.get("sample")) != identity:
+    found = metadata.get("sample") or {}
+    other = {name for name in {**identity, **found} if identity.get(name) != found.get(name)}
+    if identity["image_id"] == identity["file_name"]:
+        if "pixels" in other and "source" not in other:
+            return "changed"
+        other -= {"source"}  # the same photo, in a folder of another name
+    if other:
         raise ParameterError("samples", identity, f"the image that the folder has under this id, {found}")
     return "finished" if metadata.get("code") == code else "stale"

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from rcblib.codebook.codebook import Codebook
+from rcblib.codebook.codebook import Codebook, load_codebook
 from rcblib.mllm import Adapter
 from rcblib.pruners.base import Pruner
 from rcblib.pruners.budget import Budget
@@ -30,8 +30,9 @@ class CodebookPruner(Pruner):
 
     Parameters
     ----------
-    codebook : Codebook
-        Redundant prototypes of the model's own embedding space.
+    codebook : Codebook, str, path-like or torch.Tensor
+        Redundant prototypes of the model's own embedding space, or what `load_codebook` makes them of: a name, a file,
+        a folder, or the prototypes alone.
     rule : {"max_cosine", "double_softmax", "single_softmax"}
         How closeness is scored; see `redundancy_scores`.
     max_similarity : float, optional
@@ -55,7 +56,8 @@ class CodebookPruner(Pruner):
 
     def __post_init__(self):
         given = {"max_similarity": self.max_similarity, "retain_ratio": self.retain_ratio, "rule": self.rule}
-        keep_indices(torch.zeros(1), **given)  # checks them, as one
+        keep_indices(torch.zeros(1), **given)  # checks them, as one, before a codebook is fetched
+        object.__setattr__(self, "codebook", load_codebook(self.codebook))
         super().__post_init__()
 
     @classmethod

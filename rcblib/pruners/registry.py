@@ -249,7 +249,7 @@ def read_pruner(text: str) -> tuple[Method, dict[str, str]]:
 def _read(name: str, value: Any, kind: Any) -> Any:
     """Return a parameter as its type asks for it."""
     if kind is Codebook:
-        return value if isinstance(value, Codebook) else load_codebook(value)
+        return load_codebook(value)
     try:
         return pydantic.TypeAdapter(kind, config={"arbitrary_types_allowed": True}).validate_python(value)
     except pydantic.ValidationError as error:

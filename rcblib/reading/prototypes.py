@@ -13,13 +13,13 @@ from rcblib.codebook.codebook import Codebook
 from rcblib.mllm import Adapter
 from rcblib.mllm.language import OneVisual
 from rcblib.reading.statistics import Estimate, mean_interval, spearman
-from rcblib.records import CodebookError, ParameterError, Question
+from rcblib.records import CodebookError, ImageId, ParameterError, Question
 from rcblib.tensors.checks import check_features
 from rcblib.tensors.scoring import keep_indices, redundancy_scores
 
 
 def nearest_tokens(
-    codebook: Codebook, tokens: torch.Tensor, image_ids: Sequence[int | str], n_nearest: int = 8
+    codebook: Codebook, tokens: torch.Tensor, image_ids: Sequence[ImageId], n_nearest: int = 8
 ) -> pd.DataFrame:
     """Find the tokens nearest to each prototype cluster, one an image at most.
 
@@ -220,7 +220,7 @@ def first_token_agreement(
 def coverage_of_kept(
     coverage: Sequence[np.ndarray],
     kept: Sequence[Sequence[int]],
-    image_ids: Sequence[int],
+    image_ids: Sequence[ImageId],
     least: float = 0.5,
 ) -> pd.DataFrame:
     """Say what lies under the tokens that a pruner kept and those that it dropped, one row an image.
@@ -231,7 +231,7 @@ def coverage_of_kept(
         For each image ``(n_tokens,)``: the share of each patch that objects cover.
     kept : sequence of sequence of int
         For each image the positions kept.
-    image_ids : sequence of int
+    image_ids : sequence of int or str
         One an image.
     least : float
         A patch counts as an object's where objects cover at least this share.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from rcblib.runs.provenance import project_root
+from rcblib.runs.provenance import project_path
 
 LLAVA_15 = "LLaVA-1.5-7B"
 
@@ -19,7 +19,7 @@ def published_random_tokens() -> pd.DataFrame:
         ``read_in`` (where the number was read, if not in the source itself), ``retained`` (fraction of the tokens) and
         ``relative`` (score over unpruned score; guessing is in both, as publications have it).
     """
-    table = pd.read_csv(project_root() / "data" / "published" / "random_tokens.csv")
+    table = pd.read_csv(project_path("data/published/random_tokens.csv"))
     return table.assign(
         retained=table["n_kept"] / table["n_all"], relative=table["score"] / table["unpruned"]
     )

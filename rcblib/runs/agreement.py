@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from rcblib.records import ParameterError
+from rcblib.records import ImageId, ParameterError
 from rcblib.runs.parameters import Weight, checked
 from rcblib.runs.records import Record
 
@@ -39,7 +39,7 @@ class Disagreement:
 
     table: str
     column: str
-    image_id: int
+    image_id: ImageId
     recorded: Any
     found: Any
     n_rows: int
@@ -108,7 +108,7 @@ def compare_with_record(
         raise ParameterError(record.name, "no image", "at least one image to compare with the record")
     record.check(facts["description"], samples)
     keys = ["image_id", *record.facts["keys"]]
-    expected = record.table[record.table["image_id"].isin([int(i) for i in samples])]
+    expected = record.table[record.table["image_id"].astype(str).isin(list(samples))]
     columns = [name for name in expected if name not in keys]
     if unknown := sorted(set(tolerance.columns) - set(columns)):
         raise ParameterError(f"tolerance of {record.name}", unknown, f"some of the columns {columns}")
@@ -124,11 +124,11 @@ def compare_with_record(
         row = alone.iloc[0]
         said = ("a row", "none") if row["_where"] == "left_only" else ("none", "a row")
         named = ", ".join(f"{name} {row[name]}" for name in keys[1:])
-        problems.append(Disagreement(record.name, named, int(row["image_id"]), *said, len(both), len(alone)))
+        problems.append(Disagreement(record.name, named, row["image_id"], *said, len(both), len(alone)))
     shared, largest = both[both["_where"] == "both"], {}
     for name in columns:
         if name not in found:
-            first = int(expected["image_id"].iloc[0])
+            first = expected["image_id"].iloc[0]
             problems.append(
                 Disagreement(record.name, name, first, "a column", "none", len(shared), len(shared))
             )
@@ -146,6 +146,6 @@ def compare_with_record(
             row = wrong.iloc[0]
             values = row[f"{name} recorded"], row[f"{name} found"]
             problems.append(
-                Disagreement(record.name, name, int(row["image_id"]), *values, len(shared), len(wrong))
+                Disagreement(record.name, name, row["image_id"], *values, len(shared), len(wrong))
             )
     return Agreement(len(samples), len(shared), largest, tuple(problems))

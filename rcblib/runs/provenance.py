@@ -14,6 +14,11 @@ from typing import Any
 from rcblib.records import ParameterError
 from rcblib.runs.paths import user_path
 
+FROM_CHECKOUT = (
+    "that of a checkout of the project, whose folder RCB_ROOT names; the library alone comes without it"
+)
+"""What is accepted where something is asked for that only the project has."""
+
 
 def _declares_project(folder: Path) -> bool:
     """Tell whether a folder's pyproject.toml is this project's."""
@@ -49,6 +54,29 @@ def project_root() -> Path:
             if _declares_project(folder):
                 return folder
     raise ParameterError("RCB_ROOT", None, "a folder, as no pyproject.toml of rcblib lies above this one")
+
+
+def project_path(place: str) -> Path:
+    """Find a file or folder that comes with a checkout of the project, not with the library installed alone.
+
+    Parameters
+    ----------
+    place : str
+        Path below the project's root, such as ``"data/published"``.
+
+    Raises
+    ------
+    ParameterError
+        Where it is not at hand.
+    """
+    try:
+        path = project_root() / place
+        if path.exists():
+            return path
+        given = f"none in {path.parent}"
+    except ParameterError:
+        given = "none"
+    raise ParameterError(place, given, FROM_CHECKOUT)
 
 
 def _git_state(root: Path) -> tuple[str | None, bool | None]:

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rcblib.records import ParameterError
+from rcblib.records import ImageId, ParameterError
 from rcblib.runs.files import (
     atomic_path,
     config_hash,
@@ -66,7 +66,7 @@ class Record:
         """Read the table, in the types of the one that was recorded; numbers to float32's precision."""
         return read_table(self.path)[0].astype(self.facts["dtypes"])
 
-    def check(self, description: Mapping[str, Any], samples: Mapping[int, str]) -> None:
+    def check(self, description: Mapping[str, Any], samples: Mapping[ImageId, str]) -> None:
         """Raise unless the record is of these settings and model, and holds these samples.
 
         Parameters
@@ -148,7 +148,7 @@ def differing(recorded: Mapping[str, Any], found: Mapping[str, Any]) -> list[str
 def table_facts(
     description: Mapping[str, Any],
     keys: Sequence[str],
-    samples: Mapping[int, str],
+    samples: Mapping[ImageId, str],
     units: Iterable[Mapping[str, Any]],
 ) -> dict[str, Any]:
     """Gather what a table must carry to be recorded, as metadata of its file.
@@ -210,7 +210,7 @@ def merge_tables(paths: Iterable[str | os.PathLike]) -> tuple[pd.DataFrame, dict
     tables = [table for table, _ in read.values() if len(table)]
     merged = pd.concat(tables, ignore_index=True).sort_values("image_id", kind="stable", ignore_index=True)
     return merged, facts | {
-        "samples": {key: samples[key] for key in sorted(samples, key=int)},
+        "samples": {key: samples[key] for key in sorted(samples, key=lambda key: (len(key), key))},
         "seconds": sum(own["seconds"] for _, own in read.values()),
         "provenance": _machines(each for _, own in read.values() for each in own["provenance"]),
     }

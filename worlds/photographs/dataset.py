@@ -13,7 +13,7 @@ from rcblib.data.base import Dataset
 from rcblib.data.coco import CocoDataset
 from rcblib.records import ParameterError, Sample
 from rcblib.runs.paths import user_path
-from rcblib.runs.provenance import project_root
+from rcblib.runs.provenance import project_path
 from rcblib.tensors.checks import check_integer
 from worlds.coco import write_coco
 from worlds.photographs.compose import SIDE, SPLITS, Photograph, compose
@@ -94,7 +94,7 @@ def open_photographs(split: str, n: int | None, *, seed: int, n_frames: int) -> 
     With seed 0, the first ones of validation and testing lie in ``data/photographs``; all others are composed.
     """
     if seed == 0 and split in SAMPLE_SIZES and (n is None or n <= SAMPLE_SIZES[split]):
-        return CocoDataset(project_root() / "data" / "photographs", split, n)
+        return CocoDataset(project_path("data/photographs"), split, n)
     return PhotographDataset(split, n, seed=seed)
 
 

@@ -11,11 +11,13 @@ from typing import Any
 
 import PIL.Image
 
-from rcblib.data.photos import PHOTO_SUFFIXES, as_rgb, read_image
+from rcblib.data.formats import PHOTO_SUFFIXES
+from rcblib.data.photos import read_image
 from rcblib.data.video import VIDEO_SUFFIXES, VideoFile
 from rcblib.mllm import Adapter
 from rcblib.records import ImageError, ParameterError
 from rcblib.runs.files import first_line
+from rcblib.tensors.pictures import as_rgb
 
 IMAGE_MARK = "<image>"
 """Stands in a task's text where an image belongs, as in Mantis-Eval and MUIRBench."""

@@ -133,8 +133,9 @@ def write_task(
         column: [shown[question.image_id] for question in questions],
         **{key: [getattr(q, "text" if key == "question" else key) for q in questions] for key in texts},
     }
+    identifier = datasets.Value("string" if isinstance(asked[0], str) else "int64")
     features = datasets.Features(
-        {"question_id": datasets.Value("int64"), "image_id": datasets.Value("int64"), column: feature}
+        {"question_id": datasets.Value("int64"), "image_id": identifier, column: feature}
         | {key: datasets.Value("string") for key in texts}
     )
     data = datasets.Dataset.from_dict(rows, features=features)

@@ -1,0 +1,45 @@
+"""Run the workflow alone in this folder: ``python -m tools.run_workflow``, with Snakemake's arguments.
+
+Snakemake's own lock outlives a run that was killed, and asks for ``--unlock``; nor does it see jobs that go on after
+such a run. This lock is the kernel's and belongs to the input that a run hands on to its jobs: it ends when the last of
+them ends, however that may be. A run that finds it taken waits, and then does what is left.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sys
+from pathlib import Path
+
+LOCK = Path(".snakemake/running")
+
+
+def main(arguments: list[str]) -> None:
+    """Become Snakemake, when no other run, and no job of one, is at work in the folder."""
+    command = [sys.executable, "-m", "snakemake", *arguments]
+    LOCK.parent.mkdir(exist_ok=True)
+    lock = os.open(LOCK, os.O_RDWR | os.O_CREAT)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(
+                "waiting for another run in this folder, or a job that it left, to end",
+                file=sys.stderr,
+                flush=True,
+            )
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        command.append("--nolock")
+        os.dup2(lock, 0)
+    except OSError as error:  # a file system without such locks: Snakemake's has to do
+        print(
+            f"no lock of the kernel's here ({error.strerror}): Snakemake's own is used",
+            file=sys.stderr,
+            flush=True,
+        )
+    os.execv(command[0], command)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
