@@ -169,6 +169,18 @@ def test_categories_are_joined_by_id_and_must_be_there(folder):
     assert "category 3 named 5" in refused(folder, instances() | {"categories": [{"id": 3, "name": 5}]})
 
 
+def test_what_tools_keep_beside_the_format_is_no_answer(folder):
+    content = instances(color="#1c3f57") | {"info": {"source": ["a tool"]}}
+    content["images"][0]["backdrop"] = {"a": 1}
+    first, second = opened(folder, content)
+    assert first.objects[0].color is None and first.backdrop is None
+    assert first.source == "coco/val"
+    content["annotations"][0]["color"], content["info"] = "red", None
+    content["images"][0]["backdrop"] = "a road"
+    (first, *_) = opened(folder, content)
+    assert (first.objects[0].color, first.backdrop) == ("red", "a road")
+
+
 # Masks
 
 DAMAGED = [
@@ -310,6 +322,8 @@ def test_missing_images_can_be_left_out(folder):
     with pytest.warns(UserWarning, match="images: 1 of 3 are missing, first '0.png'; they are left out"):
         samples = opened(folder, instances((1, 2, 3), ()), on_error="skip")
     assert [sample.image_id for sample in samples] == [2, 3]
+    with pytest.warns(UserWarning, match="left out"):
+        assert CocoDataset(folder, "val", on_error="skip").skipped == {"0.png": "'0.png' is missing"}
     with pytest.warns(UserWarning, match="1 of 2 are missing"):
         (sample,) = opened(folder, instances((1, 2, 3), ()), on_error="skip", n=1)
     assert sample.image_id == 2

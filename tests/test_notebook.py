@@ -14,6 +14,7 @@ import torch
 import warm
 
 from rcblib.codebook.codebook import Codebook
+from rcblib.mllm import adapter_for
 from rcblib.mllm.fingerprint import model_fingerprint
 from rcblib.notebook.begin import begin, install_on_colab
 from rcblib.notebook.opening import open_codebook, open_model, open_samples
@@ -24,6 +25,11 @@ from rcblib.runs.parameters import notebook_config
 REPOSITORY = Path(__file__).resolve().parents[1]
 KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
 COLAB = str(Path("/", "content"))
+
+
+@pytest.fixture(scope="module")
+def pair():
+    return tiny.tiny_llava()
 
 
 def namespace(**values):
@@ -95,6 +101,21 @@ def test_what_the_parameters_name_is_opened_and_told(tmp_path, capsys):
     assert f"images      2 from {config.images}, the first 64 x 48 px" in printed
     assert f"tokens      6 x 6, each of width {adapter.d_model}" in printed
     assert "These images have no masks" in printed and "Outside its world" not in printed
+
+
+@pytest.mark.parametrize(
+    "path", sorted((REPOSITORY / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem
+)
+def test_every_notebook_takes_the_splits_of_a_coco_folder_by_their_own_names(path, coco, pair):
+    (cell,) = [c for c in nbformat.read(path, 4).cells if "parameters" in c.metadata.get("tags", [])]
+    given = {}
+    exec(cell.source, given)
+    if "images" not in given:
+        return  # about the drawn world alone, or about several images
+    for split, ids in (("val2014", [7, 5]), ("train2014", [9, 4]), ("test", [5])):
+        config = notebook_config(given | {"images": str(coco), "split": split})
+        _, samples = open_samples(config, adapter_for(*pair))
+        assert [sample.image_id for sample in samples] == ids[: config.n_images]
 
 
 def test_auto_stands_for_the_codebook_and_the_images_of_the_models_own_world(capsys):

@@ -193,6 +193,16 @@ def test_a_notebook_runs_on_own_photos_with_a_model_of_ones_own(name, own, tmp_p
     assert len(list((own["results_folder"] / "probe").iterdir())) == 1  # all notebooks share what was probed
 
 
+def test_a_notebook_runs_on_coco_in_the_folder_where_papermill_was_called(own, coco, tmp_path):
+    given = {"images": "..", "split": "val2014", "results_folder": "mine"}
+    (tmp_path / "here").mkdir()
+    notebook = REPOSITORY / "notebooks" / "token_centric.ipynb"
+    warm.execute(notebook, tmp_path / "out.ipynb", {"model": str(own["model"])} | given, tmp_path / "here")
+    written = json.loads((tmp_path / "here" / "mine" / "token_centric.json").read_text(encoding="utf-8"))
+    assert written["config"]["images"] == str(coco) and written["config"]["split"] == "val2014"
+    assert written["results"]["entropy_on_objects"]["n"] > 0
+
+
 @pytest.mark.parametrize("name", ["token_centric", "intermediate_states"])
 def test_a_notebook_runs_with_tiles_and_without_a_cls(name, own, tmp_path):
     model = tiny.save(tmp_path / "model", *tiny.tiny_onevision())

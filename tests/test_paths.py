@@ -14,8 +14,10 @@ from rcblib.__main__ import main
 from rcblib.codebook.codebook import Codebook, load_codebook
 from rcblib.codebook.criterion import CodebookCriterion
 from rcblib.data.opening import open_dataset, open_images
+from rcblib.data.photos import read_image
 from rcblib.mllm.loading import model_folder
 from rcblib.notebook.paths import handed_over, settle_paths
+from rcblib.probe.inputs import opened
 from rcblib.reading.gate_results import read_gates_file
 from rcblib.records import ParameterError
 from rcblib.runs.files import file_sha256, read_json, read_table, write_json, write_table
@@ -82,6 +84,8 @@ def test_every_function_of_the_library_that_takes_a_path_reads_it_so(home):
     assert open_dataset("group:$DATA_OF_MINE/photos")[0].n_images == 1
     assert open_dataset("video:~/clip.gif", n_frames=2)[0].n_images == 2
     assert open_dataset(Path("~/clip.gif"), n_frames=3)[0].n_images == 3
+    assert opened("~/photos/1.png", None)[0][0].size == (40, 30)
+    assert read_image(Path("$HOME/photos/1.png")).size == (40, 30)
 
     Codebook(torch.eye(3)).save_pretrained("~/book")
     assert len(load_codebook("$HOME/book")) == len(Codebook.from_pretrained(Path("~/book"))) == 3

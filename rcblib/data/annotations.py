@@ -7,7 +7,7 @@ import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -123,15 +123,15 @@ class Instances:
         Image id to its annotations, in file order; an annotation that is there twice counts once.
     categories : dict
         Category id to name.
-    info : Mapping
-        What the file says of itself.
+    source : str
+        Where the file says that its images come from; empty where it does not.
     """
 
     name: str
     images: Images
     objects: dict[ImageId, list[Mapping[str, Any]]]
     categories: dict[ImageId, str]
-    info: Mapping[str, Any] = field(repr=False)
+    source: str
 
     def scene_object(self, image_id: ImageId, annotation: Mapping[str, Any]) -> SceneObject:
         """Describe an object that `fault` finds sound, whichever way its mask is written."""
@@ -148,7 +148,7 @@ class Instances:
             box=tuple(float(v) for v in annotation.get("bbox") or coco_mask.toBbox(rle)),
             rle=rle,
             area=float(annotation.get("area") or coco_mask.area(rle)),
-            color=annotation.get("color"),
+            color=_word(annotation.get("color")),
         )
 
     def _category(self, annotation: Mapping[str, Any]) -> str | None:
@@ -207,7 +207,8 @@ def read_instances(path: Path) -> Instances:
     if n_repeated:
         warnings.warn(f"{name}: {n_repeated} annotations are there twice; each counts once", stacklevel=3)
     info = data.get("info")
-    return Instances(name, images, objects, categories, info if isinstance(info, Mapping) else {})
+    source = info.get("source") if isinstance(info, Mapping) else None
+    return Instances(name, images, objects, categories, source if isinstance(source, str) else "")
 
 
 def mask_fault(segmentation: Any, height: int, width: int) -> str | None:
@@ -307,6 +308,11 @@ def _number(key: ImageId) -> int | None:
     if isinstance(key, int):
         return key
     return int(key) if key.isascii() and key.isdecimal() and len(key) < 1000 else None
+
+
+def _word(value: Any) -> str | None:
+    """Return a word; tools keep the colours that they draw with under the same name, as ``"#1c3f57"``."""
+    return value if isinstance(value, str) and value.isalpha() else None
 
 
 def _all_finite(values: Iterable[Any]) -> bool:

@@ -63,6 +63,11 @@ class CocoDataset(Dataset[Sample]):
         ``"stop"``, or ``"skip"`` to leave out, with a warning that counts them, objects whose mask or category is
         damaged and images that are missing.
 
+    Attributes
+    ----------
+    skipped : dict
+        File name to the reason for each image that was left out.
+
     Raises
     ------
     ImageError
@@ -111,8 +116,8 @@ class CocoDataset(Dataset[Sample]):
             raise ParameterError("split", split, "a split with images")
         self._entries, self._paths = self._find_images(listed, files, n, on_error)
         self._objects = self._sound_objects(on_error)
-        sources = {instances.info.get("source") for instances in self._annotations.values()}
-        source = next(iter(sources)) if len(sources) == 1 else None
+        sources = {instances.source for instances in self._annotations.values()}
+        source = next(iter(sources)) if len(sources) == 1 else ""
         self.source = f"{source or 'coco'}/{self.split}"
 
     def __len__(self) -> int:
@@ -122,6 +127,7 @@ class CocoDataset(Dataset[Sample]):
         entry, path = self._entries[index], self._paths[index]
         instances = self._annotations.get(entry.annotated_in)
         record = instances.images.records[entry.image_id] if instances else {}
+        backdrop = record.get("backdrop")
         if instances:
             width, height = record["width"], record["height"]
             own = self._objects[entry.annotated_in, entry.image_id]
@@ -138,7 +144,7 @@ class CocoDataset(Dataset[Sample]):
             objects=objects,
             source=self.source,
             file_name=entry.file_name,
-            backdrop=record.get("backdrop"),
+            backdrop=backdrop if isinstance(backdrop, str) else None,
         )
 
     def _joined(self, entry: _Entry) -> _Entry:
@@ -197,6 +203,7 @@ class CocoDataset(Dataset[Sample]):
                 accepted = f"images in {name}/, images/{name}/ or images/ of the folder; or on_error='skip'"
                 raise ImageError(f"images: {what}; accepted: {accepted}")
             warnings.warn(f"images: {what}; they are left out", stacklevel=3)
+        self.skipped = {entry.file_name: f"{entry.file_name!r} is missing" for entry in missing}
         return entries, paths
 
 

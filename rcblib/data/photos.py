@@ -15,6 +15,7 @@ from PIL import Image, ImageFile
 from rcblib.data.base import Dataset, check_limit, existing_folder
 from rcblib.data.formats import photos_in, unreadable_because
 from rcblib.records import ImageError, ParameterError, Sample, SequenceSample
+from rcblib.runs.paths import user_path
 from rcblib.tensors.pictures import as_rgb, is_sideways
 
 ON_ERROR = ("stop", "skip")
@@ -103,6 +104,7 @@ def read_image(path: str | os.PathLike) -> Image.Image:
     ImageError
         If the file is missing, no image, or damaged.
     """
+    path = user_path(path, "image")
     with readable(path), Image.open(path) as image:
         image.load()
         return as_rgb(image)

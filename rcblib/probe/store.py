@@ -40,6 +40,7 @@ from rcblib.runs.files import (
     write_json,
     write_table,
 )
+from rcblib.runs.paths import user_path
 from rcblib.runs.provenance import provenance
 from rcblib.runs.records import is_record, read_record
 from rcblib.signals import SIGNALS, Signal
@@ -102,7 +103,7 @@ def probe_dataset(
         each: prompt_for(adapter, config.question, *each) for each in {(s.kind, s.n_images) for s in samples}
     }
     description = _describe(adapter, config)
-    folder = Path(folder)
+    folder = user_path(folder, "folder")
     _check_folder(folder, description)
     identities, unread = identified(samples, on_error, adapter.size_limit)
     samples = [sample for sample in samples if sample.image_id in identities]
@@ -204,7 +205,7 @@ def shared_folder(
     first = min(samples, key=lambda sample: sample.image_id)
     by_name = first.kind == "image" and first.image_id == first.file_name
     key["first"] = first.source if by_name else sample_identity(first)
-    return Path(results_folder) / "probe" / config_hash(key)
+    return user_path(results_folder, "results_folder") / "probe" / config_hash(key)
 
 
 def read_probe(folder: str | os.PathLike) -> ProbeResults:
@@ -217,7 +218,7 @@ def read_probe(folder: str | os.PathLike) -> ProbeResults:
     ParameterError
         If it is no such folder, or has no finished image.
     """
-    folder = Path(folder)
+    folder = user_path(folder, "folder")
     if not (folder / DESCRIPTION_FILE).is_file():
         raise ParameterError("folder", folder.name, "a folder that probe_dataset wrote")
     description = read_json(folder / DESCRIPTION_FILE)

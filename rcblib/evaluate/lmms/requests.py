@@ -17,6 +17,7 @@ from rcblib.data.video import VIDEO_SUFFIXES, VideoFile
 from rcblib.mllm import Adapter
 from rcblib.records import ImageError, ParameterError
 from rcblib.runs.files import first_line
+from rcblib.runs.paths import user_path
 from rcblib.tensors.pictures import as_rgb
 
 IMAGE_MARK = "<image>"
@@ -121,7 +122,7 @@ def _read(entry: Any, n_frames: int) -> PIL.Image.Image | tuple[PIL.Image.Image,
     if not isinstance(entry, str | os.PathLike) or entry == "":
         given = entry if entry is None or entry == "" else type(entry).__name__
         raise ParameterError("visual", given, "PIL images, or paths of images or videos")
-    path = Path(entry)
+    path = user_path(entry, "visual")
     if not path.exists():
         raise ImageError(
             f"visual: {str(entry)!r} does not exist; accepted: an image, a video or a folder of frames"
