@@ -21,7 +21,7 @@ from rcblib.runs.command import (
 )
 
 if TYPE_CHECKING:
-    from rcblib.data.base import Dataset
+    from rcblib.data.base import AnySample
     from rcblib.records import Question
 
 
@@ -160,8 +160,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _samples(options: argparse.Namespace) -> Dataset:
-    from rcblib.data.opening import open_dataset
+def _samples(options: argparse.Namespace) -> Sequence[AnySample]:
+    from rcblib.data.opening import open_noted
     from rcblib.mllm.loading import model_folder
     from rcblib.runs.files import read_json
 
@@ -170,10 +170,11 @@ def _samples(options: argparse.Namespace) -> Dataset:
         folder = model_folder(options.model)
         is_there = folder is not None and (folder / "config.json").is_file()
         images = (read_json(folder / "config.json") if is_there else {}).get("rcb_world", "scenes")
-    return open_dataset(images, options.split, options.n_images, seed=options.seed)
+    asked = images, options.split, options.n_images
+    return open_noted(options.folder, *asked, seed=options.seed, on_error=options.on_error)
 
 
-def _model(options: argparse.Namespace, samples: Dataset) -> tuple[Any, Any]:
+def _model(options: argparse.Namespace, samples: Sequence[AnySample]) -> tuple[Any, Any]:
     """Load the model, and say where the samples are not of its world."""
     from rcblib.data.opening import world_note
     from rcblib.mllm import load_model
@@ -215,7 +216,7 @@ def _probe(options: argparse.Namespace) -> None:
     every, folder = list(samples), options.folder
     if options.shared:
         folder = shared_folder(model, processor, every, config, folder)
-    results = probe_dataset(model, processor, shard.of(every), config, folder)
+    results = probe_dataset(model, processor, shard.of(every), config, folder, on_error=options.on_error)
     if options.table:
         write_table(options.table, results.table, results.facts)
     print(f"{len(results.table)} positions of {len(results.tokens)} images in {options.folder}")
@@ -249,7 +250,7 @@ def _codebook(options: argparse.Namespace) -> None:
     print(f"{len(codebook)} prototypes from {len(set(codebook.image_ids))} images in {options.folder}")
 
 
-def _questions(options: argparse.Namespace, samples: Dataset) -> list[Question]:
+def _questions(options: argparse.Namespace, samples: Sequence[AnySample]) -> list[Question]:
     """Draw the questions asked for; with numbers that are out of range, before a model is loaded."""
     from rcblib.data.questions import default_tasks, questions_for
     from rcblib.tensors.checks import check_integer

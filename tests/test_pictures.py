@@ -93,5 +93,5 @@ def test_an_object_that_cannot_be_decoded_is_one_line(tmp_path, monkeypatch):
         as_rgb(Image.new("L", (0, 3)))
     with Image.open(tmp_path / "a.png") as image:
         pass
-    with pytest.raises(ImageError, match=r"^image: cannot be read \(.*\)$"):
+    with pytest.raises(ImageError, match=r"^image: 'a.png' cannot be read \(.*\)$"):
         as_rgb(image)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Generic, TypeVar, overload
 
 import numpy as np
@@ -20,7 +21,15 @@ SampleT = TypeVar("SampleT", Sample, SequenceSample)
 
 
 class Dataset(Sequence[SampleT], ABC, Generic[SampleT]):
-    """Offer samples by index, in a fixed order; nothing is drawn, opened or decoded before it is asked for."""
+    """Offer samples by index, in a fixed order; nothing is drawn, opened or decoded before it is asked for.
+
+    Attributes
+    ----------
+    skipped : Mapping
+        File name to the reason for each image that was left out because it could not be read.
+    """
+
+    skipped: Mapping[str, str] = MappingProxyType({})
 
     @abstractmethod
     def __len__(self) -> int: ...

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,10 @@ from rcblib.data.base import AnySample, Dataset
 from rcblib.data.coco import CocoDataset
 from rcblib.data.layout import annotation_files
 from rcblib.data.photos import PhotoFolder, PhotoGroup
+from rcblib.data.samples import usable
+from rcblib.data.skipped import record_skipped
 from rcblib.data.video import N_FRAMES, VIDEO_SUFFIXES, VideoFile
-from rcblib.records import ImageError, ParameterError, Sample, SequenceSample
+from rcblib.records import ImageError, ImageId, ParameterError, Sample, SequenceSample
 from rcblib.runs.paths import user_path
 
 WORLD_GROUP = "rcblib.worlds"
@@ -30,6 +32,7 @@ def open_dataset(
     *,
     seed: int = 0,
     n_frames: int = N_FRAMES,
+    on_error: str = "stop",
 ) -> Dataset:
     """Open the dataset that a name or a folder stands for.
 
@@ -49,6 +52,9 @@ def open_dataset(
         Stream of scenes; other datasets do not use it.
     n_frames : int
         Frames of every video; other datasets do not use it.
+    on_error : {"stop", "skip"}
+        Whether damaged or missing images stop all, or are left out, as `PhotoFolder` and `CocoDataset` say. A group or
+        a video is one input, from which nothing is left out.
 
     Returns
     -------
@@ -66,7 +72,7 @@ def open_dataset(
     if name in worlds.names:
         return worlds[name].load()(split or "validation", n, seed=seed, n_frames=n_frames)
     if name.startswith("coco:"):
-        return CocoDataset(name.removeprefix("coco:"), split, n)
+        return CocoDataset(name.removeprefix("coco:"), split, n, on_error=on_error)
     if name.startswith("group:"):
         return PhotoGroup(name.removeprefix("group:"), n)
     video = _video_path(name)
@@ -79,7 +85,28 @@ def open_dataset(
         accepted = f"{names}, a folder of images or a video file"
         raise ImageError(f"images: got {name!r}, which is no folder; accepted: {accepted}")
     is_coco = any(annotation_files(path))
-    return CocoDataset(name, split, n) if is_coco else PhotoFolder(name, n)
+    if is_coco:
+        return CocoDataset(name, split, n, on_error=on_error)
+    return PhotoFolder(name, n, on_error=on_error)
+
+
+def open_noted(
+    folder: Path,
+    name_or_path: str | os.PathLike,
+    split: str | None,
+    n: int | None,
+    *,
+    seed: int,
+    on_error: str,
+) -> Sequence[AnySample]:
+    """Open a dataset as `open_dataset`; a folder of results keeps in ``skipped/`` which images were left out, and why.
+
+    With ``"skip"`` every image is decoded once. What was noted of images that can be read now is taken away.
+    """
+    opened = open_dataset(name_or_path, split, n, seed=seed, on_error=on_error)
+    samples, unread = (opened, {}) if on_error == "stop" else usable(opened)
+    record_skipped(folder, {**opened.skipped, **unread}, (sample.image_id for sample in samples))
+    return samples
 
 
 def _video_path(name: str) -> Path | None:
@@ -102,10 +129,37 @@ def open_images(
     ParameterError
         If the samples are groups of images, or generated videos.
     """
+    return _open_single(name_or_path, split, n, "stop")[0]
+
+
+def usable_images(
+    name_or_path: str | os.PathLike,
+    split: str | None = None,
+    n: int | None = None,
+    limit: Callable[[int, int], str] | None = None,
+) -> tuple[list[Sample], dict[ImageId, str]]:
+    """Open a dataset as `open_images`, decode every image once, and leave out those that cannot be used.
+
+    Returns
+    -------
+    tuple
+        The images that can be used, and id or file name to the reason of the others; `limit` as in
+        `rcblib.data.samples.identified`, which raises and warns.
+    """
+    samples, skipped = _open_single(name_or_path, split, n, "skip")
+    samples, unread = usable(samples, limit)
+    return samples, {**skipped, **unread}
+
+
+def _open_single(
+    name_or_path: str | os.PathLike, split: str | None, n: int | None, on_error: str
+) -> tuple[list[Sample], Mapping[str, str]]:
+    """List the images of a dataset, and those that it left out."""
     video = _video_path(os.fspath(name_or_path))
     if video is not None:
-        return VideoFile(video, N_FRAMES if n is None else n).frames()
-    samples = list(open_dataset(name_or_path, split, n))
+        return VideoFile(video, N_FRAMES if n is None else n).frames(), {}
+    dataset = open_dataset(name_or_path, split, n, on_error=on_error)
+    samples = list(dataset)
     for sample in samples:
         if isinstance(sample, SequenceSample):
             what = "a video" if sample.kind == "video" else "several images in one prompt"
@@ -114,7 +168,7 @@ def open_images(
                 f"{name_or_path}: {what}",
                 "single images: scenes, photos, or a folder in COCO's format",
             )
-    return samples
+    return samples, dataset.skipped
 
 
 def images_for(name: str, model: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -48,6 +49,11 @@ class PhotoFolder(Dataset[Sample]):
         If the folder is missing or holds no photo, or photos cannot be read; all of these are named.
     ParameterError
         If `n` is below 1, or `on_error` is another word.
+
+    Warns
+    -----
+    UserWarning
+        Naming all that are left out.
     """
 
     def __init__(self, folder: str | os.PathLike, n: int | None = None, on_error: str = "stop"):
@@ -147,8 +153,11 @@ def _open_photos(
             sizes[path] = upright_size(path)
         except ImageError as error:
             errors[plain_name(path)] = error
-    if not sizes:
-        raise ImageError.of(list(errors.values()), len(errors))
+    if errors:
+        told = ImageError.of(list(errors.values()), len(sizes) + len(errors))
+        if not sizes:
+            raise told
+        warnings.warn(f"left out: {told}", stacklevel=3)
     return checked, sizes, {name: str(error) for name, error in errors.items()}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -81,6 +82,11 @@ def identified(
     ------
     ImageError
         Naming all that cannot be used, if one is to stop the run, or if none is left.
+
+    Warns
+    -----
+    UserWarning
+        Naming all that are left out.
     """
     check_on_error(on_error)
     identities: dict[ImageId, dict[str, Any]] = {}
@@ -95,7 +101,19 @@ def identified(
             errors[sample.image_id] = error
     if errors and (on_error == "stop" or not identities):
         raise ImageError.of(list(errors.values()), len(samples))
+    if errors:
+        warnings.warn(f"left out: {ImageError.of(list(errors.values()), len(samples))}", stacklevel=3)
     return identities, {image_id: str(error) for image_id, error in errors.items()}
+
+
+def usable(
+    samples: Sequence[AnySample], limit: Callable[[int, int], str] | None = None
+) -> tuple[Sequence[AnySample], dict[ImageId, str]]:
+    """Load every sample once; return those that can be used, and id to the reason of the others, as `identified`."""
+    identities, skipped = identified(samples, "skip", limit)
+    if skipped:
+        samples = [sample for sample in samples if sample.image_id in identities]
+    return samples, skipped
 
 
 def load_pictures(sample: AnySample) -> list[PIL.Image.Image]:
@@ -111,8 +129,10 @@ def load_pictures(sample: AnySample) -> list[PIL.Image.Image]:
     name = _name(sample)
     try:
         pictures = [as_rgb(picture) for picture in sample.images]
-    except ImageError:
-        raise
+    except ImageError as error:
+        if repr(name) in str(error):
+            raise
+        raise ImageError(f"{noun}: {name!r}: {str(error).partition(': ')[2]}") from None
     except Exception as error:  # whatever a dataset's loader raises
         raise ImageError(f"{noun}: {name!r} cannot be read ({type(error).__name__}: {error})") from error
     if len(pictures) != sample.n_images:

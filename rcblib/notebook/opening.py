@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from rcblib.codebook.codebook import Codebook, load_codebook
-from rcblib.data.opening import images_for, open_images, world_note
+from rcblib.data.opening import images_for, open_images, usable_images, world_note
+from rcblib.data.skipped import record_skipped
 from rcblib.mllm import Adapter, adapter_for, load_model
 from rcblib.mllm.fingerprint import model_fingerprint
 from rcblib.records import Sample
@@ -54,6 +55,9 @@ def open_codebook(config: Any, adapter: Adapter) -> tuple[Any, Codebook]:
 def open_samples(config: Any, adapter: Adapter) -> tuple[Any, list[Sample]]:
     """Open the single images of the parameters ``images``, ``split`` and ``n_images``.
 
+    Where the parameter ``on_error`` is ``"skip"``, those that cannot be read, or that the processor refuses, are left
+    out, and ``skipped/`` of the results folder keeps which and why.
+
     Returns
     -------
     tuple
@@ -61,7 +65,12 @@ def open_samples(config: Any, adapter: Adapter) -> tuple[Any, list[Sample]]:
         as `open_images`.
     """
     config = dataclasses.replace(config, images=images_for(config.images, adapter.model))
-    samples = open_images(config.images, config.split, config.n_images)
+    asked = config.images, config.split, config.n_images
+    if getattr(config, "on_error", "stop") == "skip":
+        samples, skipped = usable_images(*asked, adapter.size_limit)
+        record_skipped(Path(config.results_folder), skipped, (sample.image_id for sample in samples))
+    else:
+        samples = open_images(*asked)
     first = samples[0]
     grids = [view.grid for view in adapter.encode([first.image])[0].views]
     print(f"images      {len(samples)} from {config.images}, the first {first.width} x {first.height} px")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,30 +11,22 @@ import pandas as pd
 import torch
 from safetensors import safe_open
 
+from rcblib.data.skipped import file_stem
 from rcblib.records import ImageId, ParameterError
-from rcblib.runs.files import config_hash, read_json, read_table, write_json
+from rcblib.runs.files import read_table
 from rcblib.runs.records import sample_hash, table_facts
 
 DESCRIPTION_FILE = "probe.json"
 
-_SKIPPED_FOLDER = "skipped"
-
-
-def stem_of(image_id: ImageId) -> str:
-    """Name the files of a sample: by its number, or by its name in letters of any file system, told apart by a hash."""
-    if isinstance(image_id, str):
-        return f"{re.sub('[^A-Za-z0-9._-]+', '_', image_id)[:60]}-{config_hash({'image_id': image_id})}"
-    return f"{image_id:012d}"
-
 
 def table_file(folder: Path, image_id: ImageId) -> Path:
     """Return where the table of a sample is."""
-    return folder / f"{stem_of(image_id)}.parquet"
+    return folder / f"{file_stem(image_id)}.parquet"
 
 
 def tokens_file(folder: Path, image_id: ImageId) -> Path:
     """Return where the visual tokens of a sample are."""
-    return folder / f"{stem_of(image_id)}.safetensors"
+    return folder / f"{file_stem(image_id)}.safetensors"
 
 
 class StoredTokens(Mapping):
@@ -119,31 +110,3 @@ def read_results(
     facts = table_facts(description, ("view", "token"), identities, (made for _, made in own.values()))
     table = pd.concat([table for table, _ in own.values()], ignore_index=True)
     return ProbeResults(table, StoredTokens(folder, own), description, facts, skipped)
-
-
-def record_skipped(folder: Path, skipped: Mapping[ImageId, str], read: Iterable[ImageId] = ()) -> None:
-    """Keep in a folder of results which images were left out and why, a file each, so that shards may share it.
-
-    Parameters
-    ----------
-    folder : pathlib.Path
-        The folder of results.
-    skipped : Mapping
-        Image id or file name to the reason.
-    read : iterable
-        Images that can be read: what an earlier run noted of them no longer holds.
-    """
-    for image_id in read:
-        _skipped_file(folder, image_id).unlink(missing_ok=True)
-    for image_id, reason in skipped.items():
-        write_json(_skipped_file(folder, image_id), {"image_id": image_id, "reason": reason})
-
-
-def skipped_in(folder: Path) -> dict[ImageId, str]:
-    """Return what `record_skipped` has kept in a folder."""
-    entries = [read_json(path) for path in sorted((folder / _SKIPPED_FOLDER).glob("*.json"))]
-    return {entry["image_id"]: entry["reason"] for entry in entries}
-
-
-def _skipped_file(folder: Path, image_id: ImageId) -> Path:
-    return folder / _SKIPPED_FOLDER / f"{stem_of(image_id)}.json"

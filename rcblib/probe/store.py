@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from rcblib.data.base import AnySample
 from rcblib.data.samples import identified, load_pictures, sample_identity
+from rcblib.data.skipped import record_skipped, skipped_in
 from rcblib.mllm import Adapter, adapter_for
 from rcblib.mllm.fingerprint import model_fingerprint, model_name, processor_settings
 from rcblib.probe.config import ProbeConfig
@@ -23,8 +24,6 @@ from rcblib.probe.results import (
     DESCRIPTION_FILE,
     ProbeResults,
     read_results,
-    record_skipped,
-    skipped_in,
     table_file,
     tokens_file,
 )
@@ -117,8 +116,6 @@ def probe_dataset(
         print(f"probing: {n_changed} of {len(samples)} images have changed since: again", flush=True)
     skipped |= unread
     record_skipped(folder, skipped, identities)
-    if skipped:
-        print(f"probing: {len(skipped)} images are skipped: {'; '.join(skipped.values())}", flush=True)
     if progress and len(unfinished) < len(samples):
         print(
             f"probing: {len(samples) - len(unfinished)} of {len(samples)} images are there already",

@@ -115,6 +115,13 @@ def add_images(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", help="of scenes or COCO")
     parser.add_argument("--n-images", type=int, help="the first so many (default: all; needed for scenes)")
     parser.add_argument("--seed", type=int, default=0, help="of scenes, and of the choice of questions")
+    parser.add_argument(
+        "--on-error",
+        choices=("stop", "skip"),
+        default="stop",
+        help="what to do about images that cannot be read: stop before any work and name them all, or skip them and "
+        "keep their names in skipped/ beside the results (default: stop)",
+    )
 
 
 def path_option(text: str) -> Path:

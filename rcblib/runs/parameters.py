@@ -54,6 +54,7 @@ ValidationOrTest = Literal["validation", "test"]
 AutoOrAll = Literal["auto", "all"]
 AllOrGrid = Literal["all", "grid"]
 AllRanksOrGrid = Literal["all", "paper_ranks", "grid"]
+StopOrSkip = Literal["stop", "skip"]
 
 _WORDS = {
     "integer": "an integer",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 from PIL import Image
 
@@ -42,7 +44,9 @@ def as_rgb(image: Image.Image) -> Image.Image:
     except ImageError:
         raise
     except Exception as error:  # readers raise many kinds on damaged files
-        raise ImageError(f"image: cannot be read ({error or type(error).__name__})") from None
+        name = os.path.basename(os.fsdecode(getattr(image, "filename", "") or ""))
+        reason = str(error) or type(error).__name__
+        raise ImageError(f"image: {f'{name!r} ' if name else ''}cannot be read ({reason})") from None
     if picture is image:
         return image if turn is None else _bare(image.transpose(turn))
     return _bare(picture if turn is None else picture.transpose(turn))

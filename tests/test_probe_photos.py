@@ -1,0 +1,249 @@
+"""Probing one's own photos: as they are seen, whoever opens them; folders that grow; files that are damaged."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import tiny
+from families import FAMILIES
+from picture_files import cut, save_picture
+from PIL import Image
+
+from rcblib.__main__ import main
+from rcblib.data.photos import PhotoFolder, PhotoGroup
+from rcblib.data.samples import usable
+from rcblib.evaluate.grid import evaluate
+from rcblib.mllm import adapter_for
+from rcblib.mllm.loading import ADAPTERS
+from rcblib.probe.config import ProbeConfig
+from rcblib.probe.run import probe
+from rcblib.probe.store import probe_dataset, read_probe, shared_probe
+from rcblib.records import ImageError, ParameterError, Question, Sample, SequenceSample
+
+CONFIG = ProbeConfig(positions=(0, 7), attention=False)
+
+
+@pytest.fixture(scope="module")
+def pair():
+    return tiny.tiny_llava()
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Return a folder of three photos."""
+    for seed, name in enumerate(("b.png", "d.jpg", "f.png")):
+        save_picture(tmp_path / "photos" / name, (48, 36), seed)
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def encoded(monkeypatch):
+    """Return a list that grows by one for each input that is encoded."""
+    calls, original = [], ADAPTERS["llava"].encode_pixels
+    monkeypatch.setattr(
+        ADAPTERS["llava"], "encode_pixels", lambda self, *a, **k: calls.append(1) or original(self, *a, **k)
+    )
+    return calls
+
+
+# Orientation
+
+
+def turned(path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return save_picture(path, (60, 40), exif=exif)
+
+
+@pytest.mark.parametrize("orientation", [3, 6, 7])
+def test_a_photo_gives_the_same_rows_however_it_is_given(pair, tmp_path, orientation):
+    path = turned(tmp_path / "phone.png", orientation)
+    expected = probe(*pair, path, positions="all", attention=False)
+    with Image.open(path) as image:
+        exif, pixels = image.getexif(), image.convert("RGB")
+    assert exif[0x0112] == orientation
+    lazily = Sample(0, lambda: Image.open(path), *((40, 60) if orientation > 4 else (60, 40)))
+    (folder,) = PhotoFolder(tmp_path)
+    for given in (Image.open(path), pixels, str(path), lazily, dataclasses.replace(folder, image_id=0)):
+        found = probe(*pair, given, positions="all", attention=False)
+        pd.testing.assert_frame_equal(found, expected)
+    several = [
+        probe(*pair, given, attention=False) for given in ([path, path], [Image.open(path), Image.open(path)])
+    ]
+    pd.testing.assert_frame_equal(*several)
+    adapter = adapter_for(*pair)
+    by_object, by_sample = adapter.encode([Image.open(path)])[0], adapter.encode([folder.image])[0]
+    assert (by_object.tokens == by_sample.tokens).all()
+
+
+def test_every_way_to_hand_over_a_sample_refuses_one_of_another_size(pair, photos, tmp_path):
+    path = turned(tmp_path / "phone.png", 6)
+    sideways = Sample(1, lambda: Image.open(path), 60, 40, file_name="phone.png")
+    message = "'phone.png' is 40 x 60 px, its record says 60 x 40; accepted: annotations of the photo as it is upright$"
+    group = SequenceSample(
+        1, lambda: (Image.open(path),) * 2, "images", ((60, 40),) * 2, file_name="phone.png"
+    )
+    for sample in (sideways, group):
+        with pytest.raises(ImageError, match=message):
+            probe(*pair, sample, attention=False)
+        with pytest.raises(ImageError, match=message):
+            probe_dataset(*pair, [*PhotoFolder(photos)][:0] + [sample], CONFIG, tmp_path / "out")
+        with pytest.raises(ImageError, match=message):
+            evaluate(*pair, [Question(1, "one_word", "What ?", "cat")], [sample])
+    assert not (tmp_path / "out").exists()
+
+
+# Folders that grow
+
+
+def test_one_more_photo_is_the_only_one_computed(pair, photos, tmp_path, encoded, capsys):
+    folder = tmp_path / "out"
+    probe_dataset(*pair, PhotoFolder(photos), CONFIG, folder, progress=False)
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.iterdir()}
+    encoded.clear()
+    save_picture(photos / "a.png", (48, 36), 9)
+    grown = probe_dataset(*pair, PhotoFolder(photos), CONFIG, folder)
+    assert len(encoded) == 1
+    assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in before} == before
+    assert grown.table["image_id"].unique().tolist() == ["a.png", "b.png", "d.jpg", "f.png"]
+    assert "3 of 4 images are there already" in capsys.readouterr().out
+    (photos / "b.png").unlink()
+    fewer = probe_dataset(*pair, PhotoFolder(photos), CONFIG, folder)
+    assert len(encoded) == 1
+    assert fewer.table["image_id"].unique().tolist() == ["a.png", "d.jpg", "f.png"]
+    alone = probe(*pair, photos / "d.jpg", positions=(0, 7), attention=False)
+    own = fewer.table[fewer.table["image_id"] == "d.jpg"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(
+        own.drop(columns="image_id"), alone.drop(columns="image_id"), check_dtype=False
+    )
+    assert fewer.row_tokens().shape == (6, fewer.tokens["a.png"].shape[1])
+    assert len(read_probe(folder).tokens) == 4
+
+
+def test_a_renamed_or_changed_photo_is_computed_anew(pair, photos, tmp_path, encoded, capsys):
+    folder = tmp_path / "out"
+    probe_dataset(*pair, PhotoFolder(photos), CONFIG, folder, progress=False)
+    encoded.clear()
+    (photos / "b.png").rename(photos / "c.png")
+    probe_dataset(*pair, PhotoFolder(photos), CONFIG, folder, progress=False)
+    assert len(encoded) == 1
+    save_picture(photos / "c.png", (48, 36), 11)
+    changed = probe_dataset(*pair, PhotoFolder(photos), CONFIG, folder, progress=False)
+    assert len(encoded) == 2
+    assert capsys.readouterr().out == "probing: 1 of 3 images have changed since: again\n"
+    alone = probe(*pair, photos / "c.png", positions=(0, 7), attention=False)
+    np.testing.assert_allclose(changed.table["entropy"][:2], alone["entropy"], rtol=1e-5)
+    # The folder may have another name, not other photos under the same names.
+    photos.rename(tmp_path / "renamed")
+    probe_dataset(*pair, PhotoFolder(tmp_path / "renamed"), CONFIG, folder, progress=False)
+    assert len(encoded) == 2 + 1  # the comparison above
+    save_picture(tmp_path / "others" / "d.jpg", (48, 36), 12)
+    with pytest.raises(ParameterError, match="the image that the folder has under this id"):
+        probe_dataset(*pair, PhotoFolder(tmp_path / "others"), CONFIG, folder, progress=False)
+
+
+def test_a_group_that_grows_is_another_input(pair, photos, tmp_path, encoded):
+    for n in (3, 4):
+        results = probe_dataset(*pair, PhotoGroup(photos), CONFIG, tmp_path / "out", progress=False)
+        assert results.table["picture"].nunique() == n
+        save_picture(photos / "a.png", (48, 36), 9)
+    assert len(encoded) == 2
+
+
+def test_notebooks_share_one_folder_of_results_however_the_photos_grow(pair, photos, tmp_path, encoded):
+    shared_probe(*pair, PhotoFolder(photos), CONFIG, tmp_path / "results", progress=False)
+    save_picture(photos / "a.png", (48, 36), 9)
+    shared_probe(*pair, PhotoFolder(photos), CONFIG, tmp_path / "results", progress=False)
+    assert len(encoded) == 4
+    save_picture(tmp_path / "others" / "b.png", (48, 36), 12)
+    shared_probe(*pair, PhotoFolder(tmp_path / "others"), CONFIG, tmp_path / "results", progress=False)
+    assert len(list((tmp_path / "results" / "probe").iterdir())) == 2
+
+
+def test_ids_are_of_one_kind(pair, photos, tmp_path):
+    numbered = Sample(3, lambda: Image.new("RGB", (9, 9)), 9, 9)
+    with pytest.raises(ParameterError, match="image ids of which some are numbers, some text"):
+        probe_dataset(*pair, [*PhotoFolder(photos), numbered], CONFIG, tmp_path / "out")
+
+
+# Damage
+
+
+def test_damaged_photos_are_skipped_where_that_is_asked_for_and_kept_on_record(pair, photos, tmp_path):
+    lost = [
+        Sample(name, lambda path=photos / name: Image.open(path), 48, 36, file_name=name)
+        for name in ("b.png", "d.jpg", "f.png")
+    ]
+    for name in ("b.png", "f.png"):
+        cut(photos / name)
+    with pytest.raises(ImageError, match=r"images: 2 of 3 cannot be used: 'b.png' .*; 'f.png' .*"):
+        probe_dataset(*pair, lost, CONFIG, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    with pytest.warns(UserWarning, match="left out: images: 2 of 3 cannot be used: 'b.png'"):
+        results = probe_dataset(*pair, lost, CONFIG, tmp_path / "out", progress=False, on_error="skip")
+    assert results.table["image_id"].unique().tolist() == ["d.jpg"]
+    assert list(results.skipped) == ["b.png", "f.png"] == list(read_probe(tmp_path / "out").skipped)
+    save_picture(photos / "b.png", (48, 36))
+    with pytest.warns(UserWarning, match="left out: image: 'f.png'"):
+        again = probe_dataset(*pair, lost, CONFIG, tmp_path / "out", progress=False, on_error="skip")
+    assert again.table["image_id"].unique().tolist() == ["b.png", "d.jpg"]
+    assert list(read_probe(tmp_path / "out").skipped) == ["f.png"]
+    with pytest.raises(ParameterError, match="on_error: got 'ignore'; accepted: stop, skip"):
+        probe_dataset(*pair, lost, CONFIG, tmp_path / "out", on_error="ignore")
+    (photos / "d.jpg").write_bytes(b"")
+    cut(photos / "b.png")
+    with pytest.raises(ImageError, match="images: 3 of 3 cannot be used"):
+        probe_dataset(*pair, lost, CONFIG, tmp_path / "out", on_error="skip")
+
+
+def test_the_command_line_stops_or_skips(pair, photos, tmp_path, capsys):
+    model = str(tiny.save(tmp_path / "model", *pair))
+    capsys.readouterr()
+    for name in ("b.png", "f.png"):
+        cut(photos / name)
+    command = ["probe", "--model", model, "--images", str(photos), "--folder", str(tmp_path / "out")]
+    command += ["--positions", "3", "--no-attention"]
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "'b.png'" in error and "'f.png'" in error
+    assert main([*command, "--on-error", "skip"]) == 0
+    told = capsys.readouterr()
+    assert "1 positions of 1 images" in told.out
+    assert told.err.count("warning:") == 1 and "left out: images: 2 of 3" in told.err
+    noted = [json.loads(path.read_text()) for path in (tmp_path / "out" / "skipped").iterdir()]
+    assert {entry["image_id"] for entry in noted} == {"b.png", "f.png"}
+    assert all("truncated" in entry["reason"] for entry in noted)
+
+
+# Shapes
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES if "qwen" in name])
+def test_a_photo_longer_than_the_processor_takes_is_told_before_any_work(family, photos, tmp_path):
+    pair = FAMILIES[family].build()
+    for name in ("long.png", "high.png"):
+        save_picture(photos / name, (804, 4) if name == "long.png" else (4, 804))
+    samples = PhotoFolder(photos)
+    limit = r"px; accepted by its processor: .*200"
+    with pytest.raises(
+        ImageError, match=rf"2 of 5 cannot be used: 'high.png' is 4 x 804 {limit}.*'long.png' is 804"
+    ):
+        probe_dataset(*pair, samples, CONFIG, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ImageError, match=rf"image: got one of 804 x 4 {limit}"):
+        probe(*pair, photos / "long.png")
+    with pytest.warns(UserWarning, match="left out: images: 2 of 5"):
+        kept, skipped = usable(samples, adapter_for(*pair).size_limit)
+    assert len(kept) == 3 and list(skipped) == ["high.png", "long.png"]
+
+
+def test_a_photo_that_the_processor_would_blow_up_is_refused(pair):
+    adapter = adapter_for(*pair)
+    assert adapter.size_limit(20_000, 20) == ""  # 24,000 x 24 px for this model
+    assert "accepted: sides of at most" in adapter.size_limit(20_000_000, 20)
+    with pytest.raises(
+        ImageError, match=r"image: got one of 10000000 x 1 px; accepted: sides of at most 310689 to 1"
+    ):
+        probe(*pair, Image.new("L", (10_000_000, 1)))
