@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from messages import one_line
 from picture_files import masks_of, write_json
 from PIL import Image
 from pycocotools import mask as coco_mask
@@ -213,3 +214,31 @@ def test_karpathy_images_must_be_annotated_where_annotations_exist(coco):
     path.write_text(path.read_text().replace('"cocoid"', '"id"'))
     with pytest.raises(ParameterError, match="dataset_coco.json with a record without 'cocoid'"):
         CocoDataset(coco, "train")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sentences": ["a"]}, "sentences"),
+        ({"sentences": {"raw": "a"}}, "sentences"),
+        ({"sentences": [{"raw": 3}]}, "a caption 3"),
+        ({"filepath": ["a"]}, "filepath"),
+        ({"filename": None}, "filename"),
+    ],
+)
+def test_karpathy_records_of_other_kinds_end_in_one_line(coco, change, message):
+    path = coco / "dataset_coco.json"
+    content = json.loads(path.read_text())
+    content["images"][1] |= change
+    write_json(path, content)
+    with pytest.raises(ParameterError, match="^karpathy: got") as error:
+        CocoDataset(coco, "train")
+    assert message in one_line(error)
+
+
+def test_a_karpathy_image_that_is_there_twice_counts_once(coco):
+    path = coco / "dataset_coco.json"
+    content = json.loads(path.read_text())
+    write_json(path, content | {"images": [*content["images"], content["images"][1]]})
+    with pytest.warns(UserWarning, match="1 image records are there twice"):
+        assert [sample.image_id for sample in CocoDataset(coco, "train")] == [4, 9]

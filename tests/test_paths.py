@@ -229,3 +229,19 @@ def test_parameters_are_handed_over_by_plain_assignments_after_their_declaration
     assert handed_over({"In": ["", declared, injected]}) == {"images"}
     assert handed_over({"In": ["", declared, injected, "%%bash\nls $HOME", "x, y = 1, 2"]}) == {"images"}
     assert handed_over({"In": ["", declared, injected, declared]}) == set()  # run again in a session
+
+
+@pytest.mark.parametrize(
+    "given", ["a" * 300, "a/" * 3000, "é" * 200, "a\0b", "\ud800"], ids=lambda given: repr(given[:9])
+)
+def test_a_path_that_no_system_can_look_up_is_one_line(given):
+    for door in (user_path, open_dataset, model_folder, load_codebook):
+        with pytest.raises(ParameterError, match="accepted: a path that can be looked up") as error:
+            door(given)
+        assert len(one_line(error)) < 300
+
+
+def test_a_link_in_a_circle_is_one_line(tmp_path):
+    (tmp_path / "a").symlink_to(tmp_path / "a")
+    with pytest.raises(ParameterError, match="accepted: a path that can be looked up"):
+        user_path(tmp_path / "a" / "b")

@@ -15,7 +15,6 @@ from rcblib.data.annotations import (
     Images,
     Instances,
     complete,
-    identifier,
     read_instances,
     read_records,
 )
@@ -238,19 +237,33 @@ def _file_name(record: Mapping[str, Any], path: Path) -> str:
 
 def _karpathy_entries(path: Path, split: str, with_restval: bool) -> list[_Entry]:
     """List the images of a Karpathy split in the order of the file."""
-    chosen = {split, "restval"} if with_restval and split == "train" else {split}
+    chosen = (split, "restval") if with_restval and split == "train" else (split,)
     records = read_records(path, "karpathy", ("images",))["images"]
     with complete("karpathy", path.name):
+        own = [{**record, "id": record["cocoid"]} for record in records if record["split"] in chosen]
         return [
             _Entry(
-                identifier(record["cocoid"], "karpathy", f"{path.name}: an image"),
-                record["filename"],
-                record["filepath"],
-                tuple(_one_line(sentence["raw"], "karpathy", path) for sentence in record["sentences"]),
+                image_id,
+                *(_text(record, name, path) for name in ("filename", "filepath")),
+                _said(record, path),
             )
-            for record in records
-            if record["split"] in chosen
+            for image_id, record in Images(own, "karpathy", path.name).records.items()
         ]
+
+
+def _text(record: Mapping[str, Any], name: str, path: Path) -> str:
+    if not isinstance(record[name], str):
+        raise ParameterError("karpathy", f"{path.name} with {name} {record[name]!r:.80}", "text")
+    return record[name]
+
+
+def _said(record: Mapping[str, Any], path: Path) -> tuple[str, ...]:
+    """Return the captions of an image of the Karpathy file."""
+    sentences = record["sentences"]
+    if not isinstance(sentences, list) or not all(isinstance(sentence, Mapping) for sentence in sentences):
+        given = f"{path.name} with sentences {sentences!r:.80}"
+        raise ParameterError("karpathy", given, "a list of objects that have the text 'raw'")
+    return tuple(_one_line(sentence["raw"], "karpathy", path) for sentence in sentences)
 
 
 def _one_line(text: Any, parameter: str, path: Path) -> str:

@@ -27,7 +27,8 @@ def user_path(path: str | os.PathLike, parameter: str = "path") -> Path:
     Raises
     ------
     ParameterError
-        If a variable is not set, or ``~name`` names no user: a folder of that very name would be made instead.
+        If a variable is not set, or ``~name`` names no user: a folder of that very name would be made instead. Also if
+        the system cannot look the path up, as it is too long or lies behind a folder that may not be read.
     """
     text = os.fspath(path)
     literal = Path(text)
@@ -40,4 +41,14 @@ def user_path(path: str | os.PathLike, parameter: str = "path") -> Path:
     home = text.split(os.sep, 1)[0]
     if home.startswith("~") and not os.path.lexists(home):
         raise ParameterError(parameter, str(path), f"a path; there is no user {home[1:]!r}")
+    try:
+        os.stat(text)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (
+        OSError,
+        ValueError,
+    ) as error:  # too long, behind a folder that may not be read, a link in a circle, "\0"
+        accepted = f"a path that can be looked up ({getattr(error, 'strerror', None) or error})"
+        raise ParameterError(parameter, f"{text:.80}", accepted) from None
     return Path(text)
