@@ -116,7 +116,10 @@ def load_released_tensor(path: str | os.PathLike) -> torch.Tensor:
     try:
         tensor = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-        raise CodebookError(f"{path.name}: no readable tensor file ({first_line(error)})") from None
+        # torch's own words advise to unpickle the file all the same.
+        is_pickle = isinstance(error, pickle.UnpicklingError)
+        reason = "damaged, or an object, which is never unpickled" if is_pickle else first_line(error)
+        raise CodebookError(f"{path.name}: no readable tensor file ({reason})") from None
     if not isinstance(tensor, torch.Tensor):
         raise CodebookError(f"{path.name}: holds {type(tensor).__name__}; accepted: one tensor")
     return tensor.detach()
