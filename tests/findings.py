@@ -30,5 +30,6 @@ class Findings:
         assert not wrong, f"{kind}: {len(wrong)} of {len(outcomes)} not survived, first: {wrong[0]}"
 
     def write(self, path):
-        """Write all rows with where and with what they were found."""
-        write_json(path, {"made": provenance(), "rows": sorted(self.rows, key=lambda row: row["kind"])})
+        """Write all rows, if there are any, with where and with what they were found."""
+        if self.rows:
+            write_json(path, {"made": provenance(), "rows": sorted(self.rows, key=lambda row: row["kind"])})

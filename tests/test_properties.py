@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from rcblib.codebook.codebook import Codebook
 from rcblib.evaluate.parts import evaluate_parts
 from rcblib.mllm import adapter_for
-from rcblib.mllm.prompt import Batch, GeneratePrompts, Prompt, VisualRows
+from rcblib.mllm.given import GivenPrompts
+from rcblib.mllm.prompt import Batch, Prompt, VisualRows
 from rcblib.probe.config import ProbeConfig
 from rcblib.probe.store import probe_dataset
 from rcblib.pruners import Budget, CodebookPruner, RandomPruner
@@ -186,7 +187,7 @@ def test_arguments_of_generate_that_keep_everything_are_those_given(texts, n_tok
     rows = [[PAD] * (n_columns - len(t) - n_tokens) + [IMAGE] * n_tokens + t for t in texts]
     ids = torch.tensor(rows)
     given_arguments = {"input_ids": ids, "attention_mask": (ids != PAD).long(), "token_type_ids": ids + 1}
-    prompts = GeneratePrompts(given_arguments, PAD, None)
+    prompts = GivenPrompts(given_arguments, PAD, None)
     image = EncodedImage((VisualView(torch.zeros(n_tokens, 2), (1, n_tokens)),))
     placed = prompts.place([image] * len(texts), lambda image: image.n_tokens, IMAGE)
     assert [each.prompt for each in placed] == list(range(len(texts)))
