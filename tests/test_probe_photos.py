@@ -221,22 +221,31 @@ def test_the_command_line_stops_or_skips(pair, photos, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("family", [name for name in FAMILIES if "qwen" in name])
-def test_a_photo_longer_than_the_processor_takes_is_told_before_any_work(family, photos, tmp_path):
+def test_photos_that_the_processor_or_probing_cannot_take_are_named_before_any_work(family, photos, tmp_path):
     pair = FAMILIES[family].build()
-    for name in ("long.png", "high.png"):
-        save_picture(photos / name, (804, 4) if name == "long.png" else (4, 804))
-    samples = PhotoFolder(photos)
-    limit = r"px; accepted by its processor: .*200"
-    with pytest.raises(
-        ImageError, match=rf"2 of 5 cannot be used: 'high.png' is 4 x 804 {limit}.*'long.png' is 804"
-    ):
+    for name in ("b.png", "d.jpg", "f.png"):
+        save_picture(photos / name, (96, 90))
+    for name, size in {"dot.png": (1, 1), "high.png": (4, 804), "long.png": (804, 4)}.items():
+        save_picture(photos / name, size)
+    samples, adapter = PhotoFolder(photos), adapter_for(*pair)
+    limit = "accepted by its processor: .*200.*"
+    dot = "'dot.png' is 1 x 1 px; accepted: photos that make at least 3 x 3 tokens, not 2 x 2"
+    named = (
+        f"3 of 6 cannot be used: {dot}; 'high.png' is 4 x 804 px; {limit}'long.png' is 804 x 4 px; {limit}"
+    )
+    with pytest.raises(ImageError, match=named):
         probe_dataset(*pair, samples, CONFIG, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    with pytest.raises(ImageError, match=rf"image: got one of 804 x 4 {limit}"):
+    with pytest.warns(UserWarning, match="left out: images: 3 of 6"):
+        results = probe_dataset(*pair, samples, CONFIG, tmp_path / "out", progress=False, on_error="skip")
+    assert list(results.tokens) == ["b.png", "d.jpg", "f.png"]
+    with pytest.raises(ImageError, match=f"image: got one of 804 x 4 px; {limit}"):
         probe(*pair, photos / "long.png")
-    with pytest.warns(UserWarning, match="left out: images: 2 of 5"):
-        kept, skipped = usable(samples, adapter_for(*pair).size_limit)
-    assert len(kept) == 3 and list(skipped) == ["high.png", "long.png"]
+    with pytest.warns(UserWarning, match="left out: images: 2 of 6"):
+        kept, skipped = usable(samples, adapter.size_limit)
+    assert list(skipped) == ["high.png", "long.png"]
+    for sample in kept:
+        assert adapter.grid_of(*sample.image.size) == adapter.encode([sample.image])[0].views[0].grid
 
 
 def test_a_photo_that_the_processor_would_blow_up_is_refused(pair):

@@ -223,6 +223,13 @@ class Adapter(LanguageSide):
             f"{shortest} px long"
         )
 
+    def grid_of(self, width: int, height: int) -> tuple[int, int] | None:
+        """Return ``(rows, columns)`` of the tokens of a photo where they depend on its size, else ``None``.
+
+        Families that cut photos into tiles read the whole photo in a grid that is always the same.
+        """
+        return None
+
     def _checked_frames(self, frames: Sequence[PIL.Image.Image]) -> list[PIL.Image.Image]:
         """Return the frames of a video as RGB, or raise where they are no video that the family takes."""
         if self.video_token_id is None:

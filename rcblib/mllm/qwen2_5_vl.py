@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -62,10 +63,18 @@ class Qwen25VLAdapter(Adapter):
     def size_limit(self, width: int, height: int) -> str:
         """Say that a picture is longer than the processor takes; see `Adapter.size_limit`."""
         try:
-            self._require_processor().image_processor.get_number_of_image_patches(height, width, {})
+            self.grid_of(width, height)
         except ValueError as error:
             return f"accepted by its processor: {error}"
         return ""
+
+    def grid_of(self, width: int, height: int) -> tuple[int, int]:
+        """Return ``(rows, columns)`` of the tokens of a photo; see `Adapter.grid_of`."""
+        processor = self._require_processor().image_processor
+        side, size = processor.patch_size * processor.merge_size, processor.size
+        resize = inspect.getmodule(type(processor)).smart_resize
+        rows, columns = resize(height, width, side, size["shortest_edge"], size["longest_edge"])
+        return rows // side, columns // side
 
     @torch.no_grad()
     def encode_pixels(

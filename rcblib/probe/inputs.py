@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from rcblib.data.formats import PHOTO_SUFFIXES
 from rcblib.data.photos import read_image
 from rcblib.data.samples import by_picture, load_pictures
 from rcblib.data.video import VIDEO_SUFFIXES, VideoFile
+from rcblib.mllm import Adapter
 from rcblib.probe.config import ProbeConfig
 from rcblib.probe.perturbation import WINDOW_SIZE
 from rcblib.records import (
@@ -109,6 +110,27 @@ def places_of(images: Sequence[EncodedImage]) -> list[Place]:
     return places
 
 
+def size_limit(adapter: Adapter, config: ProbeConfig) -> Callable[[int, int], str]:
+    """Return what says of a picture's width and height which limit they break: the processor's, or probing's own."""
+
+    def limit(width: int, height: int) -> str:
+        broken = adapter.size_limit(width, height)
+        grid = None if broken else adapter.grid_of(width, height)
+        if grid is not None and min(grid) < _smallest(config):
+            return f"accepted: photos that make {_needed(config)}, not {grid[0]} x {grid[1]}"
+        return broken
+
+    return limit
+
+
+def _smallest(config: ProbeConfig) -> int:
+    return max(WINDOW_SIZE, config.n_side) if config.positions == "grid" else WINDOW_SIZE
+
+
+def _needed(config: ProbeConfig) -> str:
+    return f"at least {_smallest(config)} x {_smallest(config)} tokens"
+
+
 def wanted_places(places: list[Place], config: ProbeConfig, name: str) -> list[Place]:
     """Choose the views that are probed; warn of those that are too small."""
     if config.views == "base":
@@ -119,12 +141,11 @@ def wanted_places(places: list[Place], config: ProbeConfig, name: str) -> list[P
         wanted = places
     else:
         wanted = [places[i] for i in sorted(check_positions("views", config.views, len(places)))]
-    smallest = max(WINDOW_SIZE, config.n_side) if config.positions == "grid" else WINDOW_SIZE
-    small = [place for place in wanted if min(place.view.grid) < smallest]
+    small = [place for place in wanted if min(place.view.grid) < _smallest(config)]
     if not small:
         return wanted
     sides = ", ".join(dict.fromkeys("{} x {}".format(*place.view.grid) for place in small))
-    needed = f"at least {smallest} x {smallest} tokens"
+    needed = _needed(config)
     if len(small) == len(wanted):
         raise ParameterError("image", f"{name}, grids of {sides} tokens", f"a grid of {needed}")
     warnings.warn(

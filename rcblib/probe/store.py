@@ -19,6 +19,7 @@ from rcblib.mllm import Adapter, adapter_for
 from rcblib.mllm.fingerprint import model_fingerprint, model_name, processor_settings
 from rcblib.probe.config import ProbeConfig
 from rcblib.probe.context import prompt_for
+from rcblib.probe.inputs import size_limit
 from rcblib.probe.recorded import EncodedTokens, recorded_rows
 from rcblib.probe.results import (
     DESCRIPTION_FILE,
@@ -104,7 +105,7 @@ def probe_dataset(
     description = _describe(adapter, config)
     folder = user_path(folder, "folder")
     _check_folder(folder, description)
-    identities, unread = identified(samples, on_error, adapter.size_limit)
+    identities, unread = identified(samples, on_error, size_limit(adapter, config))
     samples = [sample for sample in samples if sample.image_id in identities]
     states = {i: _state(folder, identity, description["code"]) for i, identity in identities.items()}
     unfinished = [s for s in samples if states[s.image_id] != "finished"]
