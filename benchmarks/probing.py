@@ -13,9 +13,9 @@ the embedded model's size is compared.
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ from rcblib.probe.config import ProbeConfig
 from rcblib.probe.context import ARTICLES, ProbedInput, ProbedView
 from rcblib.probe.perturbation import global_inputs, region_inputs, single_token_inputs
 from rcblib.records import ONE_WORD_QUESTION
+from rcblib.runs.command import OneLineParser, results_file, run_command
 from rcblib.runs.files import write_json
 from rcblib.runs.provenance import provenance
 from rcblib.tensors.divergence import divergence, top1_probability
@@ -233,18 +234,21 @@ def opened(options: argparse.Namespace) -> tuple[Any, Any]:
     return load_model(options.model, dtype=options.dtype) if options.dtype else load_model(options.model)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Print milliseconds a position, ratios with their targets, floors and agreement; write them where asked to."""
-    parser = argparse.ArgumentParser(description="Compare probing with the released procedure.")
+    parser = OneLineParser(prog="probing", description="Compare probing with the released procedure.")
     parser.add_argument("--model", help="a model's name, a folder, or a Hugging Face id (default: untrained)")
     parser.add_argument("--dtype", help="numbers of the model, such as bfloat16")
     parser.add_argument("--positions", type=int, default=16, help="of the slow ways, a square number")
     parser.add_argument("--batch-size", type=int, default=64, help="of single tokens and windows")
     parser.add_argument("--global-batch-size", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=3, help="rounds; the fastest of each counts")
-    parser.add_argument("--output", type=Path, help="JSON file of the results")
+    parser.add_argument("--output", type=results_file, help="JSON file of the results")
     options = parser.parse_args(arguments)
+    return run_command("probing", lambda: _compare(options))
 
+
+def _compare(options: argparse.Namespace) -> None:
     model, processor = opened(options)
     adapter = adapter_for(model, processor)
     noise = np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8)
@@ -273,4 +277,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

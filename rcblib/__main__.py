@@ -17,6 +17,7 @@ from rcblib.runs.command import (
     add_table,
     numbers,
     path_option,
+    results_folder,
     run_command,
 )
 
@@ -36,10 +37,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        Exit status: 0, or 2 after a wrong input, which is told in one line on standard error.
+        Exit status as `run_command` returns it; what went wrong is told in one line on standard error.
     """
     options = _parser().parse_args(arguments)
-    return run_command(f"rcblib {options.command}", lambda: options.run(options))
+    kept = options.folder if options.command in ("probe", "evaluate", "gates") else None
+    return run_command(f"rcblib {options.command}", lambda: options.run(options), kept)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -53,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     add_model(probe)
     add_images(probe)
     probe.add_argument(
-        "--folder", type=path_option, required=True, help="results; a run that was killed goes on there"
+        "--folder", type=results_folder, required=True, help="results; a run that was killed goes on there"
     )
     probe.add_argument("--question", default=ONE_WORD_QUESTION)
     probe.add_argument(
@@ -83,7 +85,9 @@ def _parser() -> argparse.ArgumentParser:
     codebook = commands.add_parser("codebook", help="build a codebook from probed images")
     codebook.add_argument("--probed", type=path_option, required=True, help="folder that `probe` wrote")
     codebook.add_argument("--criterion", required=True, help="a preset's name, or a JSON file")
-    codebook.add_argument("--folder", type=path_option, required=True, help="where the codebook is written")
+    codebook.add_argument(
+        "--folder", type=results_folder, required=True, help="where the codebook is written"
+    )
     codebook.add_argument("--seed", type=int, help="draw the noise that breaks ties (default: no noise)")
     codebook.set_defaults(run=_codebook)
 
@@ -91,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     add_model(evaluate)
     add_images(evaluate)
     evaluate.add_argument(
-        "--folder", type=path_option, required=True, help="results; what is there is not computed again"
+        "--folder", type=results_folder, required=True, help="results; what is there is not computed again"
     )
     add_questions(evaluate)
     evaluate.add_argument(
@@ -129,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     add_model(gates)
     add_images(gates)
     gates.add_argument(
-        "--folder", type=path_option, required=True, help="results; what is there is not computed again"
+        "--folder", type=results_folder, required=True, help="results; what is there is not computed again"
     )
     add_questions(gates)
     gates.add_argument(

@@ -643,13 +643,16 @@ def test_a_failing_notebook_fails_the_build_and_stays_for_inspection(project):
     assert not (project / "book/notebooks/c.ipynb").exists()
 
 
-@pytest.mark.parametrize(("minor", "works"), [(10, False), (11, True), (13, True), (14, True)])
-def test_make_says_in_one_line_which_python_it_needs(tmp_path, minor, works):
+@pytest.mark.parametrize(
+    ("minor", "works", "environment"),
+    [(10, False, "env"), (11, True, "env"), (13, True, "my env"), (14, True, "a b/c d")],
+)
+def test_make_says_in_one_line_which_python_it_needs(tmp_path, minor, works, environment):
     """Stand in for the environment's interpreter, which claims a version and does nothing else."""
     for name in ("Makefile", "pyproject.toml", "constraints.txt", "photographs-parts.txt"):
         shutil.copy(REPOSITORY / name, tmp_path / name)
-    (tmp_path / "env/bin").mkdir(parents=True)
-    stand_in = tmp_path / "env/bin/python"
+    (tmp_path / environment / "bin").mkdir(parents=True)
+    stand_in = tmp_path / environment / "bin/python"
     stand_in.write_text(
         "#!/bin/sh\n"
         'case "$*" in\n'
@@ -658,12 +661,12 @@ def test_make_says_in_one_line_which_python_it_needs(tmp_path, minor, works):
         encoding="utf-8",
     )
     stand_in.chmod(0o755)
-    command = ["make", "-C", str(tmp_path), "install", "RCB_VENV=env"]
+    command = ["make", "-C", str(tmp_path), "install", f"RCB_VENV={environment}"]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (answer.returncode == 0) is works, answer.stdout + answer.stderr
     assert ("Python 3.11 or newer needed" in answer.stderr) is not works
     assert ("constraints.txt is for Python 3.11 to 3.13" in answer.stdout) is (minor == 14)
-    assert (tmp_path / "env/.rcblib-installed").exists() is works
+    assert (tmp_path / environment / ".rcblib-installed").exists() is works
     if works:
         again = subprocess.run(command, capture_output=True, text=True, check=False)
         assert "pip install" not in again.stdout

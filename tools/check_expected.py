@@ -24,6 +24,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rcblib.records import ParameterError
+from rcblib.runs.command import OneLineParser, run_command
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -139,7 +142,7 @@ def update(expected_folder: Path, results_folder: Path) -> None:
 
 def main(arguments: list[str]) -> int:
     """Compare, write the table of all comparisons, print those that disagree; return 1 if there are any."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = OneLineParser(prog="check_expected", description=__doc__.splitlines()[0])
     parser.add_argument("--expected", type=Path, default=ROOT / "data" / "expected")
     parser.add_argument("--results", type=Path, default=ROOT / "results")
     parser.add_argument("--table", type=Path, help="where to write the table of all comparisons")
@@ -148,9 +151,15 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--against", type=Path, help="folder of another build's results to show beside these")
     options = parser.parse_args(arguments)
+    return run_command("check_expected", lambda: _compare(options))
+
+
+def _compare(options: argparse.Namespace) -> int:
     if options.update:
         update(options.expected, options.results)
     rows = compare_folders(options.expected, options.results)
+    if not rows:
+        raise ParameterError("expected", str(options.expected), "a folder with files of expectations")
     if options.against:
         print(to_difference_table(compare_folders(options.expected, options.against), rows), end="")
     wrong = [row for row in rows if not row.agrees]

@@ -13,6 +13,8 @@ import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
+from rcblib.runs.command import OneLineParser
+
 _LOADING = {"script": "src", "img": "src", "iframe": "src", "source": "src", "video": "src", "embed": "src"}
 _LOADING_RELATIONS = {"stylesheet", "preload", "modulepreload", "icon", "shortcut", "manifest", "preconnect"}
 _EXTERNAL = re.compile(r"(?:https?:)?//", re.IGNORECASE)
@@ -76,7 +78,9 @@ def check_site(folder: Path) -> list[str]:
 
 def main(arguments: list[str]) -> int:
     """Print what the site loads from other hosts; return 1 if there is anything."""
-    folder = Path(arguments[0])
+    parser = OneLineParser(prog="check_site", description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="the built site")
+    folder = parser.parse_args(arguments).folder
     n_pages = sum(1 for _ in folder.rglob("*.html"))
     if not n_pages:
         print(f"{folder}: holds no pages")

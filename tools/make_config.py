@@ -11,7 +11,6 @@ tools/stamp_notebooks.py).
 
 from __future__ import annotations
 
-import argparse
 import copy
 import os
 import shutil
@@ -23,6 +22,7 @@ from typing import Any
 
 import yaml
 
+from rcblib.runs.command import OneLineParser
 from tools.notebook_list import Notebook, read_notebook_list
 from tools.stamp_notebooks import LAUNCH_BRANCH, launch_folder, normalize_repository, stamp_project
 
@@ -103,7 +103,7 @@ def notebook_entries(notebooks: Sequence[Notebook]) -> list[dict[str, Any]]:
 
 def main(arguments: list[str]) -> int:
     """Write ``book/_build/config.yml``, ``book/_build/toc.yml`` and, for buttons, ``book/_build/launch/``."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = OneLineParser(prog="make_config", description=__doc__.splitlines()[0])
     parser.add_argument("--repository", help="address of the repository; empty: none")
     parser.add_argument("--branch", default=repository_branch(os.environ))
     options = parser.parse_args(arguments)

@@ -20,6 +20,7 @@ from typing import Any
 
 import nbformat
 
+from rcblib.runs.command import OneLineParser, run_command
 from rcblib.runs.files import read_json
 from tools.notebook_list import NotebookList, Stage, read_notebook_list
 
@@ -85,11 +86,17 @@ def _options(parameters: Mapping[str, Any]) -> str:
 
 def main(arguments: list[str]) -> int:
     """Rewrite one executed copy."""
-    path, run = Path(arguments[0]), arguments[1]
-    notebook = nbformat.read(path, as_version=4)
-    name_run(notebook, run, read_notebook_list(ROOT / "workflow" / "notebooks.yml"))
-    nbformat.write(notebook, path)
-    return 0
+    parser = OneLineParser(prog="name_run", description=__doc__.splitlines()[0])
+    parser.add_argument("notebook", type=Path, help="an executed copy, which is rewritten")
+    parser.add_argument("run", help="its name in the list of notebooks")
+    options = parser.parse_args(arguments)
+
+    def rewrite() -> None:
+        notebook = nbformat.read(options.notebook, as_version=4)
+        name_run(notebook, options.run, read_notebook_list(ROOT / "workflow" / "notebooks.yml"))
+        nbformat.write(notebook, options.notebook)
+
+    return run_command("name_run", rewrite)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ what it asks for in versions that the environment has not.
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
@@ -18,6 +17,8 @@ from importlib.metadata import PackageNotFoundError, distributions, version
 from pathlib import Path
 
 from packaging.requirements import Requirement
+
+from rcblib.runs.command import OneLineParser
 
 ROOT = Path(__file__).resolve().parents[1]
 CONTRACT = (
@@ -68,7 +69,7 @@ def install(which: str, folder: Path) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Install and test each release; return 1 if a test fails on one of them."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = OneLineParser(prog="other_transformers", description=__doc__.splitlines()[0])
     parser.add_argument("which", nargs="+", choices=("oldest", "newest"))
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--cores", default="2")

@@ -8,7 +8,6 @@ RUN is a stage as in workflow/notebooks.yml, name-model.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 from rcblib.records import ParameterError
 from rcblib.runs.agreement import Tolerance, compare_with_record
-from rcblib.runs.command import run_command
+from rcblib.runs.command import OneLineParser, run_command
 from rcblib.runs.digest import code_digest
 from rcblib.runs.files import file_sha256, read_table, to_plain, write_json
 from rcblib.runs.records import merge_tables, read_record, write_record
@@ -129,8 +128,8 @@ def check(stage: Stage, path: Path, output: Path, root: Path) -> bool:
 
 def main(arguments: list[str], root: Path = ROOT) -> int:
     """Run a command; return 1 where a table differs from its record, 2 after a wrong input."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    commands = parser.add_subparsers(required=True, dest="command")
+    parser = OneLineParser(prog="record", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(required=True, dest="command", metavar="<command>")
     for name in ("write", "check"):
         command = commands.add_parser(name)
         command.add_argument("run")
@@ -139,17 +138,16 @@ def main(arguments: list[str], root: Path = ROOT) -> int:
         )
     command.add_argument("output", type=Path)
     options = parser.parse_args(arguments)
-    listed = read_notebook_list(root / "workflow" / "notebooks.yml")
-    stage, agrees = listed.find(options.run), True
 
-    def run() -> None:
-        nonlocal agrees
+    def run() -> int:
+        listed = read_notebook_list(root / "workflow" / "notebooks.yml")
+        stage = listed.find(options.run)
         if options.command == "write":
             write(stage, listed, options.tables, root)
-        else:
-            agrees = check(stage, options.table, options.output, root)
+            return 0
+        return int(not check(stage, options.table, options.output, root))
 
-    return run_command("record", run) or int(not agrees)
+    return run_command("record", run)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ there.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
 import re
@@ -25,6 +24,7 @@ from typing import Any
 
 import nbformat
 
+from rcblib.runs.command import OneLineParser
 from rcblib.runs.records import is_record
 from tools.name_run import name_run
 from tools.notebook_list import Notebook, read_notebook_list
@@ -153,7 +153,7 @@ def _parameters_at(notebook: nbformat.NotebookNode) -> int:
 
 def main(arguments: list[str]) -> int:
     """Stamp the notebooks of the project."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = OneLineParser(prog="stamp_notebooks", description=__doc__.splitlines()[0])
     parser.add_argument("--repository", required=True, help="address that git can fetch from")
     parser.add_argument("--branch", default="main", help="branch, tag or commit to check out")
     parser.add_argument("--to", type=Path, required=True, help="folder for the copies")

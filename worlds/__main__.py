@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from rcblib.runs.command import OneLineParser, path_option, run_command
+from rcblib.runs.command import OneLineParser, results_folder, run_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        Exit status: 0, or 2 after a wrong input, which is told in one line on standard error.
+        Exit status as `run_command` returns it; what went wrong is told in one line on standard error.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     command, rest = (arguments[0] if arguments else ""), arguments[1:]
@@ -45,13 +45,13 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("train", help="train an embedded model (see `train --help`)", add_help=False)
     commands.add_parser("card", help="score a model and write its card (see `card --help`)", add_help=False)
     scenes = commands.add_parser("scenes", help="write images of the drawn world in COCO's format")
-    scenes.add_argument("--folder", type=path_option, required=True, help="where they are written")
+    scenes.add_argument("--folder", type=results_folder, required=True, help="where they are written")
     scenes.add_argument("--n", type=int, help="so many new scenes (default: the sample of the project)")
     scenes.add_argument("--split", default="validation", help="train, validation or test, with --n")
     scenes.add_argument("--seed", type=int, default=0, help="stream of scenes, with --n")
     scenes.set_defaults(run=_scenes)
     fetch = commands.add_parser("fetch", help="fetch the pictures that photographs are composed of (Debian)")
-    fetch.add_argument("--folder", type=path_option, help="where they go (default: the user's cache)")
+    fetch.add_argument("--folder", type=results_folder, help="where they go (default: the user's cache)")
     fetch.set_defaults(run=_fetch)
     reading = commands.add_parser(
         "photographs",
@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     reading.add_argument(
         "--folder",
-        type=path_option,
+        type=results_folder,
         required=True,
         help="of the sample; of features, checkpoints, weights and logs; or of the model in data/models",
     )

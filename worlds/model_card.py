@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from rcblib.data.questions import COUNT_WORDS
 from rcblib.data.video import N_FRAMES
 from rcblib.mllm import load_model
 from rcblib.records import ParameterError
+from rcblib.runs.command import OneLineParser
 from rcblib.runs.files import atomic_write, read_json, write_json
 from rcblib.runs.provenance import project_root, provenance
 from worlds.fewer_tokens import fewer_token_scores, fewer_token_table
@@ -293,7 +293,7 @@ def estimate_text(score: Mapping[str, Any]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Score an embedded model on a split and write its card, from the command line."""
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="worlds card", description="Score an embedded model on held-out scenes and write its model card."
     )
     parser.add_argument("--model", default=LLAVA_SCENES.name, choices=sorted(RECIPES))

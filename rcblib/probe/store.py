@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from rcblib.data.base import AnySample
 from rcblib.data.samples import identified, load_pictures, sample_identity
@@ -32,7 +32,7 @@ from rcblib.probe.run import probe_input
 from rcblib.records import ImageError, ParameterError
 from rcblib.runs.digest import code_digest, digest_of
 from rcblib.runs.files import (
-    atomic_path,
+    atomic_write,
     config_hash,
     read_json,
     read_table,
@@ -126,8 +126,7 @@ def probe_dataset(
     for k, sample in enumerate(unfinished, 1):
         begun = time.perf_counter()
         table, tokens = probe_input(adapter, load_pictures(sample), sample.kind, sample, config)
-        with atomic_path(tokens_file(folder, sample.image_id)) as path:
-            save_file({"tokens": tokens.cpu().contiguous()}, path)
+        atomic_write(tokens_file(folder, sample.image_id), save({"tokens": tokens.cpu().contiguous()}))
         own = {"prompt": prompts[sample.kind, sample.n_images], "sample": identities[sample.image_id]}
         took = {"seconds": time.perf_counter() - begun, "provenance": versions}
         metadata = description | own | took

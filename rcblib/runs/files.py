@@ -99,6 +99,8 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:  # which a full disk raises without saying where
+        raise OSError(error.errno, error.strerror or first_line(error), str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 

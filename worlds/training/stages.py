@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -14,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from rcblib.records import ParameterError
-from rcblib.runs.command import path_option
+from rcblib.runs.command import OneLineParser, results_folder
 from rcblib.runs.files import write_json
 from rcblib.runs.provenance import provenance
 from worlds.models import (
@@ -261,18 +260,16 @@ def keep_weights(folder: Path, names: Sequence[str], destination: Path = WEIGHTS
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train from the command line."""
-    parser = argparse.ArgumentParser(
-        prog="worlds train", description="Train an embedded model, stage by stage."
-    )
+    parser = OneLineParser(prog="worlds train", description="Train an embedded model, stage by stage.")
     parser.add_argument("stages", nargs="*", help="stages of one recipe, in order (default: all of --recipe)")
     parser.add_argument("--recipe", choices=sorted(RECIPES), help="default: that of the stages")
     parser.add_argument(
-        "--folder", type=path_option, default=Path("runs/train"), help="checkpoints, weights and records"
+        "--folder", type=results_folder, default=Path("runs/train"), help="checkpoints, weights and records"
     )
     parser.add_argument("--scale", type=float, default=1.0, help="multiplies every stage's steps")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--threads", type=int, help="CPU threads of each process")
-    parser.add_argument("--export", type=path_option, help="write the finished model to this folder")
+    parser.add_argument("--export", type=results_folder, help="write the finished model to this folder")
     options = parser.parse_args(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
