@@ -9,6 +9,7 @@ from messages import refused
 from transformers import AutoModel, pipeline
 
 from rcblib.mllm import adapter_for
+from rcblib.mllm.fingerprint import model_fingerprint
 from rcblib.mllm.wrapping import unwrapped
 from rcblib.probe.run import probe
 from rcblib.pruners import RandomPruner
@@ -72,6 +73,33 @@ def test_a_wrapped_model_is_the_model_inside(pair, inputs, name):
     tables = [probe(each, processor, photo, **settings) for each in (outer, inner, model)]
     assert tables[0].equals(tables[1])
     assert tables[0].equals(tables[2]) == ("peft" not in name)
+
+
+def test_a_model_that_is_compiled_in_place_is_pruned(pair, inputs):
+    model, pruner = pair[0], RandomPruner(0.25)
+    with pruner(model), torch.no_grad():
+        logits = model(**inputs).logits
+    other = copy.deepcopy(model)
+    other.compile(backend="eager")
+    before = vars(other)["_compiled_call_impl"]
+    with pruner(other), torch.no_grad():
+        torch.testing.assert_close(other(**inputs).logits, logits, rtol=0, atol=1e-5)
+    assert vars(other)["_compiled_call_impl"] is before
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")
+def test_what_is_at_work_of_peft_tells_models_apart(pair):
+    """Stored results are found by the fingerprint; adapters that are off, on or others answer otherwise."""
+    outer = with_lora(pair[0])
+    outer.add_adapter("other", outer.peft_config["default"])
+    inner = unwrapped(outer)
+    found = [model_fingerprint(inner)]
+    outer.set_adapter("other")
+    found.append(model_fingerprint(inner))
+    with outer.disable_adapter():
+        found.append(model_fingerprint(inner))
+    outer.set_adapter("default")
+    assert len(set(found)) == 3 and model_fingerprint(inner) == found[0]
 
 
 def test_a_pipeline_holds_a_model(pair):

@@ -310,3 +310,40 @@ def test_a_call_that_failed_leaves_no_cache_behind():
             generate("llava", first, past_key_values=cache)
     with refused(SHORTENED):
         generate("llava", first, past_key_values=cache)
+
+
+@pytest.mark.parametrize("layout", ["packed", "flatten"])
+@pytest.mark.parametrize("policy", ["kept", "renumbered"])
+def test_a_conversation_about_videos_goes_on(layout, policy):
+    """The second turn shows one of two a photo; the whole conversation is given its pixels again."""
+    family = "llava_onevision"
+    adapter, pruner = adapter_of(family), ByContent(layout=layout, position_ids=policy)
+    frames = [tiny.random_images(3, (30, 22), seed=seed) for seed in (1, 5)]
+    prompts = [adapter.prompt(text, 0, 1) for text in QUESTIONS]
+    first = dict(adapter.processor(text=prompts, videos=frames, return_tensors="pt", padding=True))
+    never = {"suppress_tokens": [adapter.image_token_id, adapter.video_token_id]}
+    later = inputs_of(family, ("Is there a cat ?", "left"), photos(family)[:1])
+    with pruner(adapter.model) as pruned:
+        output = generate(family, first, **never)
+        given = then(first, output.sequences, later)
+        new = given | pixels_of(family, later)
+        ours = generate(family, new, past_key_values=output.past_key_values, **never)
+        assert [len(own) for own in pruned.kept_by_view] == [3, 3, 5]
+        assert_same(ours, generate(family, new | pixels_of(family, first), **never))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"do_sample": True, "num_return_sequences": 2}, {"prompt_lookup_num_tokens": 2}],
+    ids=str,
+)
+def test_what_was_sampled_or_looked_up_goes_on(settings):
+    pruner, model = ByContent(), adapter_of("llava").model
+    n = settings.get("num_return_sequences", 1)
+    first = inputs_of("llava", QUESTIONS[:1], photos("llava")[:1])
+    with pruner(model):
+        output = generate("llava", first, **settings)
+        each = {name: value.repeat_interleave(n, 0) for name, value in first.items()}
+        given = then(each, output.sequences, inputs_of("llava", ("Is there a cat ?", "left")[:n]))
+        ours = generate("llava", given, past_key_values=output.past_key_values)
+        assert_same(ours, generate("llava", given | pixels_of("llava", each)))

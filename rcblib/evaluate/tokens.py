@@ -79,7 +79,7 @@ def measure_tokens(
     config = ProbeConfig(question, batch_size=batch_size, attention=False)
     signals = [*ALONE, *BENEATH, "cls_similarity", *(["influence"] if influence else [])]
     asked = {
-        "model": model_fingerprint(model),
+        "model": model_fingerprint(adapter.model),
         "processor": config_hash(processor_settings(processor)),
         "config": {name: value for name, value in to_plain(config).items() if name != "batch_size"},
         "signals": signals,

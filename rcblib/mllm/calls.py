@@ -32,6 +32,9 @@ class Answerer(Protocol):
 Find = Callable[[Any, str], Answerer | None]
 """Says who answers for a model, ``None`` for itself, when its `generate` is asked for or its `forward` called."""
 
+_COMPILED = "_compiled_call_impl"
+"""Where a module has what is called in place of its forward after ``compile()``."""
+
 _LOCK = threading.Lock()
 _DOORS: dict[tuple[int, str], _Door] = {}
 
@@ -54,10 +57,10 @@ def doors(models: Iterable[Any], find: Find) -> Iterator[None]:
     """
     with ExitStack() as open_doors:
         for model in models:
-            for name in ("generate", "forward"):
-                if name in vars(model):
+            for name in ("generate", "forward", _COMPILED):
+                if vars(model).get(name) is not None:
                     open_doors.enter_context(_door(model, name, find))
-                elif hasattr(type(model), "generate"):  # no wrapper
+                elif hasattr(type(model), "generate") and name != _COMPILED:  # no wrapper
                     open_doors.enter_context(_door(type(model), name, find))
         yield
 
@@ -158,7 +161,8 @@ class _OfModel:
 
     def __init__(self, original: Callable[..., Any], find: Find, model: Any, name: str):
         functools.update_wrapper(self, original, updated=())
-        self.original, self.find, self.model, self.name = original, find, model, name
+        self.original, self.find, self.model = original, find, model
+        self.name = "generate" if name == "generate" else "forward"
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         answerer = None if torch.compiler.is_compiling() else self.find(self.model, self.name)

@@ -14,6 +14,8 @@ from rcblib.mllm.placement import weights_by_name
 def model_fingerprint(model: Any) -> str:
     """Identify a model by its settings, dtype and a few values of every weight, wherever it was loaded from.
 
+    Of a model with adapters of PEFT, also by which are at work.
+
     Returns
     -------
     str
@@ -27,6 +29,11 @@ def model_fingerprint(model: Any) -> str:
         few = flat[:: max(1, len(flat) // 8)]
         digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
         digest.update(few.float().cpu().numpy().tobytes())
+    for name, part in model.named_modules():
+        if isinstance(getattr(type(part), "disable_adapters", None), property):  # a layer of PEFT's
+            at_work = [] if part.disable_adapters else part.active_adapters
+            scaling = {adapter: getattr(part, "scaling", {}).get(adapter) for adapter in at_work}
+            digest.update(f"{name} {scaling} {part.merged_adapters}".encode())
     return digest.hexdigest()[:12]
 
 
