@@ -2,11 +2,13 @@
 
 from collections import Counter
 
+import numpy as np
+import pandas as pd
 import pytest
 import tiny
 import torch
 
-from benchmarks import memory, probing
+from benchmarks import clustering, memory, probing
 from rcblib.mllm import adapter_for
 from rcblib.runs.files import read_json
 
@@ -60,3 +62,26 @@ def test_wrong_options_of_memory_end_before_any_work(option, capsys):
     with pytest.raises(SystemExit):
         memory.main(["--model", "llava-scenes", "--random", option])
     assert option.split("=")[0] in capsys.readouterr().err
+
+
+def test_forms_of_clustering_are_compared_as_points_become_more(tmp_path, capsys, monkeypatch):
+    def here(name, n, width):
+        return np.asarray(clustering.FORMS[name](clustering.points_of(n, width))), 0.5, 2**20
+
+    monkeypatch.setattr(clustering, "measured", here)
+    monkeypatch.setitem(clustering.LARGEST, "Ward", 100)
+    clustering.main(["--sizes", "100", "300", "--width", "16", "--output", str(tmp_path / "o.json")])
+    table = pd.DataFrame(read_json(tmp_path / "o.json")["clustering"])
+    assert table.groupby("n")["form"].apply(list).to_dict() == {
+        100: ["blockwise", "plain", "k-means", "Ward"],
+        300: ["blockwise", "plain", "k-means"],
+    }
+    assert (table.loc[table["form"] == "plain", "same_labels"] == 1).all()
+    assert (table.loc[table["form"] == "k-means", "rand_index"] < 1).all()
+    assert len(capsys.readouterr().out.splitlines()) == len(table)
+
+
+def test_a_form_is_measured_in_a_process_of_its_own():
+    labels, took, peak = clustering.measured("plain", 300, 16)
+    assert labels.tolist() == clustering.FORMS["blockwise"](clustering.points_of(300, 16)).tolist()
+    assert took > 0 <= peak  # no more than the imports needed, with so few points

@@ -104,6 +104,15 @@ def test_blocks_of_rows_do_not_change_the_result(monkeypatch):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("n_near", [1, 6, 1000])
+def test_how_many_neighbours_are_looked_at_first_changes_nothing(n_near, monkeypatch):
+    points, _ = blobs(6, 25)
+    usual = dpc_knn(points, 10, return_details=True)
+    monkeypatch.setattr(clustering, "N_NEAR", n_near)
+    for a, b in zip(usual, dpc_knn(points, 10, return_details=True), strict=True):
+        assert torch.equal(a, b)
+
+
 def test_copies_of_a_point_are_at_distance_zero():
     points = 100 + torch.randn(10, 64, generator=torch.Generator().manual_seed(0))
     found = dpc_knn(points.repeat(5, 1), 10, return_details=True)

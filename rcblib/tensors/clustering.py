@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 NOISE_SCALE = 1e-6
 """Largest noise added to a density to break ties."""
 
+N_NEAR = 32
+"""Nearest points in which a denser one is looked for first."""
+
 MAX_DISTANCES = 2**24
 """Most distances held at once (128 MiB); above about 4,000 points rows are computed block by block."""
 
@@ -100,42 +103,49 @@ def dpc_knn(
     points = points.detach().double()
     n_points = points.shape[0]
 
-    held = list(_distance_blocks(points)) if n_points**2 <= MAX_DISTANCES else None
-    density = torch.empty(n_points, dtype=torch.float64, device=points.device)
+    n_near = min(n_points, max(k, N_NEAR))
+    near = torch.empty(n_points, n_near, dtype=torch.float64, device=points.device)
+    near_points = torch.empty(n_points, n_near, dtype=torch.long, device=points.device)
     largest = 0.0
-    for rows, distances in held or _distance_blocks(points):
-        nearest = distances.topk(k, dim=-1, largest=False).values
-        density[rows] = (-nearest.square().mean(-1)).exp()
+    is_exact = n_points**2 <= MAX_DISTANCES
+    for rows, distances in _distance_blocks(points, points, is_exact):
+        near[rows], near_points[rows] = distances.topk(n_near, dim=-1, largest=False)
         largest = max(largest, distances.max().item())
+    density = (-near[:, :k].square().mean(-1)).exp()
     if generator is not None:
         noise = torch.rand(n_points, generator=generator, device=generator.device)
         density += NOISE_SCALE * noise.to(density)
 
-    distance = torch.empty_like(density)
-    for rows, distances in held or _distance_blocks(points):
-        not_denser = density[None, :] <= density[rows, None]
-        distance[rows] = distances.masked_fill(not_denser, math.inf).amin(-1).clamp(max=largest)
+    # Nearly all points have a denser one among the nearest; only for the others all are looked at again.
+    not_denser = density[near_points] <= density[:, None]
+    distance = near.masked_fill_(not_denser, math.inf).amin(-1)
+    far = distance.isinf().nonzero().flatten()
+    for rows, distances in _distance_blocks(points[far], points, is_exact):
+        not_denser = density[None, :] <= density[far[rows], None]
+        distance[far[rows]] = distances.masked_fill_(not_denser, math.inf).amin(-1)
+    distance.clamp_(max=largest)
 
     score = density * distance
     centres = score.argsort(descending=True, stable=True)[:n_clusters]
-    labels = torch.cat([distances.argmin(-1) for _, distances in _distance_blocks(points, points[centres])])
+    is_exact = n_points * n_clusters <= MAX_DISTANCES
+    to_centres = _distance_blocks(points, points[centres], is_exact)
+    labels = torch.cat([distances.argmin(-1) for _, distances in to_centres])
     labels[centres] = torch.arange(n_clusters, device=labels.device)
     return DensityPeaks(labels, centres, density, distance, score) if return_details else labels
 
 
 def _distance_blocks(
-    points: torch.Tensor, others: torch.Tensor | None = None
+    points: torch.Tensor, others: torch.Tensor, is_exact: bool
 ) -> Iterable[tuple[slice, torch.Tensor]]:
-    """Yield rows of the ``(n_points, n_others)`` scaled distances, few enough at once to bound memory."""
-    others = points if others is None else others
-    n_rows = max(1, MAX_DISTANCES // others.shape[0])
-    # Differences are exact (0 between copies of a point) but slow; many points go through a matrix product.
-    exact = n_rows >= points.shape[0]
-    mode = "donot_use_mm_for_euclid_dist" if exact else "use_mm_for_euclid_dist"
-    for start in range(0, points.shape[0], n_rows):
-        rows = slice(start, min(start + n_rows, points.shape[0]))
-        distances = torch.cdist(points[rows], others, compute_mode=mode)
-        yield rows, distances / math.sqrt(points.shape[1])
+    """Yield rows of the ``(n_points, n_others)`` scaled distances, few enough at once to bound memory.
+
+    Differences are exact (0 between copies of a point) but slow; many distances go through a matrix product.
+    """
+    mode = "donot_use_mm_for_euclid_dist" if is_exact else "use_mm_for_euclid_dist"
+    n_rows = max(1, MAX_DISTANCES // len(others))
+    for start in range(0, len(points), n_rows):
+        rows = slice(start, min(start + n_rows, len(points)))
+        yield rows, torch.cdist(points[rows], others, compute_mode=mode).div_(math.sqrt(points.shape[1]))
 
 
 def _check(points: object, n_clusters: object, k: object, generator: object) -> None:
