@@ -69,7 +69,7 @@ def test_a_row_of_a_local_task_without_its_image_is_refused(adapter, row):
     assert refused(adapter, utils.images, row).startswith("visual: got None; accepted: PIL images, or paths")
 
 
-@pytest.mark.parametrize("nothing", [[], [[]], ()])
+@pytest.mark.parametrize("nothing", [[], [[]], (), None])
 def test_a_task_that_shows_nothing_is_answered_only_where_that_is_wanted(adapter, nothing):
     assert refused(adapter, lambda row: nothing) == (
         "visual: got 'nothing'; accepted: an image or a video; questions without one with the model argument "
@@ -86,13 +86,23 @@ def test_text_only_is_a_model_argument():
         ModelArguments.read({"pretrained": "some/model", "text_only": "yes"})
 
 
+def test_files_of_answers_that_cannot_be_written_are_refused_before_a_model_is_loaded(tmp_path):
+    (tmp_path / "file").touch()
+    for name, place in (("counts_file", tmp_path), ("answers_folder", tmp_path / "file")):
+        with pytest.raises(
+            ParameterError, match=f"^{name}: got '{place}'; accepted: one that can be written; it is"
+        ):
+            ModelArguments.read({"pretrained": "some/model", name: str(place)})
+
+
 @pytest.mark.parametrize(
     ("shown", "named"),
     [
         (lambda row: [row["image"].convert("RGB")], "AttributeError: 'NoneType' object has no attribute"),
         (lambda row: [row["picture"]], "KeyError: 'picture'"),
         (lambda row: sys.exit("video path:/no/such does not exist"), "SystemExit: video path:/no/such"),
-        ("image", "visual: got None"),
+        ("image", "visual: got 'nothing'"),
+        (lambda row: row["image"], "visual: got 'nothing'"),
         (lambda row: [3], "visual: got 'int'; accepted: PIL images"),
         (lambda row: [{"bytes": b"", "path": None}], "visual: got 'dict'"),
         (lambda row: b"", "visual: got 'bytes'"),

@@ -107,7 +107,11 @@ def check_files(name: str | Path, source: str) -> None:
     """
     folder = Path(source)
     for path in sorted(folder.glob("*")) if folder.is_dir() else []:
-        if path.is_file() and _begins_with(path, _POINTER):
+        try:
+            is_pointer = path.is_file() and _begins_with(path, _POINTER)
+        except OSError as error:
+            raise cannot_be_loaded(name, f"{path.name}: {error.strerror}") from None
+        if is_pointer:
             reason = f"{path.name} is a Git LFS pointer in place of the file; git lfs pull fetches it"
             raise cannot_be_loaded(name, reason)
     adapter = find_adapter_config_file(source)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from rcblib.records import CodebookError, ImageError, ParameterError, UnsupportedModelError
+from rcblib.runs.files import why_not_writable
 from rcblib.runs.paths import user_path
 
 IMAGES_HELP = (
@@ -154,17 +155,9 @@ def results_file(text: str) -> Path:
 
 def _writable(text: str, is_folder: bool) -> Path:
     path = path_option(text)
-    wanted = path if is_folder else path.parent
-    there = next(place for place in (wanted, *wanted.absolute().parents) if place.exists())
-    if path.exists() and path.is_dir() != is_folder:
-        reason = "is a file; accepted: a folder" if is_folder else "is no file; accepted: a file"
-    elif not there.is_dir():
-        reason = f"cannot be made, as {there} is a file"
-    elif not os.access(there, os.W_OK | os.X_OK):
-        reason = f"cannot be written, as {there} is read-only here"
-    else:
-        return path
-    raise argparse.ArgumentTypeError(f"{str(path)!r} {reason}")
+    if reason := why_not_writable(path, is_folder):
+        raise argparse.ArgumentTypeError(f"{str(path)!r} {reason}")
+    return path
 
 
 @contextmanager

@@ -77,6 +77,25 @@ def config_hash(config: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def why_not_writable(path: Path, is_folder: bool) -> str:
+    """Say why a folder or file of results cannot be written, as far as that can be told before any work.
+
+    Returns
+    -------
+    str
+        The rest of a line that begins with the path; empty where nothing speaks against it. Nothing is made.
+    """
+    folder = path if is_folder else path.parent
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if path.exists() and path.is_dir() != is_folder:
+        return "is a file; accepted: a folder" if is_folder else "is no file; accepted: a file"
+    if not there.is_dir():
+        return f"cannot be made, as {there} is a file"
+    if not os.access(there, os.W_OK | os.X_OK):
+        return f"cannot be written, as {there} is read-only here"
+    return ""
+
+
 @contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary path beside `path` that takes its place only when the block ends well.

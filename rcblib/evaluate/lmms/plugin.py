@@ -24,7 +24,7 @@ from rcblib.pruners.generation import Pruned
 from rcblib.pruners.registry import PRUNERS, find_method
 from rcblib.records import ParameterError, UnsupportedModelError
 from rcblib.runs.digest import code_digest, digest_of
-from rcblib.runs.files import write_json
+from rcblib.runs.files import why_not_writable, write_json
 from rcblib.runs.parameters import Count, checked, unknown_parameter
 from rcblib.runs.paths import user_path
 from rcblib.runs.provenance import provenance
@@ -105,6 +105,10 @@ class ModelArguments:
         for name in sorted(own & find_method(arguments.pruner).parameters.keys()):
             accepted = f"a method without a parameter {name!r}, which is a model argument"
             raise ParameterError("pruner", arguments.pruner, accepted)
+        for name, is_folder in (("counts_file", False), ("answers_folder", True)):
+            path = getattr(arguments, name)
+            if path is not None and (reason := why_not_writable(user_path(path, name), is_folder)):
+                raise ParameterError(name, path, f"one that can be written; it {reason}")
         arguments.make_pruner()
         return arguments
 

@@ -98,9 +98,10 @@ def read_question(
 
 def _shown(doc_to_visual: Any, document: Any) -> Any:
     """Return what a task shows of a document; its setting is a function, the name of a column, or nothing."""
-    if isinstance(doc_to_visual, str):
-        return document[doc_to_visual]
-    return [] if doc_to_visual is None else doc_to_visual(document)
+    if doc_to_visual is None:
+        return []
+    shown = document[doc_to_visual] if isinstance(doc_to_visual, str) else doc_to_visual(document)
+    return [] if shown is None else shown
 
 
 def _flat(shown: Any) -> Iterator[Any]:
