@@ -5,6 +5,7 @@ import re
 import sys
 import types
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import papermill
@@ -17,7 +18,7 @@ from rcblib.codebook.codebook import Codebook
 from rcblib.mllm import adapter_for
 from rcblib.mllm.fingerprint import model_fingerprint
 from rcblib.notebook.begin import begin, install_on_colab
-from rcblib.notebook.opening import open_codebook, open_model, open_samples
+from rcblib.notebook.opening import objects_known, open_codebook, open_model, open_samples
 from rcblib.records import ParameterError
 from rcblib.runs.files import read_json
 from rcblib.runs.parameters import notebook_config
@@ -116,6 +117,15 @@ def test_every_notebook_takes_the_splits_of_a_coco_folder_by_their_own_names(pat
         config = notebook_config(given | {"images": str(coco), "split": split})
         _, samples = open_samples(config, adapter_for(*pair))
         assert [sample.image_id for sample in samples] == ids[: config.n_images]
+
+
+def test_images_without_a_single_object_are_no_ground_to_compare_with():
+    bare, one = (SimpleNamespace(objects=objects) for objects in ((), ("cat",)))
+    unknown = SimpleNamespace(objects=None)
+    assert objects_known([bare, one]) and objects_known([one])
+    assert (
+        not objects_known([bare, bare]) and not objects_known([one, unknown]) and not objects_known([unknown])
+    )
 
 
 def test_auto_stands_for_the_codebook_and_the_images_of_the_models_own_world(capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,12 @@ def open_samples(config: Any, adapter: Adapter) -> tuple[Any, list[Sample]]:
     print(f"tokens      {' + '.join(f'{r} x {c}' for r, c in grids)}, each of width {adapter.d_model}")
     if note := world_note(adapter.model, samples):
         print(note)
-    if any(sample.objects is None for sample in samples):
+    if not objects_known(samples):
         print("These images have no masks: what compares tokens with the objects beneath them is skipped.")
     return config, samples
+
+
+def objects_known(samples: Iterable[Sample]) -> bool:
+    """Tell whether all images are annotated, with an object at least: else there is nothing to compare tokens with."""
+    annotated = [sample.objects for sample in samples]
+    return None not in annotated and any(annotated)
