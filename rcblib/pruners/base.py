@@ -34,9 +34,10 @@ class Pruner:
     where they are merged; or `inside` where they are dropped at a layer of the LLM, before which all are kept. A
     budget must be given only where `score` is overridden. Inside the context `generate` encodes the images once, keeps
     some tokens of each, cuts the placeholders of the prompt to match, and returns sequences as without pruning: the
-    prompt as given, then the new tokens. Prompts without images pass through. The model is left as it was, also after
-    an error. Retaining everything, packed, gives the unpruned model's tokens; with a model that counts positions on
-    several axes only where they are kept, as by default.
+    prompt as given, then the new tokens. The forward, ``model(**inputs)``, is pruned too; its logits are of what is
+    left. Prompts without images pass through. The model is left as it was, also after an error. Retaining everything,
+    packed, gives the unpruned model's tokens; with a model that counts positions on several axes only where they are
+    kept, as by default.
 
     Parameters
     ----------
@@ -79,6 +80,16 @@ class Pruner:
     states that `generate` returns. Lengths (``max_length``, ``min_length``) count the prompt as given. Beam
     search and several returned sequences work. Inputs that bring images past the pruner, such as
     ``inputs_embeds``, are refused.
+
+    A conversation goes on inside a context: the next turn is the returned sequences and the new tokens, beside the
+    returned ``past_key_values``, pixels of new images, if any, with them; the answer is that of the conversation pruned
+    as one prompt. The cache holds fewer columns than the sequences have, which it knows: without a pruner's context it
+    is refused. So it is by methods that act inside the LLM or read the prompt, whose choice is another for every turn.
+
+    A context is the thread's that enters it, or the asynchronous task's: other threads run the same model as it is, or
+    enter contexts of their own. One that is entered in a generator, such as a stream of answers, prunes while that
+    runs. A thread that is started inside prunes if it is handed `generate`: ``Thread(target=model.generate)``, or
+    `Pruned.generate`; not what calls it there.
     """
 
     retain_ratio: float | None = None
@@ -314,7 +325,7 @@ class Pruner:
         Parameters
         ----------
         model : transformers.PreTrainedModel
-            A model of a supported family.
+            A model of a supported family, or one wrapped in something (`rcblib.mllm.wrapping.wrapping`).
         processor : transformers.ProcessorMixin, optional
             Handed to methods that need it.
         image_indices : sequence of int, optional
@@ -332,8 +343,13 @@ class Pruner:
         UnsupportedModelError
             If the family has no adapter.
         ParameterError
-            If the model, or this pruner, is already inside a pruner's context, or the method does not fit. Inside the
-            context, if there are more images than `image_indices`.
+            If the model, or this pruner, is already inside a pruner's context here, or the method does not fit. Inside
+            the context, if there are more images than `image_indices`.
+
+        Warns
+        -----
+        UserWarning
+            On leaving, if nothing was pruned.
         """
         with pruning(self, model, processor, image_indices) as pruned:
             yield pruned
