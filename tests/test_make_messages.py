@@ -68,7 +68,7 @@ def test_the_page_includes_every_part():
     page = (REPOSITORY / "book/what_can_go_wrong.md").read_text(encoding="utf-8")
     for group in GROUPS:
         assert f"## {group['title']}\n\n```{{include}} _build/messages/{group['name']}.md\n```" in page
-    for name in ("numbers", "faults"):
+    for name in ("numbers", "precision", "faults"):
         assert f"```{{include}} _build/messages/{name}.md\n```" in page
     toc = yaml.safe_load((REPOSITORY / "book/_toc.yml").read_text(encoding="utf-8"))
     assert {"file": "what_can_go_wrong"} in [c for part in toc["parts"] for c in part["chapters"]]
@@ -105,3 +105,17 @@ def test_faults_are_added_up(tmp_path):
     text = make_messages.faults_text(tmp_path / "faults.json")
     assert text.startswith("Of 23 inputs and faults tried, 22 were survived. It was recorded on 2026-11-30.")
     assert "| kill | 20 | 20 | the same bytes |" in text
+
+
+def test_changed_decisions_stand_beside_each_other(tmp_path):
+    made = {"date": "2026-11-30T09:00:00", "cpu": "a CPU"}
+    for model, n_changed in (("a", 1), ("b", 0)):
+        rows = [
+            {"format": f, "decision": "word", "n": 8, "changed": n_changed} for f in ("float16", "bfloat16")
+        ]
+        content = {"made": made, "model": model, "n_images": 2, "rows": rows}
+        (tmp_path / f"{model}.json").write_text(json.dumps(content), encoding="utf-8")
+    header, _, row, _, told = make_messages.precision_text(sorted(tmp_path.glob("*"))).splitlines()
+    assert header == "| decision | a, float16 | a, bfloat16 | b, float16 | b, bfloat16 |"
+    assert row == "| word | 1 of 8 (12.5%) | 1 of 8 (12.5%) | 0 of 8 (0.0%) | 0 of 8 (0.0%) |"
+    assert told.startswith("Recorded of 2 images on a on 2026-11-30 (a CPU); 2 images on b")

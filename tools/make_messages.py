@@ -274,6 +274,25 @@ def faults_text(path: Path) -> str:
     )
 
 
+def precision_text(paths: Sequence[Path]) -> str:
+    """Write how many decisions half precision changed, a line a decision, from what was recorded of each model."""
+    header, cells, told = ["decision"], defaultdict(list), []
+    for path in paths:
+        recorded = json.loads(path.read_text(encoding="utf-8"))
+        for row in recorded["rows"]:
+            cells[row["decision"]].append(f"{row['changed']} of {row['n']} ({row['changed'] / row['n']:.1%})")
+        header += [
+            f"{recorded['model']}, {name}" for name in dict.fromkeys(r["format"] for r in recorded["rows"])
+        ]
+        made = recorded["made"]
+        told.append(
+            f"{recorded['n_images']} images on {recorded['model']} on {made['date'][:10]} ({made['cpu']})"
+        )
+    lines = ["| " + " | ".join(header) + " |", "| --- |" + " ---: |" * (len(header) - 1)]
+    lines += [f"| {decision} | {' | '.join(found)} |" for decision, found in cells.items()]
+    return "\n".join(lines) + f"\n\nRecorded of {'; '.join(told)}.\n"
+
+
 def main() -> int:
     """Run everything and write the parts of the page."""
     groups, known, names = read_groups(), messages(), surroundings()
@@ -284,6 +303,7 @@ def main() -> int:
         "numbers": numbers_text(groups, outcomes, known),
         "faults": faults_text(ROOT / "data/recorded/faults.json"),
     }
+    parts["precision"] = precision_text(sorted((ROOT / "data/recorded/precision").glob("*.json")))
     for group in groups:
         own = [message for message in known if message.module in group["modules"]]
         parts[group["name"]] = (
