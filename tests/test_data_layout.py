@@ -45,7 +45,7 @@ LAYOUTS = {
     "names of another machine": (
         "annotations/instances_val2017.json",
         "val2017",
-        "/home/me/data/",
+        "/srv/photos/",
         "val2017",
     ),
     "names of Windows": ("result.json", "images", "..\\images\\", "result"),
