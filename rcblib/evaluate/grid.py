@@ -46,7 +46,7 @@ def evaluate(
         Each about one of the samples.
     samples : Mapping or iterable of Sample or SequenceSample
         Images, several images that are asked about together, or videos, by id or in any order; ids are distinct. Each
-        is loaded and encoded once. Several images stand in the prompt one after the other before the question.
+        is loaded to see that it is whole, and encoded once. Several images stand in the prompt one after the other before the question.
     pruner : Pruner, optional
         ``None`` keeps all tokens.
     batch_size : int
@@ -74,7 +74,7 @@ def evaluate(
         image has no annotated objects, the family takes no videos, or a number is out of range; and as the pruner's
         own check. If visual tokens are not finite, or the frames of a video differ in size.
     ImageError
-        If an image cannot be read.
+        Before any work: if images cannot be read, or are of a shape that the processor refuses; all of these are named.
 
     Notes
     -----

@@ -141,6 +141,7 @@ class Session:
     def answer(self, pruner: Pruner, title: str | None) -> pd.DataFrame:
         """Return the frame of `evaluate`."""
         self.prepare([pruner])
+        _ = self.identities  # all images are read once, so that damaged ones end the run before it begins
         order = sorted(
             range(len(self.questions)),
             key=lambda i: (
