@@ -13,13 +13,15 @@ import pytest
 import tiny
 import torch
 import warm
+from picture_files import cut, save_picture
 
 from rcblib.codebook.codebook import Codebook
+from rcblib.data.skipped import skipped_in
 from rcblib.mllm import adapter_for
 from rcblib.mllm.fingerprint import model_fingerprint
 from rcblib.notebook.begin import begin, install_on_colab
 from rcblib.notebook.opening import objects_known, open_codebook, open_model, open_samples
-from rcblib.records import ParameterError
+from rcblib.records import ImageError, ParameterError
 from rcblib.runs.files import read_json
 from rcblib.runs.parameters import notebook_config
 
@@ -102,6 +104,22 @@ def test_what_the_parameters_name_is_opened_and_told(tmp_path, capsys):
     assert f"images      2 from {config.images}, the first 64 x 48 px" in printed
     assert f"tokens      6 x 6, each of width {adapter.d_model}" in printed
     assert "These images have no masks" in printed and "Outside its world" not in printed
+
+
+def test_damaged_photos_are_left_out_of_a_notebook_that_says_so_and_kept_on_record(tmp_path, pair):
+    for number in range(3):
+        save_picture(tmp_path / "photos" / f"{number}.png", (64, 48), number)
+    cut(tmp_path / "photos" / "1.png")
+    given = {"images": str(tmp_path / "photos"), "split": "test", "n_images": 3}
+    given["results_folder"] = str(tmp_path / "results")
+    config = notebook_config(namespace(**given))
+    with pytest.raises(ImageError, match="'1.png' cannot be read"):
+        open_samples(config, adapter_for(*pair))
+    config = notebook_config(namespace(**given, on_error="skip"))
+    with pytest.warns(UserWarning, match="left out: image: '1.png' cannot be read"):
+        _, samples = open_samples(config, adapter_for(*pair))
+    assert [sample.image_id for sample in samples] == ["0.png", "2.png"]
+    assert list(skipped_in(tmp_path / "results")) == ["1.png"]
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,8 @@ def evaluate(
         Each about one of the samples.
     samples : Mapping or iterable of Sample or SequenceSample
         Images, several images that are asked about together, or videos, by id or in any order; ids are distinct. Each
-        is loaded to see that it is whole, and encoded once. Several images stand in the prompt one after the other before the question.
+        is loaded to see that it is whole, and encoded once. Several images stand in the prompt one after the other
+        before the question.
     pruner : Pruner, optional
         ``None`` keeps all tokens.
     batch_size : int
