@@ -10,9 +10,9 @@ import torch
 from families import FAMILIES
 from safetensors.torch import load_file, save_file
 
-from rcblib.mllm import load_model
+from rcblib.mllm import adapter_for, load_model
 from rcblib.mllm.loading import model_source
-from rcblib.records import UnsupportedModelError
+from rcblib.records import ParameterError, UnsupportedModelError
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 EMBEDDINGS = "embed_tokens.weight"
@@ -205,6 +205,32 @@ def test_shards_that_are_missing_or_not_whole_are_named(shards, name, content, n
     else:
         (shards / name).write_text(content)
     assert named in refused(shards)
+
+
+@pytest.mark.parametrize(
+    ("file", "settings", "named"),
+    [
+        (
+            "processor_config.json",
+            {"processor_class": "LlavaNextProcessor"},
+            "its processor is a LlavaNextProcessor",
+        ),
+        ("config.json", {"image_token_index": 7}, "writes images as '<image>', number 4; its model reads 7"),
+        ("config.json", {"model_type": ["llava"]}, "config.json says model_type ['llava']"),
+        ("config.json", {"architectures": {"a": 1}}, "architectures {'a': 1}"),
+    ],
+)
+def test_parts_that_do_not_belong_together_are_told(folder, file, settings, named):
+    description = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps(description | settings))
+    assert named in refused(folder)
+
+
+def test_a_chat_template_that_fails_is_one_line(folder):
+    (folder / "chat_template.jinja").write_text("{% for %}")
+    with pytest.raises(ParameterError, match="^processor: got .a chat template that fails ") as error:
+        adapter_for(*load_model(folder)).prompt("What is it ?")
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("beside", ["nothing", "a config", "a whole model"])

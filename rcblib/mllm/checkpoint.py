@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 from transformers.utils import find_adapter_config_file
 
 from rcblib.records import ParameterError, UnsupportedModelError
@@ -66,11 +67,14 @@ def check_config(name: str | Path, config: Any) -> None:
     """
     if not isinstance(config, Mapping):
         raise cannot_be_loaded(name, "config.json holds no settings by name")
-    kinds = config.get("architectures") or [""]
-    is_theirs = str(kinds[0]).startswith(("Llava", "LlaVA")) and str(kinds[0]).endswith("ForCausalLM")
+    kind, kinds = config.get("model_type"), config.get("architectures") or [""]
+    if not isinstance(kind, str | None) or not isinstance(kinds, list | str):
+        raise cannot_be_loaded(name, f"config.json says model_type {kind!r}, architectures {kinds!r}")
+    first = kinds if isinstance(kinds, str) else str(kinds[0])
+    is_theirs = first.startswith(("Llava", "LlaVA")) and first.endswith("ForCausalLM")
     has_their_settings = "text_config" not in config and any(key.startswith("mm_") for key in config)
     of_llms = ("llava_llama", "llava_mistral", "llava_qwen", "llava_mpt", "llava_phi", "llava_gemma")
-    is_their_type = str(config.get("model_type")).startswith(of_llms)
+    is_their_type = str(kind).startswith(of_llms)
     if is_theirs or has_their_settings or is_their_type:
         raise _original(name, config)
 
@@ -216,6 +220,37 @@ def check_loaded(name: str | Path, report: Mapping[str, Collection[Any]]) -> Non
         warnings.warn(
             f"model: {str(name)!r} holds weights that its config does not ask for ({len(others)}): {_named(others)}",
             stacklevel=3,
+        )
+
+
+def check_processor(name: str | Path, processor: Any, model_type: str, image_token_id: int) -> None:
+    """Raise where a processor is that of another family, or writes images as another word than the model reads.
+
+    Parameters
+    ----------
+    name : str or path-like
+        The model as the user named it.
+    processor : transformers.ProcessorMixin
+        What was read from the model's folder.
+    model_type : str
+        That of the model's config.
+    image_token_id : int
+        The model's placeholder of images.
+
+    Raises
+    ------
+    UnsupportedModelError
+        In one line.
+    """
+    wanted, kind = PROCESSOR_MAPPING_NAMES.get(model_type), type(processor)
+    if wanted is not None and wanted not in {base.__name__ for base in kind.__mro__}:
+        raise cannot_be_loaded(name, f"its processor is a {kind.__name__}; accepted: a {wanted}")
+    token = processor.image_token
+    token_id = processor.tokenizer.convert_tokens_to_ids(token)
+    if token_id != image_token_id:
+        raise cannot_be_loaded(
+            name,
+            f"its processor writes images as {token!r}, number {token_id}; its model reads {image_token_id}",
         )
 
 

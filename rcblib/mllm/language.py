@@ -9,12 +9,14 @@ from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
+from jinja2 import TemplateError
 
 from rcblib.mllm.hooks import hooked
 from rcblib.mllm.placement import is_out_of_memory, module_device
 from rcblib.mllm.prefix import SharedPrefix
 from rcblib.mllm.prompt import AssembledPrompt, Batch, Prompt, VisualRows
 from rcblib.records import ParameterError, UnsupportedModelError
+from rcblib.runs.files import first_line
 from rcblib.tensors.checks import check_integer
 
 OneVisual = torch.Tensor | VisualRows
@@ -136,9 +138,13 @@ class LanguageSide(ABC):
         template = getattr(processor, "chat_template", None) or processor.tokenizer.chat_template
         if template is None:
             raise ParameterError("processor", "no chat template", "a processor saved with a chat template")
-        return processor.apply_chat_template(
-            [{"role": "user", "content": content}], chat_template=template, add_generation_prompt=True
-        )
+        try:
+            return processor.apply_chat_template(
+                [{"role": "user", "content": content}], chat_template=template, add_generation_prompt=True
+            )
+        except TemplateError as error:
+            given = f"a chat template that fails ({first_line(error)})"
+            raise ParameterError("processor", given, "one whose template writes a user's message") from None
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """Tokenize a prompt, one placeholder an image or video.

@@ -23,7 +23,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from rcblib.mllm.base import Adapter
-from rcblib.mllm.checkpoint import cannot_be_loaded, check_config, check_files, check_loaded
+from rcblib.mllm.checkpoint import cannot_be_loaded, check_config, check_files, check_loaded, check_processor
 from rcblib.mllm.llava import LlavaAdapter
 from rcblib.mllm.llava_next import LlavaNextAdapter
 from rcblib.mllm.llava_onevision import LlavaOnevisionAdapter
@@ -169,7 +169,9 @@ def load_model(
         raise
     except Exception as error:  # whatever the readers of other libraries raise on a file that they cannot use
         raise cannot_be_loaded(name_or_path, error) from error
-    adapter_for(model, processor).complete_processor()
+    adapter = adapter_for(model, processor)
+    check_processor(name_or_path, processor, config["model_type"], adapter.image_token_id)
+    adapter.complete_processor()
     processor.tokenizer.padding_side = "left"
     if processor.tokenizer.pad_token is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
