@@ -242,3 +242,17 @@ def test_a_karpathy_image_that_is_there_twice_counts_once(coco):
     write_json(path, content | {"images": [*content["images"], content["images"][1]]})
     with pytest.warns(UserWarning, match="1 image records are there twice"):
         assert [sample.image_id for sample in CocoDataset(coco, "train")] == [4, 9]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"height": 2**70}, "of height 1180591620717411303424"), ({"file_name": "a" * 300}, "are missing")],
+)
+def test_sizes_and_names_beyond_any_image_end_in_one_line(coco, change, message):
+    path = coco / "annotations" / "instances_train2014.json"
+    content = json.loads(path.read_text())
+    content["images"][0] |= change
+    write_json(path, content)
+    with pytest.raises((ParameterError, ImageError)) as error:
+        CocoDataset(coco, "train2014")
+    assert message in one_line(error)

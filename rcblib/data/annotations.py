@@ -21,6 +21,9 @@ _PLAIN = re.compile(r"-?(0|[1-9][0-9]*)")
 SOUND = "polygons [x1, y1, x2, y2, ...] or run lengths that fit the image, and a listed category"
 """What an annotated object must have; `mask_fault` says when a mask fits."""
 
+LONGEST_SIDE = 10**6
+"""In pixels; no image of COCO's kind is as long, and masks of more do not fit into memory."""
+
 
 class Images:
     """List the images of an annotation file by id.
@@ -184,9 +187,9 @@ def read_instances(path: Path) -> Instances:
     for image_id, record in images.records.items():
         size = {side: _plain_identifier(record.get(side)) for side in ("width", "height")}
         for side, length in size.items():
-            if not isinstance(length, int) or length < 1:
+            if not isinstance(length, int) or not 1 <= length <= LONGEST_SIDE:
                 given = f"{name}: image {image_id!r} of {side} {record.get(side)!r}"
-                raise ParameterError(parameter, given, "a size in pixels for every image")
+                raise ParameterError(parameter, given, f"a size for every image, 1 to {LONGEST_SIDE} pixels")
         images.records[image_id] = {**record, **size}
     categories: dict[ImageId, str] = {}
     with complete(parameter, name):

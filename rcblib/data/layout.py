@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 import re
 import warnings
 from collections.abc import Mapping
@@ -117,7 +118,7 @@ def find_image(folder: Path, annotations: Path, split: str, name: str) -> Path |
     for given in dict.fromkeys([name, PureWindowsPath(name).name]):
         for top in tops:
             for place in inner:
-                if given and (path := top / place / given).is_file():
+                if given and os.path.isfile(path := top / place / given):  # no error where a name is too long
                     return path
     return None
 
