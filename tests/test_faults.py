@@ -255,6 +255,7 @@ def test_the_workflow_killed_again_and_again(tmp_path, n_points, findings):
         run.kill()
         run.wait()
         turn_clock(project, generator)
+    os.utime(project / "data/models/large/config.json", (time.time() + 1e8,) * 2)
     last = [start(project), start(project)]
     told = [run.communicate()[0] for run in last]
     outcome = outcome_of(project, tmp_path / "alone" / "model" / "probing.parquet")

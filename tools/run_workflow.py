@@ -7,12 +7,27 @@ them ends, however that may be. A run that finds it taken waits, and then does w
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import sys
+import time
 from pathlib import Path
 
 LOCK = Path(".snakemake/running")
+
+
+def settle_times(now: float) -> None:
+    """Give files whose time is yet to come the present one: Snakemake makes nothing of them, now or the next time.
+
+    They were written while a clock was wrong. What was made of them is older then, and is made again.
+    """
+    for folder, inner, names in os.walk("."):
+        inner[:] = [name for name in inner if not name.startswith(".")]
+        for path in (os.path.join(folder, name) for name in names):
+            with contextlib.suppress(OSError):
+                if os.lstat(path).st_mtime > now + 1:
+                    os.utime(path, (now, now), follow_symlinks=False)
 
 
 def main(arguments: list[str]) -> None:
@@ -38,6 +53,7 @@ def main(arguments: list[str]) -> None:
             file=sys.stderr,
             flush=True,
         )
+    settle_times(time.time())
     os.execv(command[0], command)
 
 
