@@ -192,6 +192,18 @@ def test_an_open_generator_prunes_while_it_runs_and_nobody_else(model, inputs):
     gc.collect()
 
 
+def test_a_generator_that_waits_prunes_nothing_and_says_so(model, inputs):
+    def waits():
+        with RandomPruner(0.2)(model):
+            yield
+
+    waiting = waits()
+    next(waiting)
+    answer(model, inputs[0])
+    with pytest.warns(UserWarning, match="called while the generator that entered it waited, on a copy"):
+        assert next(waiting, None) is None
+
+
 def test_functions_that_make_contexts_of_pruners_pass_them_on(model, inputs):
     @contextlib.contextmanager
     def demo():

@@ -90,18 +90,18 @@ def running_frames() -> Iterator[FrameType]:
 
 @contextmanager
 def _door(owner: Any, name: str, find: Find) -> Iterator[None]:
-    key = (id(owner), name)
-    with _LOCK:
-        if key not in _DOORS:
-            _DOORS[key] = _Door(owner, name, find)
-        _DOORS[key].n_open += 1
+    key, lock, opened = (id(owner), name), _LOCK, _DOORS
+    with lock:
+        if key not in opened:
+            opened[key] = _Door(owner, name, find)
+        opened[key].n_open += 1
     try:
         yield
     finally:
-        with _LOCK:
-            _DOORS[key].n_open -= 1
-            if not _DOORS[key].n_open:
-                _DOORS.pop(key).take_away()
+        with lock:
+            opened[key].n_open -= 1
+            if not opened[key].n_open:
+                opened.pop(key).take_away()
 
 
 class _Door:

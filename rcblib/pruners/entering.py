@@ -40,22 +40,22 @@ def pruning(
             "model", "a pruner inside a pruner's context", "one pruner for a model at a time"
         )
     pruned = Pruned(pruner, adapter, None if image_indices is None else tuple(image_indices), chain)
-    generator = _generator_that_enters()
+    generator, entered, in_generators = _generator_that_enters(), _ENTERED, _IN_GENERATORS
     _note(pruner, pruned)
     with doors(chain, _answerer):
         if generator is not None:
-            _IN_GENERATORS.append((generator, pruned))
+            in_generators.append((generator, pruned))
         else:
-            _ENTERED.set((*_ENTERED.get(), pruned))
-        del generator
+            entered.set((*entered.get(), pruned))
+        is_in_generator, generator = generator is not None, None
         try:
             yield pruned
-        finally:
-            _ENTERED.set(tuple(own for own in _ENTERED.get() if own is not pruned))
-            _IN_GENERATORS[:] = [own for own in _IN_GENERATORS if own[1] is not pruned]
+        finally:  # maybe of a generator that is forgotten until Python ends, when names of modules are gone
+            entered.set(tuple(own for own in entered.get() if own is not pruned))
+            in_generators[:] = [own for own in in_generators if own[1] is not pruned]
             pruned.close()
     if pruned.n_calls == pruned.n_without_images:
-        warnings.warn(_nothing_pruned(pruned), stacklevel=5)
+        warnings.warn(_nothing_pruned(pruned, is_in_generator), stacklevel=5)
 
 
 class Logs(threading.local):
@@ -75,14 +75,15 @@ def _note(pruner: Any, pruned: Pruned) -> None:
     logs.here, logs.latest[:] = pruned, [pruned]
 
 
-def _nothing_pruned(pruned: Pruned) -> str:
+def _nothing_pruned(pruned: Pruned, is_in_generator: bool) -> str:
     """Say that nothing was pruned, and why that may be."""
     told = f"{type(pruned.pruner).__name__}: nothing was pruned in this context"
     if pruned.n_without_images:
         return f"{told}; {pruned.n_without_images} calls came without images: were pixels left out?"
+    waits = "while the generator that entered it waited, " if is_in_generator else ""
     return (
-        f"{told}, as no call reached it. Was `generate` taken from the model before the context was entered, or "
-        "called on a copy, on another model, or in another thread (give that `pruned.generate`)?"
+        f"{told}, as no call reached it. Was `generate` taken from the model before the context was entered, or called "
+        f"{waits}on a copy, on another model, or in another thread (give that `pruned.generate`)?"
     )
 
 
