@@ -56,7 +56,7 @@ def photos_in(folder: Path) -> list[Path]:
     entries = sorted(folder.iterdir())
     shown = [path for path in entries if not path.name.startswith(".")]
     found = [path for path in shown if path.is_file() and _is_photo(path)]
-    passed_over = [path for path in shown if path not in set(found)]
+    passed_over = sorted({*shown} - {*found})
     told = _told(passed_over, len(entries) - len(shown))
     if not found:
         held = f", but {told}" if told else ""

@@ -137,6 +137,12 @@ def load_pictures(sample: AnySample) -> list[PIL.Image.Image]:
         raise ImageError(f"{noun}: {name!r} cannot be read ({type(error).__name__}: {error})") from error
     if len(pictures) != sample.n_images:
         raise ImageError(f"{noun}: {name!r} has {len(pictures)}; accepted: {sample.n_images}, as it says")
+    check_sizes(sample, pictures)
+    return pictures
+
+
+def check_sizes(sample: AnySample, pictures: Sequence[PIL.Image.Image]) -> None:
+    """Raise an `ImageError` where pictures, as they are upright, are not of the size of a sample and its masks."""
     for known, picture in zip(by_picture(sample), pictures, strict=True):
         sizes = [(known.width, known.height), *(item.rle["size"][::-1] for item in known.objects or ())]
         other = next((size for size in sizes if tuple(size) != picture.size), None)
@@ -144,9 +150,8 @@ def load_pictures(sample: AnySample) -> list[PIL.Image.Image]:
             what = "its record says" if other is sizes[0] else "it has a mask of"
             accepted = "annotations of the photo as it is upright"
             raise ImageError(
-                f"{noun}: {name!r} is {_by(picture.size)} px, {what} {_by(other)}; accepted: {accepted}"
+                f"image: {_name(sample)!r} is {_by(picture.size)} px, {what} {_by(other)}; accepted: {accepted}"
             )
-    return pictures
 
 
 def _name(sample: AnySample) -> str:

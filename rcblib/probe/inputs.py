@@ -13,7 +13,7 @@ import PIL.Image
 from rcblib.data.base import AnySample
 from rcblib.data.formats import PHOTO_SUFFIXES
 from rcblib.data.photos import read_image
-from rcblib.data.samples import by_picture, load_pictures
+from rcblib.data.samples import by_picture, check_sizes, load_pictures
 from rcblib.data.video import VIDEO_SUFFIXES, VideoFile
 from rcblib.mllm import Adapter
 from rcblib.probe.config import ProbeConfig
@@ -57,6 +57,7 @@ def opened(
             found = ", ".join(f"{width} x {height}" for width, height in sizes)
             accepted = ", ".join(f"{picture.width} x {picture.height}" for picture in pictures)
             raise ParameterError("sample", f"pictures of {found}", f"those of the image, {accepted}")
+        check_sizes(sample, pictures)
     return pictures, kind, sample
 
 
