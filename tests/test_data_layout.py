@@ -49,6 +49,13 @@ LAYOUTS = {
         "val2017",
     ),
     "names of Windows": ("result.json", "images", "..\\images\\", "result"),
+    "archives in folders": (
+        "annotations_2017/annotations/instances_val2017.json",
+        "val2017/val2017",
+        "",
+        "val2017",
+    ),
+    "annotations elsewhere": ("labels/instances_val2017.json", "val2017", "", "val2017"),
     "one file beside images": ("annotations.json", ".", "", "annotations"),
     "one file, images in images": ("labels.json", "images", "", "labels"),
     "one file, images in data": ("labels.json", "data", "", "labels"),
@@ -154,6 +161,16 @@ def test_folders_of_photos_stay_folders_of_photos(tmp_path):
     (tmp_path / "folder.json").mkdir()
     assert isinstance(open_dataset(tmp_path, "val2017"), PhotoFolder)
     assert annotation_files(tmp_path) == ({}, None)
+
+
+def test_datasets_beside_each_other_are_not_mixed(tmp_path):
+    for name in ("one", "two"):
+        write_split(
+            tmp_path / name / "annotations/instances_val.json", tmp_path / name / "val", (f"{name}.png",)
+        )
+    assert annotation_files(tmp_path) == ({}, None)
+    (tmp_path / "two/annotations/instances_val.json").rename(tmp_path / "two/annotations/instances_val2.json")
+    assert [open_images(tmp_path, split)[0].file_name for split in ("val", "val2")] == ["one.png", "two.png"]
 
 
 def test_a_file_name_from_an_address_as_lvis_writes_it(tmp_path):

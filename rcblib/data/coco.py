@@ -129,8 +129,9 @@ class CocoDataset(Dataset[Sample]):
         backdrop = record.get("backdrop")
         if instances:
             width, height = record["width"], record["height"]
-            own = self._objects[entry.annotated_in, entry.image_id]
-            objects = tuple(instances.scene_object(entry.image_id, annotation) for annotation in own)
+            own = self._objects.get((entry.annotated_in, entry.image_id))
+            found = (instances.scene_object(entry.image_id, annotation) for annotation in own or ())
+            objects = None if own is None else tuple(found)
         else:
             width, height = upright_size(path)
             objects = None
@@ -172,10 +173,13 @@ class CocoDataset(Dataset[Sample]):
                     faults.append(f"{instances.name}: {what}")
         if faults:
             more = f" ({len(faults)} of {n_objects} objects are damaged)"
-            if on_error == "stop" or len(faults) == n_objects:
+            if on_error == "stop":
                 accepted = f"{SOUND}; on_error='skip' leaves others out"
                 raise ParameterError("instances", faults[0] + more, accepted)
-            warnings.warn(f"instances: left out {faults[0]}{more}", stacklevel=3)
+            none_left = len(faults) == n_objects
+            left = "; none is left: these images count as not annotated" if none_left else ""
+            warnings.warn(f"instances: left out {faults[0]}{more}{left}", stacklevel=3)
+            sound = {} if none_left else sound
         return sound
 
     def _find_images(

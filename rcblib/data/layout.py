@@ -6,7 +6,7 @@ import mmap
 import os
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PureWindowsPath
 
 from rcblib.records import ParameterError
@@ -32,9 +32,10 @@ def annotation_files(folder: Path) -> tuple[Files, Path | None]:
     Parameters
     ----------
     folder : pathlib.Path
-        ``instances_<split>.json`` and ``captions_<split>.json`` lie in it or in ``annotations/``. Without any such, and
-        without the Karpathy file, every other JSON file there that has lists of images and annotations is a split
-        named as the file; without these too, every folder in it with one such file is a split named as the folder.
+        ``instances_<split>.json`` and ``captions_<split>.json`` lie in it or in ``annotations/``, or else in folders of
+        it, as archives may be unpacked, unless two of these have the same split. Without any such, and without the
+        Karpathy file, every other JSON file there that has lists of images and annotations is a split named as the
+        file; without these too, every folder in it with one such file is a split named as the folder.
 
     Returns
     -------
@@ -42,19 +43,21 @@ def annotation_files(folder: Path) -> tuple[Files, Path | None]:
         ``(files, karpathy)``; empty and ``None`` where the folder is not in COCO's format.
     """
     places = (folder / "annotations", folder)
-    files: dict[str, dict[str, Path]] = {}
-    for place in places:
-        for kind in ("instances", "captions"):
-            for path in sorted(place.glob(f"{kind}_*.json")):
-                files.setdefault(path.stem.removeprefix(f"{kind}_"), {}).setdefault(kind, path)
+    files = _named_files(places)
+    inside = [] if files else sorted(place for place in folder.iterdir() if place.is_dir())
+    for found in [_named_files([place / "annotations", place]) for place in inside]:
+        if found.keys() & files.keys():  # several datasets beside each other
+            files = {}
+            break
+        files |= found
     candidates = (place / KARPATHY_FILE for place in places)
     karpathy = next((path for path in candidates if path.is_file()), None)
     if not files and karpathy is None:
         others = [found for place in places for found in _other_files(place)]
         files = {path.stem: {kind: path} for kind, path in reversed(others)}
         if not files:
-            inside = {place.name: _other_files(place) for place in folder.iterdir() if place.is_dir()}
-            files = {name: dict(found) for name, found in sorted(inside.items()) if len(found) == 1}
+            others = {place.name: _other_files(place) for place in inside}
+            files = {name: dict(found) for name, found in others.items() if len(found) == 1}
     return files, karpathy
 
 
@@ -113,8 +116,10 @@ def find_image(folder: Path, annotations: Path, split: str, name: str) -> Path |
         File name as annotated; folders before it, also of another machine, may be left out on the disk.
     """
     bare = split.rstrip("0123456789_-")
-    tops = dict.fromkeys([folder, annotations.parent])
-    inner = dict.fromkeys([f"images/{split}", split, "images", "", f"images/{bare}", bare, "data"])
+    beside = annotations.parent
+    tops = dict.fromkeys([folder, beside, beside.parent if beside.name == "annotations" else beside])
+    unpacked = [f"images/{split}", split, "images", "", f"images/{bare}", bare, "data", f"{split}/{split}"]
+    inner = dict.fromkeys(unpacked)
     for given in dict.fromkeys([name, PureWindowsPath(name).name]):
         for top in tops:
             for place in inner:
@@ -127,6 +132,16 @@ def _role(split: str) -> str | None:
     """Return the role that the name of a split says, such as ``"validation"`` for ``"val2017"``."""
     words = re.findall(r"[a-z]+", split.lower())
     return next((_ROLES[word] for word in words if word in _ROLES), None)
+
+
+def _named_files(places: Iterable[Path]) -> dict[str, dict[str, Path]]:
+    """List the annotation files that are named as COCO's, by split and kind; those of earlier places come first."""
+    files: dict[str, dict[str, Path]] = {}
+    for place in places:
+        for kind in ("instances", "captions"):
+            for path in sorted(place.glob(f"{kind}_*.json")):
+                files.setdefault(path.stem.removeprefix(f"{kind}_"), {}).setdefault(kind, path)
+    return files
 
 
 def _other_files(place: Path) -> list[tuple[str, Path]]:
