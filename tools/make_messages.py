@@ -24,6 +24,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import yaml
 
@@ -141,10 +142,22 @@ def surroundings() -> dict[str, Any]:
     text = processor.apply_chat_template(messages, add_generation_prompt=True)
     return {name: getattr(rcblib, name) for name in rcblib.__all__} | {
         "Image": Image, "Path": Path, "json": json, "np": np, "pd": pd, "torch": torch,
+        "write_coco": write_coco,
         "model": model, "processor": processor, "samples": samples,
         "inputs": dict(processor(images=samples[0].image, text=text, return_tensors="pt")),
         "codebook": rcblib.Codebook.from_pretrained("llava-scenes"),
     }  # fmt: skip
+
+
+def write_coco(annotation: Mapping[str, Any], width: int = 64, height: int = 64) -> None:
+    """Write a folder in COCO's format around a photo, with one annotation, and a size that the photo need not have."""
+    image = {"id": 1, "file_name": "1.jpg", "width": width, "height": height}
+    content = {"images": [image], "annotations": [{"id": 7, "area": 9, "iscrowd": 0, **annotation}]}
+    content["categories"] = [{"id": 1, "name": "cat"}]
+    for folder in ("annotations", "val2017"):
+        Path(folder).mkdir()
+    Path("annotations/instances_val2017.json").write_text(json.dumps(content), encoding="utf-8")
+    shutil.copy("photo.jpg", "val2017/1.jpg")
 
 
 @contextlib.contextmanager
@@ -162,34 +175,37 @@ def _empty_folder(photo: Any) -> Iterator[Path]:
 
 def outcome(code: str, names: Mapping[str, Any]) -> Outcome:
     """Run a situation in a folder of its own; return its error, or its first warning."""
-    with _empty_folder(names["samples"][0].image) as folder, warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always", UserWarning)
-        error = None
+    warned = []
+
+    def warn(message: str, category: type = UserWarning, stacklevel: int = 1) -> None:
+        if category is UserWarning:
+            warned.append((str(message), _places(traceback.extract_stack())))
+
+    with _empty_folder(names["samples"][0].image) as folder, mock.patch.object(warnings, "warn", warn):
         try:
             exec(code, dict(names))
-        except Exception as raised:  # what it ends in is what is shown
-            error = raised
-        if error is None:
-            told = [own for own in told if own.category is UserWarning]
-            if not told:
-                return Outcome("", "", ())
-            return Outcome("Warning", str(told[0].message), ())
-        frames = traceback.extract_tb(error.__traceback__)
-        places = tuple(
-            (".".join(Path(frame.filename).relative_to(LIBRARY).with_suffix("").parts), frame.lineno)
-            for frame in frames
-            if Path(frame.filename).is_relative_to(LIBRARY)
+        except Exception as error:  # what it ends in is what is shown
+            places = _places(traceback.extract_tb(error.__traceback__))
+            return Outcome(type(error).__name__, str(error).replace(str(folder), "…"), places)
+        return (
+            Outcome("Warning", warned[0][0].replace(folder.name, "…"), warned[0][1])
+            if warned
+            else Outcome("", "", ())
         )
-        return Outcome(type(error).__name__, str(error).replace(str(folder), "…"), places)
 
 
-def group_of(module: str, groups: Sequence[Mapping[str, Any]]) -> str:
-    """Return the name of the group that explains a module's messages, or nothing."""
-    return next((group["name"] for group in groups if module in group["modules"]), "")
+def _places(frames: traceback.StackSummary) -> tuple[tuple[str, int], ...]:
+    """Return module and line of the frames that are the library's."""
+    inside = ((Path(frame.filename), frame.lineno) for frame in frames)
+    return tuple(
+        (".".join(path.relative_to(LIBRARY).with_suffix("").parts), line)
+        for path, line in inside
+        if path.is_relative_to(LIBRARY)
+    )
 
 
 def told_at(found: Outcome, known: Sequence[Message]) -> Message | None:
-    """Return the message of the source that a situation ended in, by its text."""
+    """Return the message of the source that a situation ended in, by line and text."""
 
     def fits(message: Message) -> bool:
         begins = ": ".join(
@@ -198,12 +214,11 @@ def told_at(found: Outcome, known: Sequence[Message]) -> Message | None:
         pattern = ".*".join(re.escape(part) for part in begins.split("…"))
         return message.kind in ("", found.kind) and re.match(pattern, found.text, re.DOTALL) is not None
 
-    places = dict.fromkeys(reversed(found.places))
-    for module, line in places:
+    for module, line in reversed(found.places):
         for message in known:
             if message.module == module and message.first <= line <= message.last and fits(message):
                 return message
-    return next((m for m in known if fits(m) and not found.places and m.about.strip("…")), None)
+    return None
 
 
 def _code(text: str) -> str:

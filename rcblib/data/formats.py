@@ -64,7 +64,7 @@ def photos_in(folder: Path) -> list[Path]:
         raise ImageError(f"folder: got {str(folder)!r} without any photo{held}; accepted: {accepted}")
     if told:
         warnings.warn(
-            f"folder {folder.name!r}: {len(found)} of {len(entries)} are read as photos; passed over: {told}",
+            f"folder {folder.resolve().name!r}: {len(found)} of {len(entries)} are read as photos; passed over: {told}",
             stacklevel=4,
         )
     return found
