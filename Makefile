@@ -1,6 +1,7 @@
 # make book   environment, experiments and site: book/_build/html/index.html
 # make test   the checks
 # make faults   the checks' long form, with faults and damaged inputs, minutes: data/recorded/faults.json
+# make bench  times, memory and ratios beside their targets, 15 minutes: results/benchmarks (bench-gpu: of full size)
 # make full   recorded stages at their full setting, hours: data/recorded
 # make versions   contract tests with the oldest and the newest transformers of pyproject.toml
 #
@@ -24,7 +25,7 @@ STAMP := $(subst $(SPACE),\ ,$(RCB_VENV))/.rcblib-installed
 export PATH := $(BIN):$(PATH)
 export PYTHONUNBUFFERED := 1
 
-.PHONY: book full test faults versions lint install format clean
+.PHONY: bench bench-gpu book full test faults versions lint install format clean
 
 book: $(STAMP)
 	python -m tools.run_workflow --cores $(CORES) --rerun-incomplete --quiet rules -p
@@ -34,6 +35,12 @@ full: $(STAMP)
 	python -m tools.run_workflow --snakefile workflow/full.smk --cores $(CORES) --rerun-incomplete --keep-going \
 		--quiet rules -p $(ARGS) --config models="$(MODELS)" stages="$(STAGES)"
 	@echo "data/recorded"
+
+bench: $(STAMP)
+	python -m benchmarks
+
+bench-gpu: $(STAMP)
+	python -m benchmarks --gpu
 
 test: $(STAMP) lint
 	OMP_NUM_THREADS=1 python -m pytest -n $(CORES) --dist worksteal

@@ -45,7 +45,7 @@ def full_size(name: str, device: str, dtype: torch.dtype) -> Any:
             model = type(empty_model(config))(config)
     finally:
         torch.set_default_dtype(before)
-    return model.eval()
+    return model.to(dtype).eval()  # a part may follow what its config says instead
 
 
 def pictures(model: Any, height: int, width: int, n_grids: int) -> dict[str, torch.Tensor]:

@@ -23,6 +23,7 @@ import pandas as pd
 import PIL.Image
 import torch
 
+from benchmarks.memory import full_size
 from rcblib.mllm import Adapter, adapter_for, load_model
 from rcblib.mllm.language import VisualInput
 from rcblib.probe.config import ProbeConfig
@@ -129,8 +130,9 @@ def seconds(run: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - start, result
 
 
-def peak_operations(model: Any, size: int = 2048) -> float:
-    """Return operations a second of a matrix product in the model's numbers, the best of five."""
+def peak_operations(model: Any) -> float:
+    """Return operations a second of a large matrix product in the model's numbers, the best of six."""
+    size = 8192 if model.device.type == "cuda" else 2048
     a = torch.randn(size, size, device=model.device).to(model.dtype)
     return 2 * size**3 / min(seconds(lambda: a @ a)[0] for _ in range(6))
 
@@ -227,18 +229,33 @@ def difference(
     return float((expected - found).abs().max() / expected.abs().max())
 
 
+def random_model(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
+    """Build a model of full size with random weights, and a processor that feeds it; nothing is downloaded."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = full_size(name, device, dtype)
+    tokenizer, vision = build_tokenizer(all_texts()), model.config.vision_config
+    processor = build_processor("llava", tokenizer, vision.image_size, vision.patch_size)
+    model.config.image_token_id = tokenizer.convert_tokens_to_ids(processor.image_token)
+    return model, processor
+
+
 def opened(options: argparse.Namespace) -> tuple[Any, Any]:
-    """Return the model that is compared, and its processor or a stand-in for one."""
+    """Return the model that is compared, and its processor."""
     if options.model is None:
         return untrained()
-    return load_model(options.model, dtype=options.dtype) if options.dtype else load_model(options.model)
+    if options.random:
+        return random_model(options.model, getattr(torch, options.dtype or "float32"))
+    return load_model(options.model, **{"dtype": options.dtype} if options.dtype else {})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print milliseconds a position, ratios with their targets, floors and agreement; write them where asked to."""
     parser = OneLineParser(prog="probing", description="Compare probing with the released procedure.")
     parser.add_argument("--model", help="a model's name, a folder, or a Hugging Face id (default: untrained)")
-    parser.add_argument("--dtype", help="numbers of the model, such as bfloat16")
+    parser.add_argument(
+        "--random", action="store_true", help="its architecture with random weights, no download"
+    )
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="numbers of the model")
     parser.add_argument("--positions", type=int, default=16, help="of the slow ways, a square number")
     parser.add_argument("--batch-size", type=int, default=64, help="of single tokens and windows")
     parser.add_argument("--global-batch-size", type=int, default=16)

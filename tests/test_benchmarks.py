@@ -1,6 +1,7 @@
 """Run the benchmarks on small models: each prints what it compares."""
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -8,8 +9,10 @@ import pytest
 import tiny
 import torch
 
-from benchmarks import clustering, memory, probing
+from benchmarks import __main__ as everything
+from benchmarks import clustering, memory, probing, pruning
 from rcblib.mllm import adapter_for
+from rcblib.pruners.registry import PRUNERS
 from rcblib.runs.files import read_json
 
 
@@ -39,6 +42,35 @@ def test_probing_is_timed_beside_the_released_procedure_and_agrees(tmp_path, cap
         assert (f"falls short of {row['target']}" in line) == (row["ratio"] < row["target"])
         assert 0 < row["floor_ms"] and row["n_compared"] == 4
         assert row["difference"] < 1e-4
+
+
+def test_full_size_needs_no_weights(capsys):
+    few = ["--positions", "1", "--repeats", "1"]
+    probing.main(["--model", "llava-scenes", "--random", "--dtype", "bfloat16", *few])
+    assert "144 visual tokens" in (said := capsys.readouterr().out) and "bfloat16" in said
+
+
+@pytest.mark.parametrize(("options", "said"), [
+    (["--only", "nonsense"], "--only: got nonsense; accepted: probing-embedded"),
+    (["--gpu"], "--gpu: got a machine without a GPU"),
+])  # fmt: skip
+def test_wrong_options_of_all_benchmarks_end_in_one_line(options, said, capsys):
+    if "--gpu" in options and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(SystemExit):
+        everything.main(options)
+    assert said in capsys.readouterr().err
+
+
+def test_all_benchmarks_write_a_file_each(tmp_path, monkeypatch, capsys):
+    listed = {
+        "one": (lambda words: Path(words[-1]).write_text(words[0]), "a"),
+        "two": (lambda words: 1 / 0, ""),
+    }
+    monkeypatch.setattr(everything, "CPU", listed)
+    everything.main(["--only", "one", "--output", str(tmp_path / "new" / "folder")])
+    assert (tmp_path / "new" / "folder" / "one.json").read_text() == "a"
+    assert "one: a" in capsys.readouterr().out
 
 
 def test_the_released_procedure_encodes_twice_and_generates_eight_tokens():
@@ -85,3 +117,25 @@ def test_a_form_is_measured_in_a_process_of_its_own():
     labels, took, peak = clustering.measured("plain", 300, 16)
     assert labels.tolist() == clustering.FORMS["blockwise"](clustering.points_of(300, 16)).tolist()
     assert took > 0 <= peak  # no more than the imports needed, with so few points
+
+
+def test_pruned_generation_is_timed_beside_the_unpruned_and_a_plain_model(tmp_path, capsys):
+    model = tiny.save(tmp_path / "model", *tiny.tiny_llava())
+    pruning.main([
+        "--model", str(model), "--n-images", "1", "--retain-ratio", "0.5", "--repeats", "1",
+        "--output", str(tmp_path / "o.json"),
+    ])  # fmt: skip
+    table = pd.DataFrame(read_json(tmp_path / "o.json")["pruning"]).set_index("method")
+    assert list(table.index) == ["all tokens", *(
+        PRUNERS[name].label for name in ("random", "cls_most", "cls_least")
+    )]  # fmt: skip
+    whole = table.loc["all tokens"]
+    assert (table["n_prompt"].iloc[1:] == whole["n_prompt"] - 18).all()
+    assert whole["speed_up"] == 1 and whole["select_share"] == pytest.approx(
+        whole["select_ms"] / whole["prefill_ms"]
+    )
+    assert (table[["encode_ms", "select_ms", "prefill_ms", "prefill_speed", "kv_cache_mib"]] > 0).all(
+        axis=None
+    )
+    said = capsys.readouterr().out
+    assert ("prefill below 0.9: none" in said) == (table["prefill_speed"] >= 0.9).all()

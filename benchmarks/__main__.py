@@ -1,0 +1,71 @@
+"""Run the benchmarks that fit into a quarter of an hour on two cores, print each beside its target, and record them.
+
+    python -m benchmarks --output results/benchmarks
+
+On a GPU (`--gpu`) probing and memory are of LLaVA-1.5-7B's architecture at full size with random weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from benchmarks import clustering, memory, probing, pruning
+from rcblib.runs.command import run_command
+
+CPU = {
+    "probing-embedded": (probing.main, ""),
+    "probing-photographs": (probing.main, "--model llava-photographs --positions 4 --repeats 2"),
+    "clustering": (clustering.main, "--sizes 1000 3000 10000"),
+    "pruning-scenes": (pruning.main, "--model llava-scenes --codebook llava-scenes"),
+    "pruning-photographs": (
+        pruning.main,
+        "--model llava-photographs --images photographs --codebook llava-photographs --repeats 3",
+    ),
+}
+
+FULL_SIZE = "--model llava-hf/llava-1.5-7b-hf --random"
+
+GPU = {
+    "probing-7b": (
+        probing.main,
+        "--model llava-hf/llava-1.5-7b-hf --random --dtype bfloat16 --positions 4 --repeats 1",
+    ),
+    "memory-7b": (memory.main, "--model llava-hf/llava-1.5-7b-hf --random"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one benchmark after the other; what falls short of its target is said, and does not stop the others."""
+    parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__.splitlines()[0])
+    parser.add_argument("--gpu", action="store_true", help="those of full size instead")
+    parser.add_argument("--only", nargs="+", help="some of them by name")
+    parser.add_argument(
+        "--output", type=Path, default=Path("results/benchmarks"), help="folder of the results"
+    )
+    options = parser.parse_args(arguments)
+    listed = GPU if options.gpu else CPU
+    unknown = set(options.only or ()) - set(listed)
+    if unknown:
+        parser.error(f"--only: got {', '.join(sorted(unknown))}; accepted: {', '.join(listed)}")
+    if options.gpu and not torch.cuda.is_available():
+        parser.error("--gpu: got a machine without a GPU that torch can use; accepted: one with, or no --gpu")
+    options.output.mkdir(parents=True, exist_ok=True)
+    for name, (run, words) in listed.items():
+        if options.only and name not in options.only:
+            continue
+        print(f"\n{name}: {words or 'as it is'}", flush=True)
+        start = time.perf_counter()
+        run([*shlex.split(words), "--output", str(options.output / f"{name}.json")])
+        print(f"{time.perf_counter() - start:.0f} s", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command("benchmarks", main))
