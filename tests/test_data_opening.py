@@ -4,10 +4,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from picture_files import animation, grey_frames
+from picture_files import animation, cut, grey_frames
 
-from rcblib.data.opening import images_for, open_dataset, open_images
+from rcblib.data.opening import images_for, open_dataset, open_images, open_noted
 from rcblib.data.photos import PhotoFolder
+from rcblib.data.skipped import skipped_in
 from rcblib.data.video import VideoFile
 from rcblib.records import ImageError, ParameterError
 from worlds.datasets import SceneDataset
@@ -45,6 +46,28 @@ def test_names_that_open_nothing(tmp_path):
         open_dataset("scenes")
     with pytest.raises(ParameterError, match="split: got 'val'; accepted: train, validation, test"):
         open_dataset("scenes", "val", 3)
+
+
+def test_damaged_images_of_any_dataset_are_left_out_and_noted_beside_the_results(coco, tmp_path):
+    results, lost = tmp_path / "results", coco / "val2014" / "COCO_val2014_000000000005.jpg"
+    whole = lost.read_bytes()
+    cut(lost)
+    settings = {"split": "val2014", "n": None, "seed": 0}
+    stopping = open_noted(results, coco, **settings, on_error="stop")
+    assert len(stopping) == 2 and not results.exists()
+    with pytest.warns(UserWarning, match=f"left out: image: '{lost.name}' cannot be read"):
+        skipping = open_noted(results, coco, **settings, on_error="skip")
+    assert [sample.image_id for sample in skipping] == [7]
+    assert list(skipped_in(results)) == [5]
+    lost.write_bytes(whole)
+    assert len(open_noted(results, coco, **settings, on_error="skip")) == 2
+    assert skipped_in(results) == {}
+    lost.unlink()
+    with pytest.warns(UserWarning, match="1 of 2 are missing"):
+        open_noted(results, coco, **settings, on_error="skip")
+    assert skipped_in(results) == {lost.name: f"{lost.name!r} is missing"}
+    worlds = open_noted(results, "groups", "test", 2, seed=0, on_error="skip")
+    assert worlds.questions() and len(worlds) == 2  # what only a dataset can do stays
 
 
 def test_worlds_are_opened_by_name_with_their_own_sizes():

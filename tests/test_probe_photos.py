@@ -21,6 +21,9 @@ from rcblib.probe.config import ProbeConfig
 from rcblib.probe.run import probe
 from rcblib.probe.store import probe_dataset, read_probe, shared_probe
 from rcblib.records import ImageError, ParameterError, Question, Sample, SequenceSample
+from rcblib.runs.agreement import compare_with_record
+from rcblib.runs.files import write_table
+from rcblib.runs.records import merge_tables, read_record, write_record
 
 CONFIG = ProbeConfig(positions=(0, 7), attention=False)
 
@@ -256,3 +259,23 @@ def test_a_photo_that_the_processor_would_blow_up_is_refused(pair):
         ImageError, match=r"image: got one of 10000000 x 1 px; accepted: sides of at most 310689 to 1"
     ):
         probe(*pair, Image.new("L", (10_000_000, 1)))
+
+
+# Records
+
+
+def test_shards_of_photos_are_merged_recorded_and_read_in_place_of_probing(pair, photos, tmp_path, capsys):
+    samples = list(PhotoFolder(photos))
+    shards = []
+    for number in (1, 0):
+        results = probe_dataset(*pair, samples[number::2], CONFIG, tmp_path / "out", progress=False)
+        shards.append(tmp_path / f"{number}.parquet")
+        write_table(shards[-1], results.table, results.facts)
+    table, facts = merge_tables(shards)
+    assert table["image_id"].unique().tolist() == list(facts["samples"]) == ["b.png", "d.jpg", "f.png"]
+    write_record(tmp_path / "model" / "probing.parquet", table, facts)
+    record = read_record(tmp_path / "model" / "probing.parquet")
+    assert compare_with_record(record, results.table, results.facts).disagreements == ()
+    recorded = shared_probe(*pair, samples, CONFIG, tmp_path / "model" / "probing.parquet")
+    pd.testing.assert_frame_equal(recorded.table, table, rtol=1e-6)
+    assert recorded.row_tokens().shape == (6, results.tokens["b.png"].shape[1])
