@@ -234,15 +234,15 @@ def test_a_context_that_pruned_nothing_says_so_and_why(model, inputs):
     before = model.generate
     text = {name: inputs[0][name][:, -5:] for name in ("input_ids", "attention_mask")}
     told = {
-        "as no call reached it. Was `generate` taken from the model": lambda: before(**inputs[0], **SETTINGS),
-        "as no call reached it": lambda: None,
+        "no call reached it. Was `generate` taken from the model": lambda: before(**inputs[0], **SETTINGS),
+        "; no call reached it": lambda: None,
         "called on a copy": lambda: copy.deepcopy(model).generate(**inputs[0], **SETTINGS),
         "1 calls came without images: were pixels left out": lambda: model.generate(**text, **SETTINGS),
         "1 calls came without images": lambda: model(**text),
     }
     for message, call in told.items():
         with pytest.warns(
-            UserWarning, match=f"RandomPruner: nothing was pruned in this context.*{message}"
+            UserWarning, match=f"^pruner: nothing was pruned in this context of RandomPruner.*{message}"
         ) as seen:
             with RandomPruner(0.2)(model):
                 call()

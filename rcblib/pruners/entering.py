@@ -55,7 +55,8 @@ def pruning(
             in_generators[:] = [own for own in in_generators if own[1] is not pruned]
             pruned.close()
     if pruned.n_calls == pruned.n_without_images:
-        warnings.warn(_nothing_pruned(pruned, is_in_generator), stacklevel=5)
+        name, why = type(pruner).__name__, _why_nothing(pruned, is_in_generator)
+        warnings.warn(f"pruner: nothing was pruned in this context of {name}; {why}", stacklevel=5)
 
 
 class Logs(threading.local):
@@ -75,14 +76,13 @@ def _note(pruner: Any, pruned: Pruned) -> None:
     logs.here, logs.latest[:] = pruned, [pruned]
 
 
-def _nothing_pruned(pruned: Pruned, is_in_generator: bool) -> str:
-    """Say that nothing was pruned, and why that may be."""
-    told = f"{type(pruned.pruner).__name__}: nothing was pruned in this context"
+def _why_nothing(pruned: Pruned, is_in_generator: bool) -> str:
+    """Say why it may be that nothing was pruned."""
     if pruned.n_without_images:
-        return f"{told}; {pruned.n_without_images} calls came without images: were pixels left out?"
+        return f"{pruned.n_without_images} calls came without images: were pixels left out?"
     waits = "while the generator that entered it waited, " if is_in_generator else ""
     return (
-        f"{told}, as no call reached it. Was `generate` taken from the model before the context was entered, or called "
+        "no call reached it. Was `generate` taken from the model before the context was entered, or called "
         f"{waits}on a copy, on another model, or in another thread (give that `pruned.generate`)?"
     )
 
