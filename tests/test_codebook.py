@@ -1,7 +1,9 @@
 """What a codebook accepts, and which models it fits."""
 
 import dataclasses
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from codebook_examples import sample_codebook
@@ -10,6 +12,8 @@ from messages import one_line
 from rcblib.codebook.codebook import Codebook
 from rcblib.pruners import CodebookPruner
 from rcblib.records import CodebookError, ParameterError
+
+REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.parametrize(
@@ -68,6 +72,8 @@ def test_a_pruner_takes_whatever_makes_a_codebook(tmp_path, monkeypatch):
         assert CodebookPruner(given, max_similarity=0.4).codebook == own
     for given in (own.prototypes, torch.nn.Parameter(own.prototypes), own.prototypes.numpy()):
         assert CodebookPruner(given, retain_ratio=0.5).codebook == Codebook(own.prototypes)
+    for name in ("codebook.json", "prototypes.safetensors"):
+        assert CodebookPruner(tmp_path / "codebooks" / "mine" / name, retain_ratio=0.5).codebook == own
     with pytest.warns(UserWarning, match="no sha256 is registered"):
         for name in ("my own.pt", "mine.pth"):
             book = CodebookPruner(tmp_path / name, max_similarity=0.4).codebook
@@ -82,6 +88,7 @@ def test_a_pruner_takes_whatever_makes_a_codebook(tmp_path, monkeypatch):
         (3, "got 'int'"),
         ([[1.0]], "got 'list'"),
         ({"prototypes": torch.ones(2, 2)}, "got 'dict'"),
+        (np.array([["text"]]), "got 'ndarray'"),
         (torch.ones(2), "got (2,)"),
         (torch.full((2, 2), torch.nan), "2 of 2 rows hold NaN"),
         ("no such name", "'no such name' is no folder"),
@@ -97,3 +104,18 @@ def test_what_makes_no_codebook_is_refused_in_one_line(given, named):
 def test_a_budget_is_checked_before_a_codebook_is_looked_for():
     with pytest.raises(ParameterError, match="max_similarity"):
         CodebookPruner("no such name", max_similarity=3)
+
+
+def test_a_misspelt_name_is_told_with_those_that_there_are(monkeypatch):
+    monkeypatch.setenv("RCB_ROOT", str(REPOSITORY))
+    with pytest.raises(
+        CodebookError, match=r"'llava-1.5-7B'.*llava-scenes.*no released one \(llava-1.5-7b, "
+    ) as error:
+        CodebookPruner("llava-1.5-7B", max_similarity=0.45)
+    one_line(error)
+
+
+def test_a_text_file_is_no_codebook(tmp_path):
+    (tmp_path / "t.pt").write_text("text")
+    with pytest.raises(CodebookError, match="t.pt: no readable tensor file"):
+        CodebookPruner(tmp_path / "t.pt", max_similarity=0.45)

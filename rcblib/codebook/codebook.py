@@ -279,13 +279,17 @@ def load_codebook(codebook: str | os.PathLike | torch.Tensor | Codebook) -> Code
     """
     if isinstance(codebook, Codebook):
         return codebook
-    if isinstance(codebook, torch.Tensor | np.ndarray):
-        return Codebook(torch.as_tensor(codebook))
+    if isinstance(codebook, np.ndarray) and codebook.dtype.kind == "f":
+        codebook = torch.as_tensor(codebook)
+    if isinstance(codebook, torch.Tensor):
+        return Codebook(codebook)
     if not isinstance(codebook, str | os.PathLike) or not str(codebook):
         given = codebook if codebook is None or codebook == "" else type(codebook).__name__
         accepted = "a Codebook, a name, a file, a folder, a Hugging Face id (owner/name) or a tensor"
         raise CodebookError(f"codebook: got {given!r}; accepted: {accepted}")
     path = user_path(codebook, "codebook")
+    if path.is_file() and path.suffix != ".pt" and (path.parent / "codebook.json").is_file():
+        return Codebook.from_pretrained(path.parent)  # one of the files of a codebook, in place of its folder
     is_file = path.is_file() or path.suffix == ".pt" and not path.is_dir()
     is_released = is_file or not path.is_dir() and str(codebook) in released_registry()
     return Codebook.from_released(codebook) if is_released else Codebook.from_pretrained(codebook)

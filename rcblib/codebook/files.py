@@ -48,6 +48,20 @@ def embedded_codebooks() -> dict[str, Path]:
     return {path.name: path for path in found}
 
 
+def released_registry() -> dict[str, dict[str, Any]]:
+    """Read what is known of the released codebooks: model, address, shape, size and sha256, licence.
+
+    Returns
+    -------
+    dict
+        Name to entry, as in ``codebooks/registry.json``; unknown values are ``None``. Empty where the library is used
+        without the project.
+    """
+    folder = codebooks_folder()
+    is_here = folder is not None and (folder / "registry.json").is_file()
+    return read_json(folder / "registry.json") if is_here else {}
+
+
 def find_codebook(name_or_path: str | os.PathLike, revision: str | None = None) -> Path:
     """Find the folder of a codebook; from the Hugging Face Hub it is downloaded.
 
@@ -90,6 +104,8 @@ def find_codebook(name_or_path: str | os.PathLike, revision: str | None = None) 
     folder = codebooks_folder()
     is_here = folder is not None and folder.is_dir()
     names = ", ".join(embedded) or "none" if is_here else f"codebooks/: {FROM_CHECKOUT}"
+    released = ", ".join(released_registry())
+    names += f") and no released one ({released}" if released else ""
     raise CodebookError(
         f"codebook: {name!r} is no folder with {_DESCRIPTION_FILE}, no embedded name ({names}){reason}"
     )

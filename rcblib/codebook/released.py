@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import pickle
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -14,7 +13,7 @@ from typing import Any, BinaryIO
 import torch
 
 from rcblib.codebook.criterion import PRESETS
-from rcblib.codebook.files import codebooks_folder
+from rcblib.codebook.files import released_registry
 from rcblib.records import ChecksumError, CodebookError
 from rcblib.runs.files import file_sha256, first_line, read_json
 from rcblib.runs.paths import user_path
@@ -22,20 +21,6 @@ from rcblib.runs.provenance import FROM_CHECKOUT
 
 MOST_BYTES = 50_000_000
 """Where a released file's size is not known; the largest codebook in float32 has a third of that."""
-
-
-def released_registry() -> dict[str, dict[str, Any]]:
-    """Read what is known of the released codebooks: model, address, shape, size and sha256, licence.
-
-    Returns
-    -------
-    dict
-        Name to entry, as in ``codebooks/registry.json``; unknown values are ``None``. Empty where the library is used
-        without the project.
-    """
-    folder = codebooks_folder()
-    is_here = folder is not None and (folder / "registry.json").is_file()
-    return read_json(folder / "registry.json") if is_here else {}
 
 
 def read_released(
@@ -115,10 +100,10 @@ def load_released_tensor(path: str | os.PathLike) -> torch.Tensor:
     path = user_path(path)
     try:
         tensor = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+    except Exception as error:  # what is no pickle at all ends anywhere in its reader
+        is_told = isinstance(error, OSError | EOFError | RuntimeError | ValueError | zipfile.BadZipFile)
         # torch's own words advise to unpickle the file all the same.
-        is_pickle = isinstance(error, pickle.UnpicklingError)
-        reason = "damaged, or an object, which is never unpickled" if is_pickle else first_line(error)
+        reason = first_line(error) if is_told else "damaged, or an object, which is never unpickled"
         raise CodebookError(f"{path.name}: no readable tensor file ({reason})") from None
     if not isinstance(tensor, torch.Tensor):
         raise CodebookError(f"{path.name}: holds {type(tensor).__name__}; accepted: one tensor")

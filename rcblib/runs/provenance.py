@@ -53,7 +53,8 @@ def project_root() -> Path:
         for folder in (start, *start.parents):
             if _declares_project(folder):
                 return folder
-    raise ParameterError("RCB_ROOT", None, "a folder, as no pyproject.toml of rcblib lies above this one")
+    accepted = "the folder of a checkout of the project, as no pyproject.toml of rcblib lies above this one"
+    raise ParameterError("RCB_ROOT", None, accepted)
 
 
 def project_path(place: str) -> Path:
