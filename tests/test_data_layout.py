@@ -163,6 +163,21 @@ def test_folders_of_photos_stay_folders_of_photos(tmp_path):
     assert annotation_files(tmp_path) == ({}, None)
 
 
+def test_an_annotation_file_stands_for_its_split(tmp_path):
+    for split in ("train2017", "val2017"):
+        write_split(tmp_path / f"annotations/instances_{split}.json", tmp_path / split, (f"{split}.png",))
+    for prefix in ("", "coco:"):
+        (sample,) = open_images(f"{prefix}{tmp_path}/annotations/instances_val2017.json", "test")
+        assert (sample.file_name, sample.source) == ("val2017.png", "coco/val2017")
+    write_split(tmp_path / "own/result.json", tmp_path / "own/images", ("1.png",))
+    assert open_images(tmp_path / "own/result.json")[0].file_name == "1.png"
+    write_json(tmp_path / "annotations/person_keypoints_val2017.json", {})
+    with pytest.raises(
+        ParameterError, match="split: got 'person_keypoints_val2017'; accepted: train2017, val2017"
+    ):
+        open_dataset(tmp_path / "annotations/person_keypoints_val2017.json")
+
+
 def test_datasets_beside_each_other_are_not_mixed(tmp_path):
     for name in ("one", "two"):
         write_split(

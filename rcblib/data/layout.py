@@ -61,6 +61,13 @@ def annotation_files(folder: Path) -> tuple[Files, Path | None]:
     return files, karpathy
 
 
+def dataset_of(annotations: Path) -> tuple[Path, str]:
+    """Return the folder of the dataset that an annotation file belongs to, and its split."""
+    beside = annotations.parent
+    split = annotations.stem.removeprefix("instances_").removeprefix("captions_")
+    return beside.parent if beside.name == "annotations" else beside, split
+
+
 def resolve_split(files: Files, karpathy: Path | None, split: str | None) -> tuple[str, bool]:
     """Say which split of a folder a name means.
 

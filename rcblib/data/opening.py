@@ -10,7 +10,7 @@ from typing import Any
 
 from rcblib.data.base import AnySample, Dataset
 from rcblib.data.coco import CocoDataset
-from rcblib.data.layout import annotation_files
+from rcblib.data.layout import annotation_files, dataset_of
 from rcblib.data.photos import PhotoFolder, PhotoGroup
 from rcblib.data.samples import usable
 from rcblib.data.skipped import record_skipped
@@ -42,7 +42,7 @@ def open_dataset(
         A world's name (entry points of `WORLD_GROUP`), such as ``"scenes"`` of the drawn ones; ``"coco:<folder>"``;
         ``"group:<folder>"``, its photos as one group; ``"video:<path>"``, or a path alone that ends in one of
         `VIDEO_SUFFIXES`; a folder in COCO's format (it holds ``instances_*.json``, ``captions_*.json`` or the Karpathy
-        file, in itself or in ``annotations/``); or any other folder: photos.
+        file, in itself or in ``annotations/``), or one of these files, which says the split; any other folder: photos.
     split : str, optional
         As the dataset names it; ``"validation"`` for scenes if left out. Photos and video files have none, and it is
         passed over.
@@ -71,8 +71,11 @@ def open_dataset(
     worlds = entry_points(group=WORLD_GROUP)
     if name in worlds.names:
         return worlds[name].load()(split or "validation", n, seed=seed, n_frames=n_frames)
+    annotations = user_path(name.removeprefix("coco:"), "images")
+    if annotations.suffix == ".json" and annotations.is_file():
+        return CocoDataset(*dataset_of(annotations), n, on_error=on_error)
     if name.startswith("coco:"):
-        return CocoDataset(name.removeprefix("coco:"), split, n, on_error=on_error)
+        return CocoDataset(annotations, split, n, on_error=on_error)
     if name.startswith("group:"):
         return PhotoGroup(name.removeprefix("group:"), n)
     video = _video_path(name)
@@ -84,8 +87,7 @@ def open_dataset(
         names = ", ".join(named)
         accepted = f"{names}, a folder of images or a video file"
         raise ImageError(f"images: got {name!r}, which is no folder; accepted: {accepted}")
-    is_coco = any(annotation_files(path))
-    if is_coco:
+    if any(annotation_files(path)):
         return CocoDataset(name, split, n, on_error=on_error)
     return PhotoFolder(name, n, on_error=on_error)
 
