@@ -22,8 +22,9 @@ from rcblib.runs.command import OneLineParser
 
 ROOT = Path(__file__).resolve().parents[1]
 CONTRACT = (
-    "test_adapters", "test_mllm", "test_mllm_frames", "test_mllm_layers", "test_mllm_placement",
-    "test_mllm_qwen2_5_vl", "test_mllm_tiles", "test_prompt", "test_pruner_contract", "test_pruners",
+    "test_adapters", "test_mllm", "test_mllm_checkpoint", "test_mllm_frames", "test_mllm_layers",
+    "test_mllm_placement", "test_mllm_qwen2_5_vl", "test_mllm_tiles", "test_mllm_wrapping", "test_prompt",
+    "test_pruner_contract", "test_pruners", "test_pruners_conversation", "test_pruners_threads",
     "test_pruners_tiles",
 )  # fmt: skip
 
