@@ -146,9 +146,11 @@ def test_no_code_unpickles_evaluates_or_calls_a_shell():
     ]
     found = {path.name: calls for path in paths if (calls := unsafe_calls(code_of(path)))}
     assert len(paths) > 150
-    # The byte code that Python itself has left of a module of the library, and would run.
-    assert [call.split(": ")[1] for call in found.pop("digest.py")] == ["marshal.loads"]
-    assert found == {}
+    called = {name: [call.split(": ")[1] for call in calls] for name, calls in found.items()}
+    assert called == {
+        "digest.py": ["marshal.loads"],  # byte code that Python itself has left of the library, and would run
+        "make_messages.py": ["exec"],  # situations of the page of messages, which are the project's own files
+    }
 
 
 # Downloads
