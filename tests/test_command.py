@@ -133,7 +133,8 @@ def test_ctrl_c_says_what_is_kept(inputs, tmp_path, monkeypatch, capsys):
 
 def test_a_signal_ends_a_process_as_ctrl_c_does(tmp_path):
     script = (
-        "import time\nfrom rcblib.runs.command import run_command\n"
+        "import signal, time\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background job ignores it
+        "from rcblib.runs.command import run_command\n"
         "def work():\n    print('at work', flush=True)\n    time.sleep(60)\n"
         "raise SystemExit(run_command('name', work))"
     )

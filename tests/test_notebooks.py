@@ -73,10 +73,9 @@ def test_parameters_are_annotated_literals_one_a_line_each_explained(notebook):
     (cell,) = tagged(notebook, "parameters")
     assert cell is next(cell for cell in notebook.cells if cell.cell_type == "code")
     statements = [node for node in ast.parse(cell.source).body if not isinstance(node, ast.ImportFrom)]
-    lines = [line for line in cell.source.splitlines() if line and not line.startswith("from ")]
-    assert len(statements) == len(lines)
-    for statement, line in zip(statements, lines, strict=True):
-        assert isinstance(statement, ast.AnnAssign), line
+    for statement in statements:
+        line = cell.source.splitlines()[statement.lineno - 1]
+        assert isinstance(statement, ast.AnnAssign) and statement.lineno == statement.end_lineno, line
         ast.literal_eval(statement.value)
         assert "  # " in line, f"unexplained: {line}"
 

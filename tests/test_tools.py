@@ -545,6 +545,7 @@ def project(tmp_path):
     (tmp_path / "workflow/notebooks.yml").write_text(yaml.safe_dump(listed), encoding="utf-8")
     for entry in entries:
         write_notebook(tmp_path, entry["name"])
+    (tmp_path / "data/expected/c.json").write_text('{"x": {"value": 1}}', encoding="utf-8")
     # What the stage would find.
     (tmp_path / "rcblib/__main__.py").write_text(
         "import sys; print(*sys.argv[2:]); open(sys.argv[sys.argv.index('--table') + 1], 'w')",
