@@ -52,7 +52,8 @@ def pruning(
             yield pruned
         finally:  # maybe of a generator that is forgotten until Python ends, when names of modules are gone
             entered.set(tuple(own for own in entered.get() if own is not pruned))
-            in_generators[:] = [own for own in in_generators if own[1] is not pruned]
+            for own in [own for own in tuple(in_generators) if own[1] is pruned]:
+                in_generators.remove(own)  # at once, as other threads enter and leave meanwhile
             pruned.close()
     if pruned.n_calls == pruned.n_without_images:
         name, why = type(pruner).__name__, _why_nothing(pruned, is_in_generator)
@@ -99,9 +100,9 @@ def _answerer(model: Any, name: str) -> Pruned | None:
 
 def _entered_here() -> Iterator[Pruned]:
     """Yield the open contexts of the generators that run here, the innermost first, then those of the thread."""
-    if _IN_GENERATORS:
+    if in_generators := tuple(_IN_GENERATORS):
         for frame in running_frames():
-            yield from (own for running, own in reversed(_IN_GENERATORS) if running is frame)
+            yield from (own for running, own in reversed(in_generators) if running is frame)
     yield from (own for own in reversed(_ENTERED.get()) if own.is_open)
 
 
