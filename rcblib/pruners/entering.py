@@ -55,7 +55,7 @@ def pruning(
             for own in [own for own in tuple(in_generators) if own[1] is pruned]:
                 in_generators.remove(own)  # at once, as other threads enter and leave meanwhile
             pruned.close()
-    if pruned.n_calls == pruned.n_without_images:
+    if not pruned.is_used:
         name, why = type(pruner).__name__, _why_nothing(pruned, is_in_generator)
         warnings.warn(f"pruner: nothing was pruned in this context of {name}; {why}", stacklevel=5)
 

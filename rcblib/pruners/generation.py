@@ -59,7 +59,6 @@ class Pruned(PruningSteps):
     def answer_generate(self, plain: Callable[..., Any], arguments: tuple, named: dict[str, Any]) -> Any:
         """Do what `plain`, a model's own `generate`, does, with fewer visual tokens."""
         self.check_open()
-        self.n_calls += 1
         named = self._by_name("generate", arguments, named)
         config = named.pop("generation_config", None)
         if "inputs" in named:
@@ -91,7 +90,6 @@ class Pruned(PruningSteps):
         has_images = self._has_images(named) or "mm_encoder_outputs" in named
         if not has_images and "input_ids" not in named:
             return plain(**named)  # rows that are no prompt
-        self.n_calls += 1
         cache = given_cache(named)
         cached = self._cached(cache)
         if not has_images and cached is None:
@@ -128,8 +126,12 @@ class Pruned(PruningSteps):
         try:
             return cached_prompts(cache)
         except ParameterError:
-            self._handed_in = []
+            self._refuse()
             raise
+
+    def _refuse(self) -> None:
+        """Forget the images that were handed in for a call that is refused."""
+        self.is_used, self._handed_in = True, []
 
     def _has_images(self, arguments: dict[str, Any]) -> bool:
         return bool(self._handed_in) or any(name in arguments for name in self.adapter.pixel_inputs)
@@ -141,7 +143,7 @@ class Pruned(PruningSteps):
         """Raise where an argument brings images or prompts past the pruner."""
         refused = [name for name in _REFUSED if name in arguments]
         if refused:
-            self._handed_in = []
+            self._refuse()
             accepted = "token ids, attention mask, pixels and settings inside a pruner's context"
             raise ParameterError(call, ", ".join(refused), accepted)
 

@@ -71,8 +71,6 @@ class Prepared:
 class PruningSteps:
     """Do the steps of pruned generation, and note what was kept.
 
-    `n_calls` counts what the context was asked for, an error or not.
-
     Attributes
     ----------
     pruner : Pruner
@@ -90,6 +88,8 @@ class PruningSteps:
     n_retained : list of float
         The rows that the LLM reads of it, as the mean over its layers. With ``"flatten"``, which reads tokens of
         padding where they survive, there can be more than there were.
+    is_used : bool
+        Whether prompts to prune have reached the context, an error or not.
     """
 
     def __init__(
@@ -99,13 +99,12 @@ class PruningSteps:
         image_indices: tuple[int, ...] | None = None,
         models: Sequence[Any] = (),
     ):
-        self.n_calls = 0
         self.pruner, self.adapter, self._models = pruner, adapter, tuple(models)
         self.kept: list[torch.Tensor] = []
         self.kept_by_view: list[tuple[torch.Tensor, ...]] = []
         self.n_tokens: list[int] = []
         self.n_retained: list[float] = []
-        self.is_open, self.has_resized = True, False
+        self.is_open, self.is_used, self.has_resized = True, False, False
         self._lock = threading.RLock()  # threads that have taken `generate` along choose tokens in turn
         self._image_indices = image_indices
         self._handed_in: list[tuple[EncodedImage, int | None]] = []
@@ -168,7 +167,7 @@ class PruningSteps:
             # Taken also where this raises: they are not the next prompts'.
             handed_in, self._handed_in = self._handed_in, []
             self.check_open()
-            self.n_calls += 1
+            self.is_used = True
             return self._prepare(arguments, settings, handed_in, is_generating)
 
     def _prepare(
