@@ -62,6 +62,11 @@ def raising(error):
         (OSError("two\nlines"), 1, "two lines"),
         (MemoryError(), 1, "out of memory; a smaller --batch-size needs less"),
         (
+            RuntimeError("DefaultCPUAllocator: not enough memory"),
+            1,
+            "out of memory; a smaller --batch-size needs less",
+        ),
+        (
             torch.OutOfMemoryError("CUDA\nout of memory"),
             1,
             "out of memory; a smaller --batch-size needs less",

@@ -17,12 +17,12 @@ from messages import one_line
 
 from rcblib.records import ParameterError
 from rcblib.runs import provenance as provenance_module
+from rcblib.runs.errors import first_line
 from rcblib.runs.files import (
     atomic_path,
     atomic_write,
     config_hash,
     file_sha256,
-    first_line,
     read_json,
     read_table,
     to_plain,

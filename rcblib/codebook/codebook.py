@@ -16,7 +16,8 @@ import torch
 from rcblib.codebook.files import HUB_ID, find_codebook, read_codebook, write_codebook
 from rcblib.codebook.released import read_released, released_registry
 from rcblib.records import CodebookError, ImageId, ParameterError
-from rcblib.runs.files import first_line, to_plain
+from rcblib.runs.errors import first_line
+from rcblib.runs.files import to_plain
 from rcblib.runs.paths import user_path
 
 

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from rcblib.records import ChecksumError, CodebookError, ParameterError
-from rcblib.runs.files import atomic_write, first_line, read_json, write_json
+from rcblib.runs.errors import first_line
+from rcblib.runs.files import atomic_write, read_json, write_json
 from rcblib.runs.paths import user_path
 from rcblib.runs.provenance import FROM_CHECKOUT, project_root
 

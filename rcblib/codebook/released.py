@@ -15,7 +15,8 @@ import torch
 from rcblib.codebook.criterion import PRESETS
 from rcblib.codebook.files import released_registry
 from rcblib.records import ChecksumError, CodebookError
-from rcblib.runs.files import file_sha256, first_line, read_json
+from rcblib.runs.errors import first_line
+from rcblib.runs.files import file_sha256, read_json
 from rcblib.runs.paths import user_path
 from rcblib.runs.provenance import FROM_CHECKOUT
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 
 from rcblib.records import ImageError
-from rcblib.runs.files import first_line
+from rcblib.runs.errors import first_line
 
 with contextlib.suppress(ImportError):  # an extra; with it Pillow reads the photos of iPhones
     import pillow_heif

@@ -12,6 +12,7 @@ import PIL.Image
 from rcblib.data.base import AnySample
 from rcblib.data.photos import check_on_error
 from rcblib.records import ImageError, ImageId, Sample
+from rcblib.runs.errors import first_line
 from rcblib.tensors.pictures import as_rgb
 
 
@@ -134,7 +135,8 @@ def load_pictures(sample: AnySample) -> list[PIL.Image.Image]:
             raise
         raise ImageError(f"{noun}: {name!r}: {str(error).partition(': ')[2]}") from None
     except Exception as error:  # whatever a dataset's loader raises
-        raise ImageError(f"{noun}: {name!r} cannot be read ({type(error).__name__}: {error})") from error
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise ImageError(f"{noun}: {name!r} cannot be read ({reason})") from error
     if len(pictures) != sample.n_images:
         raise ImageError(f"{noun}: {name!r} has {len(pictures)}; accepted: {sample.n_images}, as it says")
     check_sizes(sample, pictures)

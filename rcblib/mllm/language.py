@@ -12,11 +12,11 @@ import torch
 from jinja2 import TemplateError
 
 from rcblib.mllm.hooks import hooked
-from rcblib.mllm.placement import is_out_of_memory, module_device
+from rcblib.mllm.placement import module_device
 from rcblib.mllm.prefix import SharedPrefix
 from rcblib.mllm.prompt import AssembledPrompt, Batch, Prompt, VisualRows
 from rcblib.records import ParameterError, UnsupportedModelError
-from rcblib.runs.files import first_line
+from rcblib.runs.errors import first_line, is_out_of_memory
 from rcblib.tensors.checks import check_integer
 
 OneVisual = torch.Tensor | VisualRows

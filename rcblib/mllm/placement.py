@@ -80,8 +80,3 @@ def outside_llm(model: Any) -> list[str]:
         if not (is_around or is_within or is_covered):
             found.append(name)
     return found
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether torch found too little memory on a device, or in the machine's own."""
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from rcblib.records import CodebookError, ImageError, ParameterError, UnsupportedModelError
+from rcblib.runs.errors import is_out_of_memory
 from rcblib.runs.files import why_not_writable
 from rcblib.runs.paths import user_path
 
@@ -113,7 +114,7 @@ def run_command(name: str, run: Callable[[], Any], kept: Path | None = None) -> 
         about = f"{error.filename}: " if error.filename is not None else ""
         status, line = FAILED, f"{about}{error.strerror or error}{_remainder(kept)}"
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":  # torch's
+        if not is_out_of_memory(error):
             raise
         status, line = FAILED, f"out of memory; a smaller --batch-size needs less{_remainder(kept)}"
     try:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rcblib.records import ParameterError
+from rcblib.runs.errors import first_line
 from rcblib.runs.paths import user_path
 
 if TYPE_CHECKING:
@@ -161,11 +162,6 @@ def file_sha256(path: str | os.PathLike) -> str:
     """Return the sha256 of a file as 64 hexadecimal digits."""
     with open(user_path(path), "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def first_line(error: Exception) -> str:
-    """Shorten an error of another library to its first line, at most 160 characters."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:160]
 
 
 def write_table(

@@ -16,7 +16,7 @@ from rcblib.data.photos import read_image
 from rcblib.data.video import VIDEO_SUFFIXES, VideoFile
 from rcblib.mllm import Adapter
 from rcblib.records import ImageError, ParameterError
-from rcblib.runs.files import first_line
+from rcblib.runs.errors import first_line
 from rcblib.runs.paths import user_path
 from rcblib.tensors.pictures import as_rgb
 
