@@ -28,8 +28,9 @@ from rcblib.mllm import adapter_for, load_model
 from rcblib.mllm.prompt import Prompt
 from rcblib.probe.perturbation import global_inputs
 from rcblib.pruners import RandomPruner
-from rcblib.runs.command import OneLineParser, results_file, run_command
+from rcblib.runs.command import OneLineParser, run_command
 from rcblib.runs.files import write_json
+from rcblib.runs.options import results_file
 from rcblib.runs.provenance import provenance
 
 MIB = 2**20

@@ -30,8 +30,9 @@ from rcblib.probe.config import ProbeConfig
 from rcblib.probe.context import ARTICLES, ProbedInput, ProbedView
 from rcblib.probe.perturbation import global_inputs, region_inputs, single_token_inputs
 from rcblib.records import ONE_WORD_QUESTION
-from rcblib.runs.command import OneLineParser, results_file, run_command
+from rcblib.runs.command import OneLineParser, run_command
 from rcblib.runs.files import write_json
+from rcblib.runs.options import results_file
 from rcblib.runs.provenance import provenance
 from rcblib.tensors.divergence import divergence, top1_probability
 from rcblib.tensors.geometry import evenly_spaced

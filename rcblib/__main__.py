@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from rcblib import __version__
 from rcblib.records import ONE_WORD_QUESTION, ParameterError
-from rcblib.runs.command import (
-    OneLineParser,
+from rcblib.runs.command import OneLineParser, run_command
+from rcblib.runs.options import (
     add_images,
     add_model,
+    add_pruners,
     add_questions,
     add_table,
     numbers,
     path_option,
     results_folder,
-    run_command,
 )
 
 if TYPE_CHECKING:
@@ -98,34 +98,7 @@ def _parser() -> argparse.ArgumentParser:
         "--folder", type=results_folder, required=True, help="results; what is there is not computed again"
     )
     add_questions(evaluate)
-    evaluate.add_argument(
-        "--pruner",
-        action="extend",
-        nargs="+",
-        default=[],
-        metavar="NAME:PARAMETER=VALUE,...",
-        help="registered methods; at every --retain-ratio unless it has a budget (default: random "
-        "tokens, and most and least similar to [CLS])",
-    )
-    evaluate.add_argument(
-        "--codebook", help="a codebook's name or folder, a released one's name, or its .pt file"
-    )
-    evaluate.add_argument("--rule", default="max_cosine", help="how a codebook scores (default: max_cosine)")
-    evaluate.add_argument("--max-similarity", type=float, nargs="+", default=[], help="cosine cut-offs")
-    evaluate.add_argument(
-        "--n-calibration",
-        type=int,
-        help="also prune by cut-offs that retain each share on average over so many images",
-    )
-    evaluate.add_argument(
-        "--calibration-split", default="train", help="where those are from (default: train)"
-    )
-    evaluate.add_argument(
-        "--retain-ratio", type=float, nargs="+", default=[], help="shares of tokens to keep"
-    )
-    evaluate.add_argument(
-        "--random-seeds", type=int, default=1, help="draws of the random baseline at each share (default: 1)"
-    )
+    add_pruners(evaluate)
     add_table(evaluate)
     evaluate.set_defaults(run=_evaluate)
 

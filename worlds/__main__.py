@@ -7,7 +7,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from rcblib.runs.command import OneLineParser, results_folder, run_command
+from rcblib.runs.command import OneLineParser, run_command
+from rcblib.runs.options import results_folder
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from rcblib.records import ParameterError
-from rcblib.runs.command import OneLineParser, results_folder
+from rcblib.runs.command import OneLineParser
 from rcblib.runs.files import write_json
+from rcblib.runs.options import results_folder
 from rcblib.runs.provenance import provenance
 from worlds.models import (
     IMAGE_ID,
