@@ -100,6 +100,18 @@ def test_what_inputs_begin_with_is_read_once(exact, rows_read):
     assert expected[-1][1] < expected[0][1]
 
 
+def test_half_precision_reads_every_prompt_whole():
+    """What was recorded in half precision is found again bit for bit."""
+    model, processor = FAMILIES["llava"].build()
+    half = adapter_for(model.bfloat16(), processor)
+    prompt, visual = half.prompt(QUESTION), perturbed(half)["global"]
+    found = half.first_token_logits(prompt, visual, batch_size=4)
+    asked = half.read_prompt(prompt)
+    filled = [asked.filled(half._as_images(each)) for each in visual]
+    expected = [half.next_token_logits(filled[i : i + 4]).float() for i in range(0, len(filled), 4)]
+    assert torch.equal(found, torch.cat(expected).cpu())
+
+
 def test_rows_at_other_positions_are_not_shared(exact, rows_read):
     """The same rows read elsewhere have other keys."""
     prompt, prefix = exact.prompt(QUESTION), exact.shared_prefix()

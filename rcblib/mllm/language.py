@@ -196,7 +196,8 @@ class LanguageSide(ABC):
             For each input the token ids of an answer already begun, such as an article.
         prefix : SharedPrefix, optional
             From `shared_prefix`, to share the beginnings of inputs with other calls too; else inputs share them with
-            each other. Inputs of one length share most where they come in the order of what differs first.
+            each other. Inputs of one length share most where they come in the order of what differs first. In half
+            precision nothing is shared: rounding alone then moves a word's probability by up to 0.04.
 
         Returns
         -------
@@ -223,10 +224,11 @@ class LanguageSide(ABC):
         order = sorted(range(len(inputs)), key=lambda i: len(inputs[i]))
         logits = torch.empty(len(inputs), self.n_vocab)
         prefix = self.shared_prefix() if prefix is None else prefix
+        read = prefix.next_token_logits if self.model.dtype.itemsize >= 4 else self.next_token_logits
         while order:
             batch = order[: min(batch_size, prefix.n_fitting)]
             try:
-                logits[batch] = prefix.next_token_logits([inputs[i] for i in batch]).float().cpu()
+                logits[batch] = read([inputs[i] for i in batch]).float().cpu()
             except RuntimeError as error:
                 if not is_out_of_memory(error) or len(batch) == 1:
                     raise
