@@ -7,7 +7,6 @@ On a GPU (`--gpu`) probing and memory are of LLaVA-1.5-7B's architecture at full
 
 from __future__ import annotations
 
-import argparse
 import shlex
 import sys
 import time
@@ -17,7 +16,8 @@ from pathlib import Path
 import torch
 
 from benchmarks import clustering, memory, probing, pruning
-from rcblib.runs.command import run_command
+from rcblib.runs.command import INTERRUPTED, OneLineParser, run_command
+from rcblib.runs.options import results_folder
 
 CPU = {
     "probing-embedded": (probing.main, ""),
@@ -33,21 +33,24 @@ CPU = {
 FULL_SIZE = "--model llava-hf/llava-1.5-7b-hf --random"
 
 GPU = {
-    "probing-7b": (
-        probing.main,
-        "--model llava-hf/llava-1.5-7b-hf --random --dtype bfloat16 --positions 4 --repeats 1",
-    ),
-    "memory-7b": (memory.main, "--model llava-hf/llava-1.5-7b-hf --random"),
+    "probing-7b": (probing.main, f"{FULL_SIZE} --dtype bfloat16 --positions 4 --repeats 1"),
+    "memory-7b": (memory.main, FULL_SIZE),
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one benchmark after the other; what falls short of its target is said, and does not stop the others."""
-    parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__.splitlines()[0])
+    """Run one benchmark after the other; what falls short of its target is said, and does not stop the others.
+
+    Returns
+    -------
+    int
+        0, or the highest exit status of those that could not run.
+    """
+    parser = OneLineParser(prog="benchmarks", description=__doc__.splitlines()[0])
     parser.add_argument("--gpu", action="store_true", help="those of full size instead")
     parser.add_argument("--only", nargs="+", help="some of them by name")
     parser.add_argument(
-        "--output", type=Path, default=Path("results/benchmarks"), help="folder of the results"
+        "--output", type=results_folder, default=Path("results/benchmarks"), help="folder of the results"
     )
     options = parser.parse_args(arguments)
     listed = GPU if options.gpu else CPU
@@ -57,14 +60,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.gpu and not torch.cuda.is_available():
         parser.error("--gpu: got a machine without a GPU that torch can use; accepted: one with, or no --gpu")
     options.output.mkdir(parents=True, exist_ok=True)
+    statuses = [0]
     for name, (run, words) in listed.items():
         if options.only and name not in options.only:
             continue
         print(f"\n{name}: {words or 'as it is'}", flush=True)
         start = time.perf_counter()
-        run([*shlex.split(words), "--output", str(options.output / f"{name}.json")])
+        statuses.append(run([*shlex.split(words), "--output", str(options.output / f"{name}.json")]))
         print(f"{time.perf_counter() - start:.0f} s", flush=True)
-    return 0
+        if statuses[-1] == INTERRUPTED:
+            break
+    return max(statuses)
 
 
 if __name__ == "__main__":

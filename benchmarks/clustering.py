@@ -14,9 +14,9 @@ import argparse
 import math
 import multiprocessing
 import resource
+import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,9 @@ import torch
 from sklearn.cluster import AgglomerativeClustering, KMeans
 from sklearn.metrics import adjusted_rand_score
 
+from rcblib.runs.command import OneLineParser, run_command
 from rcblib.runs.files import write_json
+from rcblib.runs.options import results_file
 from rcblib.runs.provenance import provenance
 from rcblib.tensors.clustering import NOISE_SCALE, dpc_knn
 
@@ -116,13 +118,19 @@ def compare(sizes: Sequence[int], width: int) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Print seconds, memory and agreement of every form and size; write them where asked to."""
-    parser = argparse.ArgumentParser(description="Compare forms of clustering as points become more.")
+    parser = OneLineParser(
+        prog="clustering", description="Compare forms of clustering as points become more."
+    )
     parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 3000, 10_000])
     parser.add_argument("--width", type=int, default=WIDTH)
-    parser.add_argument("--output", type=Path, help="JSON file of the results")
+    parser.add_argument("--output", type=results_file, help="JSON file of the results")
     options = parser.parse_args(arguments)
+    return run_command("clustering", lambda: _report(options))
+
+
+def _report(options: argparse.Namespace) -> None:
     table = compare(options.sizes, options.width)
     if options.output:
         settings = {"sizes": options.sizes, "width": options.width, "threads": torch.get_num_threads()}
@@ -133,4 +141,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

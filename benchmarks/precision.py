@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,9 @@ from rcblib.data.base import AnySample
 from rcblib.data.opening import images_for, open_images
 from rcblib.mllm import adapter_for, load_model
 from rcblib.probe.run import probe
+from rcblib.runs.command import OneLineParser, run_command
 from rcblib.runs.files import write_json
+from rcblib.runs.options import results_file
 from rcblib.runs.provenance import provenance
 from rcblib.tensors.clustering import dpc_knn
 from rcblib.tensors.scoring import RULES, calibrate_max_similarity, keep_indices, redundancy_scores
@@ -136,18 +137,21 @@ def compared(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, write, and print what changed."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = OneLineParser(prog="precision", description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True)
     parser.add_argument("--n-images", type=int, default=8)
     parser.add_argument("--positions", default="all")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--output", type=results_file, required=True)
     options = parser.parse_args(arguments)
+    return run_command("precision", lambda: _report(options))
+
+
+def _report(options: argparse.Namespace) -> None:
     found = compared(options.model, options.n_images, options.positions, options.device)
     write_json(options.output, found)
     for row in found["rows"]:
         print(f"{row['format']}  {row['decision']}: {row['changed']} of {row['n']}")
-    return 0
 
 
 if __name__ == "__main__":

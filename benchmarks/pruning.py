@@ -10,8 +10,8 @@ the repeats; pruners take turns inside each.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -26,7 +26,9 @@ from rcblib.pruners.asked import asked_pruners
 from rcblib.pruners.context import QUESTION
 from rcblib.pruners.registry import PRUNERS
 from rcblib.records import ONE_WORD_QUESTION, Question
+from rcblib.runs.command import OneLineParser, run_command
 from rcblib.runs.files import write_json
+from rcblib.runs.options import results_file
 from rcblib.runs.provenance import provenance
 
 TARGETS = {"cpu": 0.05, "cuda": 0.01}
@@ -97,10 +99,10 @@ def compare(
     })  # fmt: skip
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Print the times of every method and share, and what falls short; write them where asked to."""
-    parser = argparse.ArgumentParser(
-        description="Time pruned generation beside the unpruned and a plain model."
+    parser = OneLineParser(
+        prog="pruning", description="Time pruned generation beside the unpruned and a plain model."
     )
     parser.add_argument(
         "--model", default="llava-scenes", help="a model's name, a folder, or a Hugging Face id"
@@ -110,8 +112,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--n-images", type=int, default=3)
     parser.add_argument("--retain-ratio", type=float, nargs="+", default=[0.1, 0.2, 0.5])
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--output", type=Path, help="JSON file of the results")
+    parser.add_argument("--output", type=results_file, help="JSON file of the results")
     options = parser.parse_args(arguments)
+    return run_command("pruning", lambda: _report(options))
+
+
+def _report(options: argparse.Namespace) -> None:
     model, processor = load_model(options.model)
     samples = list(open_dataset(options.images, n=options.n_images))
     table = compare(model, processor, samples, options.codebook, options.retain_ratio, options.repeats)
@@ -134,4 +140,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

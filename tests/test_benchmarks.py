@@ -64,13 +64,14 @@ def test_wrong_options_of_all_benchmarks_end_in_one_line(options, said, capsys):
 
 def test_all_benchmarks_write_a_file_each(tmp_path, monkeypatch, capsys):
     listed = {
-        "one": (lambda words: Path(words[-1]).write_text(words[0]), "a"),
-        "two": (lambda words: 1 / 0, ""),
+        "one": (lambda words: Path(words[-1]).write_text(words[0]) - 1, "a"),
+        "two": (lambda words: 2, ""),
     }
     monkeypatch.setattr(everything, "CPU", listed)
     everything.main(["--only", "one", "--output", str(tmp_path / "new" / "folder")])
     assert (tmp_path / "new" / "folder" / "one.json").read_text() == "a"
     assert "one: a" in capsys.readouterr().out
+    assert everything.main(["--output", str(tmp_path)]) == 2  # one that could not run, beside one that could
 
 
 def test_the_released_procedure_encodes_twice_and_generates_eight_tokens():
