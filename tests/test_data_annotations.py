@@ -70,6 +70,8 @@ def names_of(samples):
         ((1, 2), (1.0, 2.0), [1, 2]),
         ((1.0, 2.0), ("1", 2), [1, 2]),
         ((1, 2), ("001", "0002"), [1, 2]),
+        ((1, 2), ("1.0", " 2\n"), [1, 2]),
+        ((1, -2), ("+1", "-2.00"), [1, -2]),
         (("000001", "000002"), (1, 2), ["000001", "000002"]),
         (("a.png", "ü/2"), ("a.png", "ü/2"), ["a.png", "ü/2"]),
         (("a", 2), ("a", "2"), ["a", "2"]),
@@ -137,7 +139,7 @@ def test_captions_are_joined_as_annotations_are(folder):
 
 def test_the_same_record_twice_counts_once_and_another_of_its_id_is_refused(folder):
     content = instances()
-    content["images"].append({**content["images"][0], "id": "1"})
+    content["images"].append({**content["images"][0], "id": "1", "license": 4})  # of another file merged in
     content["annotations"].append(copy.deepcopy(content["annotations"][0]))
     with pytest.warns(UserWarning, match="there twice") as told:
         samples = opened(folder, content)
@@ -147,7 +149,7 @@ def test_the_same_record_twice_counts_once_and_another_of_its_id_is_refused(fold
     ]
     assert names_of(samples) == [["cat"], ["cat"]]
     message = refused(folder, instances((1, "1"), (1, 1)))
-    assert "instances_val.json: id 1 of two images, '0.png' and '1.png'" in message
+    assert "instances_val.json: id 1 of two images, '0.png' of 40 x 30 and '1.png' of 40 x 30" in message
     content = instances()
     content["annotations"][1]["id"] = 100  # an object of its own all the same
     assert names_of(opened(folder, content)) == [["cat"], ["cat"]]
@@ -206,6 +208,7 @@ DAMAGED = [
     ([[0, 0, 1e12, 0, 20, 20]], "a polygon far outside the image of 40 x 30"),
     ([[0, 0, 10**400, 0, 20, 20]], "a polygon of NaN or infinity"),
     ([[-50000, 0, 20, 0, 20, 20]], "a polygon far outside the image of 40 x 30"),
+    ([[0, 0, 0.5, 0, 0.5, 0.9], [0.1, 0.1, 1, 0.5, 0.5, 1]], "a polygon in the first pixel, as of fractions"),
     ([UNCOMPRESSED], "with a segmentation that is no list of polygons"),
     ({"size": [40, 30], "counts": UNCOMPRESSED["counts"]}, "with a mask of (40, 30) where the image is (30, 40)"),
     ({"counts": UNCOMPRESSED["counts"]}, "with a mask of None where"),
@@ -264,6 +267,31 @@ def test_sound_masks_are_read_whether_crowds_or_not(folder, mask, n_pixels):
     assert samples[0].objects[0].rle["size"] == [30, 40]
 
 
+@pytest.mark.parametrize(
+    "mask",
+    [
+        [[5, 5, 5, 5, 5, 5]],
+        [[0, 0, 10, 10, 20, 20], [3, 0, 3, 9, 3, 4]],
+        [[50, 0, 60, 0, 60, 20]],
+        {"size": [30, 40], "counts": [1200]},
+        {"size": [30, 40], "counts": [0] * 1000 + [1200]},
+    ],
+)
+def test_masks_of_no_pixel_are_counted_and_named(folder, mask):
+    told = "^instances: 1 of 2 masks cover no pixel, first of instances_val.json: object 101 of image 2$"
+    with pytest.warns(UserWarning, match=told):
+        samples = opened(folder, instances((1, 2), (1, 2), [[SQUARE], mask]))
+    assert not masks_of(samples[1])[0].any()
+    assert (samples[1].objects[0].box, samples[1].objects[0].area) == ((0, 0, 0, 0), 0)
+
+
+def test_runs_of_no_pixel_leave_the_box_as_it_is(folder):
+    counts = [0, 0, 0, *UNCOMPRESSED["counts"][:2], 0, 0, *UNCOMPRESSED["counts"][2:]]
+    masks = [UNCOMPRESSED, UNCOMPRESSED | {"counts": counts[1:]}]
+    first, second = opened(folder, instances(masks=masks))
+    assert first.objects[0].box == second.objects[0].box == (10, 5, 20, 10)
+
+
 def test_run_lengths_are_those_that_were_encoded():
     generator = np.random.default_rng(0)
     for shape in ((1, 1), (3, 700), (30, 40)):
@@ -281,6 +309,9 @@ def test_run_lengths_are_those_that_were_encoded():
         ({"bbox": [0, 0, 1]}, "with a bbox that is not four finite numbers"),
         ({"bbox": [0, 0, math.nan, 1]}, "with a bbox that is not four finite numbers"),
         ({"bbox": "0 0 1 1"}, "with a bbox that is not four finite numbers"),
+        ({"bbox": [20, 20, -5, 5]}, "with a bbox or area below 0, or outside the image of 40 x 30"),
+        ({"bbox": [100, 100, 5, 5]}, "with a bbox or area below 0, or outside the image of 40 x 30"),
+        ({"area": -400}, "with a bbox or area below 0, or outside the image of 40 x 30"),
         ({"area": math.nan}, "with an area that is no finite number"),
         ({"area": "400"}, "with an area that is no finite number"),
     ],

@@ -17,6 +17,7 @@ from rcblib.records import ImageId, ParameterError, SceneObject
 from rcblib.runs.files import read_json
 
 _PLAIN = re.compile(r"-?(0|[1-9][0-9]*)")
+_NUMBER = re.compile(r"\s*([+-]?[0-9]+)(?:\.0*)?\s*")
 
 SOUND = "polygons [x1, y1, x2, y2, ...] or run lengths that fit the image, and a listed category"
 """What an annotated object must have; `mask_fault` says when a mask fits."""
@@ -29,8 +30,9 @@ class Images:
     """List the images of an annotation file by id.
 
     An id is a whole number or text. ``1``, ``1.0`` and ``"1"`` are the same id; where no image has just the id that is
-    asked for, leading zeros make no difference either. Ids that Parquet's 64 bits cannot hold become text, and where
-    one id of a file is text all are, so that they can be sorted.
+    asked for, neither do leading zeros, blanks around it, a sign or ``".0"``, as tables write it, make a difference.
+    Ids that Parquet's 64 bits cannot hold become text, and where one id of a file is text all are, so that they can
+    be sorted.
 
     Parameters
     ----------
@@ -56,9 +58,12 @@ class Images:
         with complete(parameter, name):
             for record in records:
                 key = identifier(record["id"], parameter, f"{name}: an image")
-                if key in found and {**found[key], "id": key} != {**record, "id": key}:
-                    files = [each.get("file_name") for each in (found[key], record)]
-                    given = f"{name}: id {key!r} of two images, {files[0]!r} and {files[1]!r}"
+                if key in found and _is_other(found[key], record):
+                    what = [
+                        f"{own.get('file_name')!r} of {own.get('width')} x {own.get('height')}"
+                        for own in (found[key], record)
+                    ]
+                    given = f"{name}: id {key!r} of two images, {' and '.join(what)}"
                     raise ParameterError(parameter, given, "an id of its own for every image")
                 repeated += [key] if key in found else []
                 found.setdefault(key, record)
@@ -146,6 +151,8 @@ class Instances:
             rle = coco_mask.frPyObjects({"size": list(size), "counts": rle["counts"]}, *size)
         counts = rle["counts"]
         rle = {"size": list(size), "counts": counts.encode("ascii") if isinstance(counts, str) else counts}
+        if not annotation.get("bbox"):
+            rle = coco_mask.encode(coco_mask.decode(rle))  # runs of no pixel would make a box of anything
         return SceneObject(
             category=self._category(annotation),
             box=tuple(float(v) for v in annotation.get("bbox") or coco_mask.toBbox(rle)),
@@ -165,10 +172,15 @@ class Instances:
         if found is None and self._category(annotation) is None:
             found = "of no category"
         box, area = annotation.get("bbox") or [0] * 4, annotation.get("area") or 0
+        width, height = record["width"], record["height"]
         if found is None and not (isinstance(box, list) and len(box) == 4 and _all_finite(box)):
             found = "with a bbox that is not four finite numbers"
         if found is None and not _all_finite([area]):
             found = "with an area that is no finite number"
+        if found is None and (
+            min(*box[2:], area) < 0 or not (-box[2] <= box[0] <= width and -box[3] <= box[1] <= height)
+        ):
+            found = f"with a bbox or area below 0, or outside the image of {width} x {height}"
         return found
 
 
@@ -243,7 +255,30 @@ def mask_fault(segmentation: Any, height: int, width: int) -> str | None:
         x, y = polygon[::2], polygon[1::2]
         if min(x) < -width or min(y) < -height or max(x) > 2 * width or max(y) > 2 * height:
             return f"with a polygon far outside the image of {width} x {height}"
+    in_first = all(0 <= value <= 1 for polygon in segmentation for value in polygon)
+    if in_first and min(width, height) > 1 and not covers_nothing(segmentation, height, width):
+        return "with a polygon in the first pixel, as of fractions of the image"
     return None
+
+
+def covers_nothing(segmentation: Any, height: int, width: int) -> bool:
+    """Tell whether a sound mask is of no pixel: background alone, or polygons that are lines or beside the image."""
+    if isinstance(segmentation, Mapping):
+        counts = segmentation["counts"]
+        return not any((run_lengths(counts) if isinstance(counts, str) else counts)[1::2])
+    return all(_is_beside(polygon, height, width) or _is_line(polygon) for polygon in segmentation)
+
+
+def _is_beside(polygon: Sequence[float], height: int, width: int) -> bool:
+    x, y = polygon[::2], polygon[1::2]
+    return max(x) <= 0 or max(y) <= 0 or min(x) >= width or min(y) >= height
+
+
+def _is_line(polygon: Sequence[float]) -> bool:
+    """Tell whether all corners ``[x1, y1, x2, y2, ...]`` lie on one line."""
+    sides = [(x - polygon[0], y - polygon[1]) for x, y in zip(polygon[2::2], polygon[3::2], strict=True)]
+    first = next((side for side in sides if any(side)), (0, 0))
+    return all(first[0] * y == first[1] * x for x, y in sides)
 
 
 def _run_fault(rle: Mapping[str, Any], height: int, width: int) -> str | None:
@@ -306,11 +341,18 @@ def _plain_identifier(value: Any) -> ImageId | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
+def _is_other(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    """Tell whether two records of one id are of two images; licences and dates may differ where files were merged."""
+    names = ("file_name", "coco_url", "width", "height")
+    return any(first.get(name) != second.get(name) for name in names)
+
+
 def _number(key: ImageId) -> int | None:
-    """Return the number that an id is, leading zeros apart."""
+    """Return the number that an id is, however it is written."""
     if isinstance(key, int):
         return key
-    return int(key) if key.isascii() and key.isdecimal() and len(key) < 1000 else None
+    found = _NUMBER.fullmatch(key) if len(key) < 1000 else None
+    return int(found[1]) if found else None
 
 
 def _word(value: Any) -> str | None:

@@ -15,6 +15,7 @@ from rcblib.data.annotations import (
     Images,
     Instances,
     complete,
+    covers_nothing,
     read_instances,
     read_records,
 )
@@ -159,18 +160,26 @@ class CocoDataset(Dataset[Sample]):
 
     def _sound_objects(self, on_error: str) -> dict[tuple[str, ImageId], list[Mapping[str, Any]]]:
         """Return the annotations of every image, those that are not sound left out or an error."""
-        sound, faults, n_objects = {}, [], 0
+        sound, faults, empty, n_objects = {}, [], [], 0
         for entry in self._entries:
             if (instances := self._annotations.get(entry.annotated_in)) is None:
                 continue
             own = sound[entry.annotated_in, entry.image_id] = []
             for annotation in instances.objects.get(entry.image_id, ()):
                 n_objects += 1
-                if (fault := instances.fault(entry.image_id, annotation)) is None:
-                    own.append(annotation)
-                else:
-                    what = f"object {annotation.get('id')} of image {entry.image_id} {fault}"
-                    faults.append(f"{instances.name}: {what}")
+                what = f"{instances.name}: object {annotation.get('id')} of image {entry.image_id}"
+                if fault := instances.fault(entry.image_id, annotation):
+                    faults.append(f"{what} {fault}")
+                    continue
+                own.append(annotation)
+                record = instances.images.records[entry.image_id]
+                if covers_nothing(annotation["segmentation"], record["height"], record["width"]):
+                    empty.append(what)
+        if empty:
+            warnings.warn(
+                f"instances: {len(empty)} of {n_objects} masks cover no pixel, first of {empty[0]}",
+                stacklevel=3,
+            )
         if faults:
             more = f" ({len(faults)} of {n_objects} objects are damaged)"
             if on_error == "stop":
