@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import tiny
 from families import FAMILIES
+from messages import refused
 from picture_files import cut, save_picture
 from PIL import Image
 
@@ -172,6 +173,16 @@ def test_ids_are_of_one_kind(pair, photos, tmp_path):
 
 
 # Damage
+
+
+def test_what_are_no_samples_is_refused_in_one_line(pair, photos, tmp_path):
+    samples = PhotoFolder(photos)
+    wrong = {str(photos): "str", photos: type(photos).__name__, samples[0]: "one sample"}
+    for given, name in [*wrong.items(), ([str(photos)], "str"), ([samples[0].image], "Image")]:
+        with refused(f"^samples: got '{name}'; accepted: an iterable of samples"):
+            probe_dataset(*pair, given, ProbeConfig(), tmp_path / "out")
+    with refused("^config: got 'dict'; accepted: a ProbeConfig"):
+        probe_dataset(*pair, samples, {"positions": "all"}, tmp_path / "out")
 
 
 def test_damaged_photos_are_skipped_where_that_is_asked_for_and_kept_on_record(pair, photos, tmp_path):

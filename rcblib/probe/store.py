@@ -94,9 +94,10 @@ def probe_dataset(
         folder's, or as `probe`. What does not depend on the images, such as videos for a family that takes none, is
         found before any is probed.
     """
+    if not isinstance(config, ProbeConfig):
+        raise ParameterError("config", type(config).__name__, "a ProbeConfig")
     skipped = dict(getattr(samples, "skipped", {}))
-    samples = list(samples)
-    _check_samples(samples)
+    samples = _checked(samples)
     adapter = adapter_for(model, processor)
     config.check_cls(adapter.has_cls)
     prompts = {
@@ -171,8 +172,7 @@ def shared_probe(
     ImageError, ParameterError
         As `probe_dataset`; also if a record is damaged, of other settings, another model or other images.
     """
-    samples = list(samples)
-    _check_samples(samples)
+    samples = _checked(samples)
     if not is_record(results_folder):
         folder = shared_folder(model, processor, samples, config, results_folder)
         results = probe_dataset(model, processor, samples, config, folder, progress)
@@ -222,7 +222,16 @@ def read_probe(folder: str | os.PathLike) -> ProbeResults:
     return read_results(folder, sorted(folder.glob("*.parquet")), description, skipped_in(folder))
 
 
-def _check_samples(samples: list[AnySample]) -> None:
+def _checked(given: Iterable[AnySample]) -> list[AnySample]:
+    """Return what is given as a list, if it is samples whose ids tell them apart."""
+    is_one = isinstance(given, str | bytes) or not (
+        hasattr(given, "__iter__") or hasattr(given, "__getitem__")
+    )
+    samples = [given] if is_one else list(given)
+    strangers = [type(sample).__name__ for sample in samples if not isinstance(sample, AnySample)]
+    if strangers or is_one:
+        accepted = "an iterable of samples, such as `PhotoFolder(folder)` or `CocoDataset(folder)`"
+        raise ParameterError("samples", strangers[0] if strangers else "one sample", accepted)
     if not samples:
         raise ImageError("samples: got none; accepted: at least one image")
     counts = Counter(sample.image_id for sample in samples)
@@ -231,6 +240,7 @@ def _check_samples(samples: list[AnySample]) -> None:
     repeated = sorted(image_id for image_id, n in counts.items() if n > 1)
     if repeated:
         raise ParameterError("samples", f"image ids {repeated} more than once", "distinct image ids")
+    return samples
 
 
 def _describe(adapter: Adapter, config: ProbeConfig) -> dict[str, Any]:
