@@ -119,7 +119,8 @@ def test_parts_of_a_model_are_refused_in_one_line(pair):
         for use in uses:
             with refused("^model: got LlavaModel, which says no words; supp", UnsupportedModelError):
                 use(part)
-    for part in (model.model.language_model, model.model.vision_tower, "llava", None):
+    traced = torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2))
+    for part in (model.model.language_model, model.model.vision_tower, "llava", None, traced):
         with refused("^model_type: got .*; supported: llava", UnsupportedModelError):
             adapter_for(part)
 

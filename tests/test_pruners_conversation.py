@@ -238,6 +238,9 @@ def test_the_forward_prunes_too_and_goes_on_step_by_step(family, policy):
             )
         labels = first["input_ids"].masked_fill(first["input_ids"] == adapter_of(family).image_token_id, -100)
         loss = model(**first, labels=labels).loss
+        assert model(**first, logits_to_keep=2).logits.shape[1] == 2
+        with refused("^forward: got 'logits_to_keep that are columns of the whole prompt'; accepted: "):
+            model(**first, logits_to_keep=torch.tensor([3, 20]))
     assert n_left < first["input_ids"].shape[1] and output.logits.shape[:2] == (2, 1)
     assert output.past_key_values.get_seq_length() == n_left + 4
     assert torch.isfinite(loss)

@@ -192,6 +192,40 @@ def test_an_open_generator_prunes_while_it_runs_and_nobody_else(model, inputs):
     gc.collect()
 
 
+def test_an_open_asynchronous_generator_prunes_while_it_runs_and_nobody_else(model, inputs):
+    """As a server streams answers: whoever reads the stream is not pruned between them, nor is another stream."""
+    plain, pruner = answer(model, inputs[0]), ClsSimilarityPruner(0.2)
+    ours = pruned_answer(pruner, model, inputs[0])
+
+    @contextlib.asynccontextmanager
+    async def demo():
+        with pruner(model):
+            await asyncio.sleep(0)
+            yield
+
+    async def streamed():
+        with ClsSimilarityPruner(0.2)(model):
+            await asyncio.sleep(0)
+            yield answer(model, inputs[0])
+            yield await asyncio.to_thread(model.generate, **inputs[0], **SETTINGS)
+        async with demo():
+            yield answer(model, inputs[0])
+
+    async def read():
+        found = [(own, answer(model, inputs[0])) async for own in streamed()]
+        async with demo():
+            assert torch.equal(answer(model, inputs[0]), ours)
+        return found
+
+    async def serve():
+        return await asyncio.gather(read(), read())
+
+    for found in asyncio.run(serve()):
+        assert len(found) == 3
+        assert all(torch.equal(own, ours) and torch.equal(other, plain) for own, other in found)
+    assert torch.equal(answer(model, inputs[0]), plain)
+
+
 def test_a_generator_that_waits_prunes_nothing_and_says_so(model, inputs):
     def waits():
         with RandomPruner(0.2)(model):

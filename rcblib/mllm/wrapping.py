@@ -48,4 +48,4 @@ def _inside(model: Any) -> Any:
         return model.get_base_model()
     if isinstance(model, torch.nn.DataParallel | torch.nn.parallel.DistributedDataParallel):
         return model.module
-    return model._modules.get("_orig_mod")  # of a compiled one
+    return getattr(model, "_orig_mod", None)  # of a compiled one

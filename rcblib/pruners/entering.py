@@ -26,6 +26,8 @@ from rcblib.records import ParameterError
 _ENTERED: ContextVar[tuple[Pruned, ...]] = ContextVar("entered", default=())
 _IN_GENERATORS: list[tuple[FrameType, Pruned]] = []
 
+_OF_GENERATORS = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
+
 
 @contextmanager
 def pruning(
@@ -113,7 +115,7 @@ def _generator_that_enters() -> FrameType | None:
     """
     for frame in running_frames():
         caller = frame.f_back
-        is_generator = bool(frame.f_code.co_flags & inspect.CO_GENERATOR)
+        is_generator = bool(frame.f_code.co_flags & _OF_GENERATORS)
         is_passed_on = is_generator and caller is not None and _is_contextlib(caller)
         if not (_is_contextlib(frame) or is_passed_on or frame.f_code.co_filename == __file__):
             return frame if is_generator else None

@@ -142,6 +142,8 @@ class Pruned(PruningSteps):
     def _check_arguments(self, call: str, arguments: dict[str, Any]) -> None:
         """Raise where an argument brings images or prompts past the pruner."""
         refused = [name for name in _REFUSED if name in arguments]
+        if isinstance(arguments.get("logits_to_keep"), torch.Tensor):
+            refused.append("logits_to_keep that are columns of the whole prompt")
         if refused:
             self._refuse()
             accepted = "token ids, attention mask, pixels and settings inside a pruner's context"
