@@ -8,7 +8,7 @@ import pytest
 from picture_files import cut, save_picture
 from PIL import Image, ImageFile
 
-from rcblib.data.photos import PhotoFolder, PhotoGroup, read_image
+from rcblib.data.photos import PhotoFolder, PhotoGroup, read_image, readable
 from rcblib.records import ImageError, ParameterError
 from rcblib.tensors.pictures import as_rgb
 
@@ -83,6 +83,17 @@ def test_a_damaged_photo_is_named_before_any_is_used(tmp_path, suffix, damage, f
         PhotoFolder(tmp_path)
     assert len(PhotoFolder(tmp_path, 1)) == 1
     assert ImageFile.LOAD_TRUNCATED_IMAGES is filled_up
+
+
+def test_no_thread_fills_photos_up_while_another_reads(monkeypatch):
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    first, second = readable("a.png"), readable("b.png")
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert not ImageFile.LOAD_TRUNCATED_IMAGES
+    second.__exit__(None, None, None)
+    assert ImageFile.LOAD_TRUNCATED_IMAGES
 
 
 def test_all_damaged_photos_are_named_in_one_line(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -122,14 +123,34 @@ def readable(path: str | os.PathLike, what: str = "image") -> Iterator[None]:
 
     A file that ends too early is wrong, also where another package has told Pillow to fill it up, as lmms-eval does.
     """
-    filled_up, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
     try:
-        yield
+        with _AS_THEY_ARE:
+            yield
     except Exception as error:  # readers raise many kinds on damaged files
         reason = unreadable_because(path, error)
         raise ImageError(f"{what}: {Path(path).name!r} cannot be read ({reason})") from None
-    finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = filled_up
+
+
+class _FilesAsTheyAre:
+    """Let Pillow fill up no file while any thread is inside; the setting is the process's, and put back by the last."""
+
+    def __init__(self) -> None:
+        self._lock, self._n_inside, self._before = threading.Lock(), 0, False
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._n_inside:
+                self._before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+            self._n_inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._n_inside -= 1
+            if not self._n_inside:
+                ImageFile.LOAD_TRUNCATED_IMAGES = self._before
+
+
+_AS_THEY_ARE = _FilesAsTheyAre()
 
 
 def _open_photos(
@@ -200,9 +221,8 @@ def upright_size(path: Path) -> tuple[int, int]:
     """Decode a photo once to see that it is whole; return its `(width, height)` when upright."""
     with readable(path), Image.open(path) as image:
         size = image.size
-        is_draft = image.draft(
-            "RGB", (1, 1)
-        )  # a JPEG is read to its end, only its coarsest scale is computed
+        # A JPEG is read to its end, but only its coarsest scale is computed.
+        is_draft = image.draft("RGB", (1, 1))
         image.load()  # turns a TIFF by itself
         width, height = size if is_draft else image.size
         return (height, width) if is_sideways(image) else (width, height)
