@@ -15,6 +15,8 @@ KARPATHY_FILE = "dataset_coco.json"
 
 KARPATHY_SPLITS = ("train", "restval", "val", "test")
 
+_KEYS = (b"images", b"annotations", b"categories")
+
 _ROLES = {
     "train": "train", "training": "train",
     "validation": "validation", "val": "validation", "valid": "validation", "dev": "validation",
@@ -164,6 +166,3 @@ def _other_files(place: Path) -> list[tuple[str, Path]]:
         if has[b"images"] and has[b"annotations"]:
             found.append(("instances" if has[b"categories"] else "captions", path))
     return found
-
-
-_KEYS = (b"images", b"annotations", b"categories")

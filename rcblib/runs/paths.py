@@ -45,10 +45,8 @@ def user_path(path: str | os.PathLike, parameter: str = "path") -> Path:
         os.stat(text)
     except (FileNotFoundError, NotADirectoryError):
         pass
-    except (
-        OSError,
-        ValueError,
-    ) as error:  # too long, behind a folder that may not be read, a link in a circle, "\0"
+    except (OSError, ValueError) as error:
+        # Too long, behind a folder that may not be read, a link in a circle, "\0".
         accepted = f"a path that can be looked up ({getattr(error, 'strerror', None) or error})"
         raise ParameterError(parameter, f"{text:.80}", accepted) from None
     return Path(text)
