@@ -107,7 +107,7 @@ def test_files_of_answers_that_cannot_be_written_are_refused_before_a_model_is_l
         (lambda row: [{"bytes": b"", "path": None}], "visual: got 'dict'"),
         (lambda row: b"", "visual: got 'bytes'"),
         (lambda row: [""], "visual: got ''"),
-        (lambda row: [Image.new("RGB", (0, 0))], "visual: got 'an image of 0x0 pixels'"),
+        (lambda row: [Image.new("RGB", (0, 0))], "image: got 0 x 0 px; accepted: at least one pixel"),
         (lambda row: [Image.new("F", (8, 8))], "image: got values of mode 'F'"),
         (lambda row: ["none.jpg"], "visual: 'none.jpg' does not exist"),
         (lambda row: ["none.mp4"], "visual: 'none.mp4' does not exist"),

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rcblib.codebook.files import HUB_ID, find_codebook, read_codebook, write_codebook
+from rcblib.codebook.files import DESCRIPTION_FILE, HUB_ID, find_codebook, read_codebook, write_codebook
 from rcblib.codebook.released import read_released, released_registry
 from rcblib.records import CodebookError, ImageId, ParameterError
 from rcblib.runs.errors import first_line
@@ -289,7 +289,7 @@ def load_codebook(codebook: str | os.PathLike | torch.Tensor | Codebook) -> Code
         accepted = "a Codebook, a name, a file, a folder, a Hugging Face id (owner/name) or a tensor"
         raise CodebookError(f"codebook: got {given!r}; accepted: {accepted}")
     path = user_path(codebook, "codebook")
-    if path.is_file() and path.suffix != ".pt" and (path.parent / "codebook.json").is_file():
+    if path.is_file() and path.suffix != ".pt" and (path.parent / DESCRIPTION_FILE).is_file():
         return Codebook.from_pretrained(path.parent)  # one of the files of a codebook, in place of its folder
     is_file = path.is_file() or path.suffix == ".pt" and not path.is_dir()
     is_released = is_file or not path.is_dir() and str(codebook) in released_registry()

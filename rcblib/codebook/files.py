@@ -20,7 +20,7 @@ from rcblib.runs.provenance import FROM_CHECKOUT, project_root
 
 _FORMAT = 1
 
-_TENSOR_FILE, _DESCRIPTION_FILE, _CARD_FILE = "prototypes.safetensors", "codebook.json", "README.md"
+DESCRIPTION_FILE, _TENSOR_FILE, _CARD_FILE = "codebook.json", "prototypes.safetensors", "README.md"
 
 _FACTS = ("image_ids", "family", "positions", "metadata")
 
@@ -45,7 +45,7 @@ def embedded_codebooks() -> dict[str, Path]:
         Name to folder, sorted by name; empty where the library is used without the project.
     """
     folder = codebooks_folder()
-    found = sorted(path.parent for path in folder.glob(f"*/{_DESCRIPTION_FILE}")) if folder else []
+    found = sorted(path.parent for path in folder.glob(f"*/{DESCRIPTION_FILE}")) if folder else []
     return {path.name: path for path in found}
 
 
@@ -84,7 +84,7 @@ def find_codebook(name_or_path: str | os.PathLike, revision: str | None = None) 
         Where nothing is found.
     """
     name, path = str(name_or_path), user_path(name_or_path, "codebook")
-    if (path / _DESCRIPTION_FILE).is_file():
+    if (path / DESCRIPTION_FILE).is_file():
         return path
     embedded = embedded_codebooks()
     if name in embedded:
@@ -94,12 +94,12 @@ def find_codebook(name_or_path: str | os.PathLike, revision: str | None = None) 
         import huggingface_hub
 
         try:
-            files = [_TENSOR_FILE, _DESCRIPTION_FILE, _CARD_FILE]
+            files = [_TENSOR_FILE, DESCRIPTION_FILE, _CARD_FILE]
             folder = huggingface_hub.snapshot_download(name, allow_patterns=files, revision=revision)
         except (OSError, ValueError) as error:
             reason = f", nor reachable on the Hub ({type(error).__name__})"
         else:
-            if (Path(folder) / _DESCRIPTION_FILE).is_file():
+            if (Path(folder) / DESCRIPTION_FILE).is_file():
                 return Path(folder)
             reason = ", and the Hub repository of this name holds none"
     folder = codebooks_folder()
@@ -108,7 +108,7 @@ def find_codebook(name_or_path: str | os.PathLike, revision: str | None = None) 
     released = ", ".join(released_registry())
     names += f") and no released one ({released}" if released else ""
     raise CodebookError(
-        f"codebook: {name!r} is no folder with {_DESCRIPTION_FILE}, no embedded name ({names}){reason}"
+        f"codebook: {name!r} is no folder with {DESCRIPTION_FILE}, no embedded name ({names}){reason}"
     )
 
 
@@ -144,7 +144,7 @@ def write_codebook(folder: str | os.PathLike, prototypes: torch.Tensor, facts: M
         "metadata": facts["metadata"],
     }
     atomic_write(folder / _TENSOR_FILE, data)
-    write_json(folder / _DESCRIPTION_FILE, description)
+    write_json(folder / DESCRIPTION_FILE, description)
     atomic_write(folder / _CARD_FILE, _card(description))
     return folder
 
@@ -169,14 +169,14 @@ def read_codebook(folder: str | os.PathLike) -> tuple[torch.Tensor, dict[str, An
 
     folder = user_path(folder, "folder")
     try:
-        description = read_json(folder / _DESCRIPTION_FILE)
+        description = read_json(folder / DESCRIPTION_FILE)
         if description["format"] != _FORMAT:
-            raise CodebookError(f"{_DESCRIPTION_FILE}: format {description['format']!r}; accepted: {_FORMAT}")
+            raise CodebookError(f"{DESCRIPTION_FILE}: format {description['format']!r}; accepted: {_FORMAT}")
         facts = {key: description[key] for key in _FACTS}
         expected, shape, dtype = (description[key] for key in ("sha256", "shape", "dtype"))
     except (ParameterError, KeyError, TypeError) as error:
         line = f"lacks {error}" if isinstance(error, KeyError) else "is no valid description"
-        raise CodebookError(f"codebook {folder.name!r}: {_DESCRIPTION_FILE} {line}") from None
+        raise CodebookError(f"codebook {folder.name!r}: {DESCRIPTION_FILE} {line}") from None
     try:
         data = (folder / _TENSOR_FILE).read_bytes()
     except OSError as error:
@@ -185,7 +185,7 @@ def read_codebook(folder: str | os.PathLike) -> tuple[torch.Tensor, dict[str, An
     if digest != expected:
         raise ChecksumError(
             f"codebook {folder.name!r}: {_TENSOR_FILE} has sha256 {digest}, "
-            f"{_DESCRIPTION_FILE} states {expected}"
+            f"{DESCRIPTION_FILE} states {expected}"
         )
     try:
         prototypes = safetensors.torch.load(data)["prototypes"]

@@ -19,7 +19,7 @@ from rcblib.reading.comparison import corrected_scores
 from rcblib.reading.gate_results import read_gates_file
 from rcblib.records import ParameterError, Question, Sample
 from rcblib.runs.files import read_json, write_json
-from rcblib.runs.provenance import project_root, provenance
+from rcblib.runs.provenance import project_path, project_root, provenance
 from worlds.fewer_tokens import ALL, score_settings
 from worlds.held_out import SPLITS, shuffle_images
 from worlds.photographs.assembly import WORLD, trained_files
@@ -185,7 +185,7 @@ def reduce_answers(whole: pd.DataFrame, others: pd.DataFrame) -> dict[str, Any]:
     generator = np.random.default_rng([SEED, 6])
     scores = score_settings(whole, generator)
     unpruned = corrected_scores(whole, {ALL: (ALL, None)}, generator=generator)
-    limits, *_ = read_gates_file(project_root() / "data" / "gates.yml")
+    limits, *_ = read_gates_file(project_path("data/gates.yml"))
     least = limits.least_score  # of G1: a family that is not done counts in no mean
     tasks = [t for t in unpruned.draws.tasks if unpruned.corrected(ALL, t).value >= least]
     question = ["image_id", "task", "subset", "question"]

@@ -115,10 +115,6 @@ def _flat(shown: Any) -> Iterator[Any]:
 def _read(entry: Any, n_frames: int) -> PIL.Image.Image | tuple[PIL.Image.Image, ...]:
     """Return an image, or the frames of a video."""
     if isinstance(entry, PIL.Image.Image):
-        if 0 in entry.size:
-            raise ParameterError(
-                "visual", f"an image of {entry.width}x{entry.height} pixels", "images with pixels"
-            )
         return as_rgb(entry)
     if not isinstance(entry, str | os.PathLike) or entry == "":
         given = entry if entry is None or entry == "" else type(entry).__name__
