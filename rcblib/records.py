@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -37,14 +37,6 @@ class ChecksumError(CodebookError):
 
 class ImageError(ValueError):
     """Report an image, or a folder of images, that cannot be used."""
-
-    @classmethod
-    def of(cls, errors: Sequence[ImageError], n_images: int) -> ImageError:
-        """Report what is wrong with some of several images, all of them in one line."""
-        if len(errors) == 1:
-            return errors[0]
-        told = "; ".join(str(error).partition(": ")[2] for error in errors)
-        return cls(f"images: {len(errors)} of {n_images} cannot be used: {told}")
 
 
 @dataclass(frozen=True)

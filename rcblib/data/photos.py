@@ -7,7 +7,7 @@ import os
 import re
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -175,7 +175,7 @@ def _open_photos(
         except ImageError as error:
             errors[plain_name(path)] = error
     if errors:
-        told = ImageError.of(list(errors.values()), len(sizes) + len(errors))
+        told = together(errors.values(), len(sizes) + len(errors))
         if not sizes:
             raise told
         warnings.warn(f"left out: {told}", stacklevel=3)
@@ -191,8 +191,16 @@ def upright_sizes(paths: Sequence[Path]) -> dict[Path, tuple[int, int]]:
         except ImageError as error:
             errors.append(error)
     if errors:
-        raise ImageError.of(errors, len(paths))
+        raise together(errors, len(paths))
     return sizes
+
+
+def together(errors: Collection[ImageError], n_images: int) -> ImageError:
+    """Return one error that says in a line what is wrong with some of so many images."""
+    if len(errors) == 1:
+        return next(iter(errors))
+    told = "; ".join(str(error).partition(": ")[2] for error in errors)
+    return ImageError(f"images: {len(errors)} of {n_images} cannot be used: {told}")
 
 
 def check_on_error(on_error: str) -> None:

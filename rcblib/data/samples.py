@@ -10,7 +10,7 @@ from typing import Any
 import PIL.Image
 
 from rcblib.data.base import AnySample
-from rcblib.data.photos import check_on_error
+from rcblib.data.photos import check_on_error, together
 from rcblib.records import ImageError, ImageId, Sample
 from rcblib.runs.errors import first_line
 from rcblib.tensors.pictures import as_rgb
@@ -101,9 +101,9 @@ def identified(
         except ImageError as error:
             errors[sample.image_id] = error
     if errors and (on_error == "stop" or not identities):
-        raise ImageError.of(list(errors.values()), len(samples))
+        raise together(errors.values(), len(samples))
     if errors:
-        warnings.warn(f"left out: {ImageError.of(list(errors.values()), len(samples))}", stacklevel=3)
+        warnings.warn(f"left out: {together(errors.values(), len(samples))}", stacklevel=3)
     return identities, {image_id: str(error) for image_id, error in errors.items()}
 
 
