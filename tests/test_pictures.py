@@ -95,3 +95,13 @@ def test_an_object_that_cannot_be_decoded_is_one_line(tmp_path, monkeypatch):
         pass
     with pytest.raises(ImageError, match=r"^image: 'a.png' cannot be read \(.*\)$"):
         as_rgb(image)
+
+
+def test_what_a_reader_says_in_several_lines_is_told_in_one(monkeypatch):
+    def load():
+        raise ValueError("no pixels\nsee the manual")
+
+    image = Image.new("L", (4, 4))
+    monkeypatch.setattr(image, "load", load)
+    with pytest.raises(ImageError, match=r"^image: cannot be read \(no pixels see the manual\)$"):
+        as_rgb(image)

@@ -45,7 +45,7 @@ def as_rgb(image: Image.Image) -> Image.Image:
         raise
     except Exception as error:  # readers raise many kinds on damaged files
         name = os.path.basename(os.fsdecode(getattr(image, "filename", "") or ""))
-        reason = str(error) or type(error).__name__
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise ImageError(f"image: {f'{name!r} ' if name else ''}cannot be read ({reason})") from None
     if picture is image:
         return image if turn is None else _bare(image.transpose(turn))
