@@ -179,6 +179,13 @@ def test_no_two_classes_share_a_name():
     assert {name: files for name, files in found.items() if len(files) > 1} == {}
 
 
+def test_no_file_is_longer_than_400_lines():
+    folders = ("rcblib", "worlds", "tools", "benchmarks")
+    paths = [path for folder in folders for path in (REPOSITORY / folder).rglob("*.py")]
+    long = {path.name for path in paths if len(path.read_text(encoding="utf-8").splitlines()) > 400}
+    assert paths and not long
+
+
 def test_the_readme_says_what_every_folder_holds():
     text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     folders = {name.split("/")[0] for name in tracked_files() if "/" in name and name[0] != "."}
