@@ -99,6 +99,12 @@ class VideoFile(Dataset[SequenceSample]):
         ]
 
 
+def is_film(path: str | os.PathLike) -> bool:
+    """Tell by the end of its name whether a path is that of a film, which no reader of pictures takes."""
+    suffix = Path(path).suffix.lower()
+    return suffix in VIDEO_SUFFIXES and suffix not in PHOTO_SUFFIXES
+
+
 def _read_frames(
     decode: Callable[[Path], Iterator[Callable[[], Image.Image]]], path: Path, chosen: Sequence[int]
 ) -> tuple[Image.Image, ...]:

@@ -6,15 +6,13 @@ import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import PIL.Image
 
 from rcblib.data.base import AnySample
-from rcblib.data.formats import PHOTO_SUFFIXES
 from rcblib.data.photos import read_image
 from rcblib.data.samples import by_picture, check_sizes, load_pictures
-from rcblib.data.video import VIDEO_SUFFIXES, VideoFile
+from rcblib.data.video import VideoFile, is_film
 from rcblib.mllm import Adapter
 from rcblib.probe.config import ProbeConfig
 from rcblib.probe.perturbation import WINDOW_SIZE
@@ -42,7 +40,7 @@ def opened(
         if not image:
             raise ImageError("image: got an empty list; accepted: at least one image")
         image = [_photo(each) for each in image]
-    elif isinstance(image, str | os.PathLike) and _is_film(image):
+    elif isinstance(image, str | os.PathLike) and is_film(image):
         if sample is not None:
             raise ParameterError("sample", sample.image_id, "none, or the image itself, with a video file")
         sample = VideoFile(image)[0]
@@ -59,11 +57,6 @@ def opened(
             raise ParameterError("sample", f"pictures of {found}", f"those of the image, {accepted}")
         check_sizes(sample, pictures)
     return pictures, kind, sample
-
-
-def _is_film(path: str | os.PathLike) -> bool:
-    suffix = Path(path).suffix.lower()
-    return suffix in VIDEO_SUFFIXES and suffix not in PHOTO_SUFFIXES
 
 
 def _photo(image: Photo) -> PIL.Image.Image:

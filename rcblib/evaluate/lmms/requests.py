@@ -13,7 +13,7 @@ import PIL.Image
 
 from rcblib.data.formats import PHOTO_SUFFIXES
 from rcblib.data.photos import read_image
-from rcblib.data.video import VIDEO_SUFFIXES, VideoFile
+from rcblib.data.video import VideoFile, is_film
 from rcblib.mllm import Adapter
 from rcblib.records import ImageError, ParameterError
 from rcblib.runs.errors import first_line
@@ -25,8 +25,6 @@ IMAGE_MARK = "<image>"
 
 _ANIMATIONS = ("AVIF", "GIF", "PNG", "WEBP")
 """Formats of Pillow whose further frames are moments; those of others are pages, or previews of the same photo."""
-
-_FILMS = frozenset(VIDEO_SUFFIXES) - {".gif"}
 
 _SETTINGS = (
     "max_new_tokens", "min_new_tokens", "num_beams", "do_sample", "temperature", "top_p", "top_k",
@@ -129,7 +127,7 @@ def _read(entry: Any, n_frames: int) -> PIL.Image.Image | tuple[PIL.Image.Image,
 
 def _is_photo(path: Path) -> bool:
     """Tell whether a path is that of a picture which does not move, whatever its name ends in."""
-    if path.is_dir() or path.suffix.lower() in _FILMS:
+    if path.is_dir() or is_film(path):
         return False
     try:
         with PIL.Image.open(path) as image:
