@@ -32,8 +32,9 @@ def opened(
     image: Photo | Sequence[Photo] | AnySample, sample: AnySample | None
 ) -> tuple[list[PIL.Image.Image], str, AnySample | None]:
     """Return the pictures of an input as RGB, its kind as in `SequenceSample.kind`, and what is known of it."""
+    beside = None if sample is image else sample
     if isinstance(image, AnySample):
-        if sample is not None and sample is not image:
+        if beside is not None:
             raise ParameterError("sample", sample.image_id, "none, or the image itself, where it is a sample")
         image, sample = load_pictures(image), image
     elif isinstance(image, list | tuple):
@@ -41,7 +42,7 @@ def opened(
             raise ImageError("image: got an empty list; accepted: at least one image")
         image = [_photo(each) for each in image]
     elif isinstance(image, str | os.PathLike) and is_film(image):
-        if sample is not None:
+        if beside is not None:
             raise ParameterError("sample", sample.image_id, "none, or the image itself, with a video file")
         sample = VideoFile(image)[0]
         image = load_pictures(sample)
@@ -49,13 +50,13 @@ def opened(
         image = _photo(image)
     pictures = image if isinstance(image, list) else [image]
     kind = sample.kind if sample is not None else "images" if isinstance(image, list) else "image"
-    if sample is not None:
-        sizes = [(known.width, known.height) for known in by_picture(sample)]
+    if beside is not None:  # else the pictures are those of the sample, and checked
+        sizes = [(known.width, known.height) for known in by_picture(beside)]
         if [picture.size for picture in pictures] != sizes:
             found = ", ".join(f"{width} x {height}" for width, height in sizes)
             accepted = ", ".join(f"{picture.width} x {picture.height}" for picture in pictures)
             raise ParameterError("sample", f"pictures of {found}", f"those of the image, {accepted}")
-        check_sizes(sample, pictures)
+        check_sizes(beside, pictures)
     return pictures, kind, sample
 
 
