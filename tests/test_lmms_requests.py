@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import tiny
 from PIL import Image
@@ -106,6 +107,7 @@ def test_files_of_answers_that_cannot_be_written_are_refused_before_a_model_is_l
         (lambda row: [3], "visual: got 'int'; accepted: PIL images"),
         (lambda row: [{"bytes": b"", "path": None}], "visual: got 'dict'"),
         (lambda row: b"", "visual: got 'bytes'"),
+        (lambda row: [np.zeros((8, 8, 3), np.uint8)], "visual: got 'ndarray'; accepted: PIL images"),
         (lambda row: [""], "visual: got ''"),
         (lambda row: [Image.new("RGB", (0, 0))], "image: got 0 x 0 px; accepted: at least one pixel"),
         (lambda row: [Image.new("F", (8, 8))], "image: got values of mode 'F'"),
@@ -145,3 +147,9 @@ def test_files_that_cannot_be_read_are_named(adapter, folder, name, named):
 def test_photos_are_told_from_videos_by_what_they_hold(folder, name, shape):
     adapter = adapter_for(*tiny.tiny_onevision())
     assert read(adapter, lambda row: [str(folder / name)]).shape == shape
+
+
+def test_a_question_that_is_no_text_is_refused(adapter):
+    request = SimpleNamespace(args=(None, {}, lambda row: Image.new("RGB", (8, 8)), 7, "some_task", "test"))
+    with pytest.raises(ParameterError, match="^context: got None; accepted: the text of a question$"):
+        read_question(adapter, request, {}, 4)

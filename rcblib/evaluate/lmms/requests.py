@@ -74,7 +74,7 @@ def read_question(
         In one line that names task and document: if nothing is shown, something is ``None``, missing, or neither image
         nor video, or it cannot be read. A task without ``doc_to_visual`` shows nothing by design.
     ParameterError
-        If a text marks more or fewer places for images than there are.
+        If a question is no text, or marks more or fewer places for images than there are.
     """
     context, settings, doc_to_visual, doc_id, task, _ = request.args
     images, videos = [], []
@@ -114,8 +114,8 @@ def _read(entry: Any, n_frames: int) -> PIL.Image.Image | tuple[PIL.Image.Image,
     """Return an image, or the frames of a video."""
     if isinstance(entry, PIL.Image.Image):
         return as_rgb(entry)
-    if not isinstance(entry, str | os.PathLike) or entry == "":
-        given = entry if entry is None or entry == "" else type(entry).__name__
+    if not isinstance(entry, str | os.PathLike) or not os.fspath(entry):
+        given = entry if entry is None or isinstance(entry, str) else type(entry).__name__
         raise ParameterError("visual", given, "PIL images, or paths of images or videos")
     path = user_path(entry, "visual")
     if not path.exists():
@@ -138,6 +138,8 @@ def _is_photo(path: Path) -> bool:
 
 def write_prompt(adapter: Adapter, context: str, n_images: int, n_videos: int) -> str:
     """Write a question in the chat template, images and videos before it or where it marks their places."""
+    if not isinstance(context, str):
+        raise ParameterError("context", context, "the text of a question")
     n_marks = context.count(IMAGE_MARK)
     if n_marks == 0:
         return adapter.prompt(context, n_images, n_videos)
