@@ -1,6 +1,7 @@
 """Check evaluation against `generate` called for one question at a time, with and without pruners."""
 
 import dataclasses
+from pathlib import Path
 
 import accelerate
 import pandas as pd
@@ -9,6 +10,7 @@ import tiny
 import tiny_qwen
 import torch
 from families import FAMILIES
+from messages import refused
 from pruner_examples import First, LastAttention, Smaller
 from pycocotools.mask import encode
 
@@ -799,3 +801,25 @@ def test_captions_of_sequences_need_objects():
     sample = SequenceSample(0, lambda: (), "images", ((8, 8),) * 2, objects=((), ()))
     with pytest.raises(ParameterError, match=r"captions of images \[0\]"):
         evaluate(*tiny.tiny_onevision(), [Question(0, "caption", "Describe", "a cat")], [sample])
+
+
+def test_what_are_no_questions_samples_or_pruners_is_refused_in_one_line(pair, samples):
+    asked = Question(samples[0].image_id, "one_word", "What does this image show ?", "cat")
+    wrong = {
+        "^questions: got 'dict'; accepted: an iterable of Question": ([dataclasses.asdict(asked)], samples),
+        "^questions: got .answer None about image 100.; accepted: ": (
+            [dataclasses.replace(asked, answer=None)],
+            samples,
+        ),
+        "^questions: got .text 5 about image": ([dataclasses.replace(asked, text=5)], samples),
+        "^samples: got 'str'; accepted: an iterable of samples": ([asked], "photos"),
+        "^samples: got 'PosixPath'": ([asked], {asked.image_id: Path("photos/0.jpg")}),
+        "^samples: got 'one sample'": ([asked], samples[0]),
+    }
+    for message, (questions, given) in wrong.items():
+        with refused(message):
+            evaluate(*pair, questions, given)
+    for pruner, name in (("random", "random"), (RandomPruner, "type")):
+        with refused(f"^pruner: got '{name}'; accepted: a pruner, such as RandomPruner"):
+            evaluate(*pair, [asked], samples, pruner)
+    assert len(evaluate(*pair, asked, samples, max_new_tokens=2)) == 1

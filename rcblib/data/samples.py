@@ -11,9 +11,27 @@ import PIL.Image
 
 from rcblib.data.base import AnySample
 from rcblib.data.photos import check_on_error, together
-from rcblib.records import ImageError, ImageId, Sample
+from rcblib.records import ImageError, ImageId, ParameterError, Sample
 from rcblib.runs.errors import first_line
 from rcblib.tensors.pictures import as_rgb
+
+
+def as_samples(given: Any) -> list[AnySample]:
+    """Return what is given as samples as a list of them.
+
+    Raises
+    ------
+    ParameterError
+        If it is one sample, or what people take for samples: a path, paths, pictures.
+    """
+    is_many = hasattr(given, "__iter__") or hasattr(given, "__getitem__")
+    is_one = isinstance(given, str | bytes) or not is_many
+    samples = [given] if is_one else list(given)
+    strangers = [type(sample).__name__ for sample in samples if not isinstance(sample, AnySample)]
+    if strangers or is_one:
+        accepted = "an iterable of samples, such as `PhotoFolder(folder)` or `CocoDataset(folder)`"
+        raise ParameterError("samples", strangers[0] if strangers else "one sample", accepted)
+    return samples
 
 
 def by_picture(sample: AnySample) -> list[Sample]:

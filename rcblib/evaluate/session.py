@@ -14,7 +14,7 @@ import torch
 
 from rcblib.data.base import AnySample
 from rcblib.data.choices import read_options
-from rcblib.data.samples import identified, load_pictures
+from rcblib.data.samples import as_samples, identified, load_pictures
 from rcblib.evaluate.guessing import blind_scores
 from rcblib.evaluate.known import Known
 from rcblib.evaluate.metrics import score_predictions
@@ -47,8 +47,8 @@ class Session:
     ):
         self.batch_size = check_integer("batch_size", batch_size, 1)
         self.max_new_tokens = check_integer("max_new_tokens", max_new_tokens, 1)
-        self.questions = list(questions)
-        given = list(samples.values() if isinstance(samples, Mapping) else samples)
+        self.questions = _as_questions(questions)
+        given = as_samples(samples.values() if isinstance(samples, Mapping) else samples)
         self.samples = {
             sample.image_id: sample for sample in sorted(given, key=lambda sample: sample.image_id)
         }
@@ -111,6 +111,9 @@ class Session:
     def prepare(self, pruners: Iterable[Pruner]) -> None:
         """Check all pruners, and have images encoded for all of them at once."""
         for pruner in pruners:
+            if not isinstance(pruner, Pruner):
+                given = pruner if isinstance(pruner, str) else type(pruner).__name__
+                raise ParameterError("pruner", given, "a pruner, such as RandomPruner(0.5), or none")
             pruner.check(self.adapter)
             self.known.check(pruner.of_samples)
             self.features.needs |= pruner.signals
@@ -234,6 +237,19 @@ class Session:
             "max_new_tokens": self.max_new_tokens,
             "pruner": pruner.description(),
         }
+
+
+def _as_questions(given: Any) -> list[Question]:
+    """Return what is given as questions as a list of them, each with a text and an answer."""
+    questions = [given] if isinstance(given, Question) or not hasattr(given, "__iter__") else list(given)
+    for question in questions:
+        if not isinstance(question, Question):
+            raise ParameterError("questions", type(question).__name__, "an iterable of Question")
+        for name in ("task", "text", "answer"):
+            if not isinstance(getattr(question, name), str):
+                what = f"{name} {getattr(question, name)!r:.80} about image {question.image_id!r}"
+                raise ParameterError("questions", what, "questions whose task, text and answer are text")
+    return questions
 
 
 class _Features:

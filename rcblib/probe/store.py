@@ -13,7 +13,7 @@ from typing import Any
 from safetensors.torch import save
 
 from rcblib.data.base import AnySample
-from rcblib.data.samples import identified, load_pictures, sample_identity
+from rcblib.data.samples import as_samples, identified, load_pictures, sample_identity
 from rcblib.data.skipped import record_skipped, skipped_in
 from rcblib.mllm import Adapter, adapter_for
 from rcblib.mllm.fingerprint import model_fingerprint, model_name, processor_settings
@@ -224,14 +224,7 @@ def read_probe(folder: str | os.PathLike) -> ProbeResults:
 
 def _checked(given: Iterable[AnySample]) -> list[AnySample]:
     """Return what is given as a list, if it is samples whose ids tell them apart."""
-    is_one = isinstance(given, str | bytes) or not (
-        hasattr(given, "__iter__") or hasattr(given, "__getitem__")
-    )
-    samples = [given] if is_one else list(given)
-    strangers = [type(sample).__name__ for sample in samples if not isinstance(sample, AnySample)]
-    if strangers or is_one:
-        accepted = "an iterable of samples, such as `PhotoFolder(folder)` or `CocoDataset(folder)`"
-        raise ParameterError("samples", strangers[0] if strangers else "one sample", accepted)
+    samples = as_samples(given)
     if not samples:
         raise ImageError("samples: got none; accepted: at least one image")
     counts = Counter(sample.image_id for sample in samples)
