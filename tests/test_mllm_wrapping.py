@@ -125,6 +125,13 @@ def test_parts_of_a_model_are_refused_in_one_line(pair):
             adapter_for(part)
 
 
+def test_what_is_no_processor_is_refused_in_one_line(pair):
+    model, processor = pair
+    for part in (processor.tokenizer, processor.image_processor, "llava", model):
+        with refused(f"^processor: got '{type(part).__name__}'; accepted: the model's processor"):
+            probe(model, part, tiny.random_images(1)[0])
+
+
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")
 def test_learned_rows_in_prompts_are_refused_in_one_line(pair):
     peft = pytest.importorskip("peft")

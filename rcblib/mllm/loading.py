@@ -74,7 +74,7 @@ def adapter_for(model: Any, processor: Any = None) -> Adapter:
     UnsupportedModelError
         If the family has no adapter, or the model is of a form that its adapter does not cover.
     ParameterError
-        If what it is wrapped in makes another model of it.
+        If what it is wrapped in makes another model of it, or the processor reads no images.
     """
     model = unwrapped(model)
     model_type = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
@@ -84,6 +84,9 @@ def adapter_for(model: Any, processor: Any = None) -> Adapter:
             f"model: got {type(model).__name__}, which says no words; supported: the model with its head, as "
             "load_model or AutoModelForImageTextToText returns it"
         )
+    if processor is not None and not hasattr(processor, "image_processor"):
+        accepted = "the model's processor, from load_model or AutoProcessor, of texts and images"
+        raise ParameterError("processor", type(processor).__name__, accepted)
     return adapter_class(model, processor)
 
 
