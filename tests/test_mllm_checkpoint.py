@@ -120,6 +120,12 @@ def test_a_config_of_another_depth_is_refused(folder, n_layers, named):
     assert named in line and f"language_model.layers.{min(n_layers, 2)}" in line
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.float8_e4m3fn])
+def test_quantized_weights_are_not_read_as_numbers(folder, dtype):
+    change_weights(folder, lambda own: {key: value.to(dtype) for key, value in own.items()})
+    assert "79 weights of model.safetensors are no plain floating numbers, first " in refused(folder)
+
+
 def test_weights_of_a_family_are_not_read_as_those_of_another(tmp_path):
     tiny.save(tmp_path, *tiny.tiny_next())
     change_config(tmp_path, model_type="llava", architectures=["LlavaForConditionalGeneration"])

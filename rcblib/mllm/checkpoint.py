@@ -130,15 +130,29 @@ def check_files(name: str | Path, source: str) -> None:
         return
     if not (folder / "config.json").is_file():
         raise cannot_be_loaded(name, "config.json is missing in its folder")
+    is_quantized = "quantization_config" in (folder / "config.json").read_text("utf-8", "replace")
     for path in _weights(name, folder):
         try:
-            with safe_open(path, "pt"):
-                pass
+            with safe_open(path, "pt") as file:
+                others = {} if is_quantized else _not_floating(file)
         except (SafetensorError, OSError) as error:
             raise cannot_be_loaded(name, f"{path.name} is damaged or not complete ({error})") from None
+        if others:
+            first, dtype = next(iter(others.items()))
+            what = (
+                f"{len(others)} weights of {path.name} are no plain floating numbers, first {first} ({dtype})"
+            )
+            raise cannot_be_loaded(name, f"{what}, and its config says no quantization that they are of")
     for part, files in _PARTS.items():
         if not any((folder / file).is_file() for file in files):
             raise cannot_be_loaded(name, f"its {part} is missing: {' or '.join(files)}")
+
+
+def _not_floating(file: Any) -> dict[str, str]:
+    """Return names and formats of weights that would be read as numbers that they are not."""
+    names = [key for key in file.keys() if key.endswith((".weight", ".bias"))]  # noqa: SIM118 (no mapping)
+    formats = {key: file.get_slice(key).get_dtype() for key in names}
+    return {key: dtype for key, dtype in formats.items() if dtype not in ("F64", "F32", "F16", "BF16")}
 
 
 def _weights(name: str | Path, folder: Path) -> list[Path]:
