@@ -6,8 +6,11 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from pycocotools import mask as coco_mask
 
+from rcblib.data.opening import open_dataset
 from rcblib.data.questions import task_questions, yes_no_question
+from rcblib.data.samples import load_pictures
 from rcblib.records import ParameterError, Question, Sample, SceneObject, SequenceSample
 from worlds import held_out
 from worlds.datasets import GroupDataset, SceneDataset, VideoDataset
@@ -73,6 +76,16 @@ class TestShuffle:
             assert other.n_images == sample.n_images == len(other.load())
             assert other.load() != sample.load() and other.sizes != sample.sizes
         assert sorted(s.load() for s in shuffled) == sorted(s.load() for s in samples)
+
+    def test_pictures_of_another_size_show_nothing_of_the_objects(self):
+        samples = list(open_dataset("large-scenes", "validation", 6))
+        assert len({(sample.width, sample.height) for sample in samples}) > 1
+        for sample, other in zip(samples, shuffle_images(samples, np.random.default_rng(0)), strict=True):
+            (picture,) = load_pictures(other)
+            assert picture.size == (other.width, other.height)
+            assert [item.category for item in other.objects] == [item.category for item in sample.objects]
+            if picture.size != (sample.width, sample.height):
+                assert all(coco_mask.area(item.rle) == 0 for item in other.objects)
 
     def test_refuses_a_group_without_another_of_as_many(self):
         samples = [group(0, 2), group(1, 3), group(2, 2)]

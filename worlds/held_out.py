@@ -21,6 +21,7 @@ from rcblib.evaluate.metrics import caption_table
 from rcblib.reading.statistics import mean_interval, paired_ratio
 from rcblib.records import ParameterError, Question, Sample, SequenceSample
 from rcblib.tensors.checks import check_integer
+from worlds.coco import encode_mask
 from worlds.datasets import GroupDataset, SceneDataset, VideoDataset
 from worlds.scenes.generator import WORLDS
 from worlds.scenes.vocabulary import CATEGORIES
@@ -89,9 +90,28 @@ def shuffle_images(samples: Sequence[AnySample], generator: np.random.Generator)
         cycle = generator.permutation(len(places))
         for here, there in zip(cycle, np.roll(cycle, 1), strict=True):
             place, shown = places[here], samples[places[there]]
-            names = ("load", "sizes") if isinstance(shown, SequenceSample) else ("load", "width", "height")
-            shuffled[place] = replace(samples[place], **{name: getattr(shown, name) for name in names})
+            shuffled[place] = _shown_as(samples[place], shown)
     return shuffled
+
+
+def _shown_as(sample: AnySample, shown: AnySample) -> AnySample:
+    """Give a sample the pictures of another; where those have another size, its own objects cover nothing of them."""
+    if isinstance(shown, SequenceSample):
+        objects = sample.objects and tuple(map(_nowhere, sample.objects, shown.sizes))
+        return replace(sample, load=shown.load, sizes=shown.sizes, objects=objects)
+    size = (shown.width, shown.height)
+    objects = sample.objects and _nowhere(sample.objects, size)
+    return replace(sample, load=shown.load, width=size[0], height=size[1], objects=objects)
+
+
+def _nowhere(objects: Sequence[Any], size: tuple[int, int]) -> tuple[Any, ...]:
+    """Return objects whose masks are of another width and height with masks of that size which cover no pixel."""
+    width, height = size
+    empty = encode_mask(np.zeros((height, width)))
+    return tuple(
+        item if tuple(item.rle.get("size", empty["size"])) == (height, width) else replace(item, rle=empty)
+        for item in objects
+    )
 
 
 def quality_scores(
