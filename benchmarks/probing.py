@@ -111,9 +111,9 @@ class Setting:
                 .cpu()
             )
 
-    def engine(self, level: str, positions: Sequence[int] | str, batch_size: int) -> dict[str, torch.Tensor]:
-        """Encode the image and read a level of some positions by the engine: intact and ablated logits."""
-        config = ProbeConfig(positions=positions, attention=False, batch_size=batch_size)
+    def engine(self, level: str, batch_size: int) -> dict[str, torch.Tensor]:
+        """Encode the image and read a level of all positions by the engine: intact and ablated logits."""
+        config = ProbeConfig(attention=False, batch_size=batch_size)
         probed = ProbedInput(self.adapter, [self.image], "image", None, config)
         view = ProbedView(probed, probed.wanted[0])
         read = {"intact": view.answers(level).logits}
@@ -167,9 +167,7 @@ def operations(setting: Setting, level: str) -> float:
     return 2 * weights * rows + 2 * head * len(lengths) + 4 * width_all * len(layers) * pairs
 
 
-def compare(
-    setting: Setting, batch_sizes: dict[str, int], repeats: int, all_positions: Sequence[int] | str = "all"
-) -> pd.DataFrame:
+def compare(setting: Setting, batch_sizes: dict[str, int], repeats: int) -> pd.DataFrame:
     """Measure a level after the other; see the columns.
 
     Returns
@@ -180,7 +178,6 @@ def compare(
         relative differences of divergences (``single``: of probabilities) and the positions that they were compared at.
     """
     few, rows = setting.positions, []
-    n_all = setting.view.n_tokens if all_positions == "all" else len(all_positions)
     peak = peak_operations(setting.adapter.model)
     for level in LEVELS:
         asked = [visual for position in few for visual in setting.inputs(position)[level]]
@@ -191,15 +188,14 @@ def compare(
                 "released": (len(few), lambda asked=asked: [setting.released(v) for v in asked]),
                 "plain": (len(few), lambda asked=asked: [setting.plain(v) for v in asked]),
                 "probe": (
-                    n_all,
-                    lambda level=level: setting.engine(level, all_positions, batch_sizes[level]),
+                    setting.view.n_tokens,
+                    lambda level=level: setting.engine(level, batch_sizes[level]),
                 ),
             }
             for name, (n_positions, run) in runs.items():
                 took, found[name] = seconds(run)
                 best[name] = min(best[name], took / n_positions)
         floor = operations(setting, level) / peak / setting.view.n_tokens
-        at = few if all_positions == "all" else [list(all_positions).index(p) for p in few]
         rows.append({
             "level": LEVELS[level],
             **{f"{name}_ms": 1000 * value for name, value in best.items()},
@@ -207,17 +203,17 @@ def compare(
             "plain_ratio": best["plain"] / best["probe"],
             "floor_ms": 1000 * floor,
             "floor_share": floor / best["probe"],
-            "difference": difference(level, found["released"], found["probe"], at, setting),
+            "difference": difference(level, found["released"], found["probe"], setting),
             "n_compared": len(few),
         })  # fmt: skip
     return pd.DataFrame(rows)
 
 
 def difference(
-    level: str, released: list[torch.Tensor], engine: dict[str, torch.Tensor], at: list[int], setting: Setting
+    level: str, released: list[torch.Tensor], engine: dict[str, torch.Tensor], setting: Setting
 ) -> float:
     """Return the largest difference of divergences (of probabilities, for single tokens) over the largest value."""
-    one_by_one = torch.stack(released)
+    one_by_one, at = torch.stack(released), setting.positions
     intact = engine["intact"][at]
     if level == "single":
         expected, found = (top1_probability(logits)[0] for logits in (one_by_one, intact))
