@@ -25,10 +25,9 @@ import torch
 from sklearn.cluster import AgglomerativeClustering, KMeans
 from sklearn.metrics import adjusted_rand_score
 
+from benchmarks.results import write_measured
 from rcblib.runs.command import OneLineParser, run_command
-from rcblib.runs.files import write_json
 from rcblib.runs.options import results_file
-from rcblib.runs.provenance import provenance
 from rcblib.tensors.clustering import NOISE_SCALE, dpc_knn
 
 N_CLUSTERS, K, WIDTH = 64, 5, 512
@@ -132,12 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _report(options: argparse.Namespace) -> None:
     table = compare(options.sizes, options.width)
-    if options.output:
-        settings = {"sizes": options.sizes, "width": options.width, "threads": torch.get_num_threads()}
-        write_json(
-            options.output,
-            {"clustering": table.to_dict("records"), "settings": settings, "provenance": provenance()},
-        )
+    write_measured("clustering", table, options)
 
 
 if __name__ == "__main__":

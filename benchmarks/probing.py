@@ -24,6 +24,7 @@ import PIL.Image
 import torch
 
 from benchmarks.memory import full_size
+from benchmarks.results import write_measured
 from rcblib.mllm import Adapter, adapter_for, load_model
 from rcblib.mllm.language import VisualInput
 from rcblib.probe.config import ProbeConfig
@@ -31,9 +32,7 @@ from rcblib.probe.context import ARTICLES, ProbedInput, ProbedView
 from rcblib.probe.perturbation import global_inputs, region_inputs, single_token_inputs
 from rcblib.records import ONE_WORD_QUESTION
 from rcblib.runs.command import OneLineParser, run_command
-from rcblib.runs.files import write_json
 from rcblib.runs.options import results_file
-from rcblib.runs.provenance import provenance
 from rcblib.tensors.divergence import divergence, top1_probability
 from rcblib.tensors.geometry import evenly_spaced
 from worlds.models import build_mllm, build_processor, build_tokenizer
@@ -282,12 +281,7 @@ def _compare(options: argparse.Namespace) -> None:
             f"an input; floor {row['floor_ms']:6.2f} ms ({row['floor_share']:.0%}); differs by "
             f"{row['difference']:.1e}"
         )
-    if options.output:
-        settings = {name: value for name, value in vars(options).items() if name != "output"}
-        write_json(
-            options.output,
-            {"probing": table.to_dict("records"), "settings": settings, "provenance": provenance()},
-        )
+    write_measured("probing", table, options)
 
 
 if __name__ == "__main__":

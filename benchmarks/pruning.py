@@ -19,6 +19,7 @@ import pandas as pd
 import torch
 
 from benchmarks.probing import seconds
+from benchmarks.results import write_measured
 from rcblib.data.opening import open_dataset
 from rcblib.evaluate.timing import latency_and_memory
 from rcblib.mllm import adapter_for, load_model
@@ -27,9 +28,7 @@ from rcblib.pruners.context import QUESTION
 from rcblib.pruners.registry import PRUNERS
 from rcblib.records import ONE_WORD_QUESTION, Question
 from rcblib.runs.command import OneLineParser, run_command
-from rcblib.runs.files import write_json
 from rcblib.runs.options import results_file
-from rcblib.runs.provenance import provenance
 
 TARGETS = {"cpu": 0.05, "cuda": 0.01}
 """Most of an unpruned prefill that scoring and selection may take."""
@@ -131,12 +130,7 @@ def _report(options: argparse.Namespace) -> None:
     ):
         cells = [f"{row.method} at {row.retain_ratio:g}" for row in rows.itertuples()]
         print(f"{what}: {', '.join(cells) or 'none'}")
-    if options.output:
-        settings = {name: value for name, value in vars(options).items() if name != "output"}
-        write_json(
-            options.output,
-            {"pruning": table.to_dict("records"), "settings": settings, "provenance": provenance()},
-        )
+    write_measured("pruning", table, options)
 
 
 if __name__ == "__main__":
