@@ -31,6 +31,7 @@ from benchmarks.footprint import (
 from benchmarks.weights import STORAGES, ModelShape, weight_bytes
 from rcblib.mllm import adapter_for
 from rcblib.mllm.prompt import Prompt, VisualRows
+from tools.write_parts import write_parts
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -189,12 +190,7 @@ def main() -> int:
         "processors": processors_table(jobs),
         "check": check_table(),
     }
-    folder = ROOT / "book" / "_build" / "memory"
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, text in tables.items():
-        path = folder / f"{name}.md"
-        if not path.is_file() or path.read_text(encoding="utf-8") != text:
-            path.write_text(text, encoding="utf-8")
+    write_parts(ROOT / "book" / "_build" / "memory", tables)
     return 0
 
 

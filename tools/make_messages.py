@@ -28,6 +28,8 @@ from unittest import mock
 
 import yaml
 
+from tools.write_parts import write_parts
+
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARY = ROOT / "rcblib"
 ERRORS = ("ParameterError", "UnsupportedModelError", "CodebookError", "ChecksumError", "ImageError")
@@ -324,12 +326,7 @@ def main() -> int:
         parts[group["name"]] = (
             situations_text(group["situations"], outcomes[group["name"]]) + "\n" + list_text(own)
         )
-    folder = ROOT / "book/_build/messages"
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, text in parts.items():
-        path = folder / f"{name}.md"
-        if not path.is_file() or path.read_text(encoding="utf-8") != text:
-            path.write_text(text, encoding="utf-8")
+    write_parts(ROOT / "book/_build/messages", parts)
     return 0
 
 
