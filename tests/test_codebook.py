@@ -1,6 +1,8 @@
 """What a codebook accepts, and which models it fits."""
 
+import copy
 import dataclasses
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +48,15 @@ def test_codebook_is_detached_and_frozen():
     assert repr(codebook) == "Codebook(2 x 3, family='', of unnamed model)"
     with pytest.raises(dataclasses.FrozenInstanceError):
         codebook.family = "llava"
+
+
+def test_unit_prototypes_are_made_once_and_left_behind_by_copies():
+    codebook = sample_codebook()
+    tokens = torch.ones(2, 4)
+    assert codebook.unit_prototypes.like(tokens) is codebook.unit_prototypes.like(tokens)
+    for copied in (copy.copy(codebook), copy.deepcopy(codebook), pickle.loads(pickle.dumps(codebook))):
+        assert copied == codebook and "unit_prototypes" not in vars(copied)
+        assert torch.equal(copied.unit_prototypes.like(tokens), codebook.unit_prototypes.like(tokens))
 
 
 def test_codebook_of_another_width_or_family():

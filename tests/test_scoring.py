@@ -6,7 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rcblib.records import CodebookError, ParameterError
-from rcblib.tensors.scoring import RULES, calibrate_max_similarity, keep_indices, redundancy_scores
+from rcblib.tensors import scoring
+from rcblib.tensors.scoring import (
+    RULES,
+    UnitPrototypes,
+    calibrate_max_similarity,
+    keep_indices,
+    redundancy_scores,
+)
 
 TOKENS = torch.tensor([[3.0, 0.0], [0.0, 2.0], [1.0, 1.0], [-1.0, 0.0], [0.0, 0.0]])
 PROTOTYPES = torch.tensor([[5.0, 0.0], [0.0, 0.1]])
@@ -105,6 +112,28 @@ def test_bad_tokens_are_refused(tokens):
 def test_bad_prototypes_are_refused(prototypes):
     with pytest.raises(CodebookError, match="^prototypes: got"):
         redundancy_scores(TOKENS, prototypes)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_prototypes_that_are_held_score_as_those_that_are_given(rule):
+    tokens, prototypes = random_tensor(0, 2, 20, 8), random_tensor(1, 5, 8)
+    held = UnitPrototypes(prototypes)
+    with torch.inference_mode():
+        first = redundancy_scores(tokens, held, rule)
+    again = redundancy_scores(tokens.clone().requires_grad_(), held, rule)
+    again.sum().backward()
+    assert torch.equal(first, redundancy_scores(tokens, prototypes, rule)) and torch.equal(first, again)
+    assert held.like(tokens) is held.like(tokens[0]) is not held.like(tokens.double())
+    with pytest.raises(CodebookError, match="got width 8; accepted: the tokens' width, 7"):
+        redundancy_scores(tokens[..., :7], held, rule)
+
+
+@pytest.mark.parametrize("most", [1, 40, 100])
+def test_the_largest_cosine_is_the_same_block_by_block(monkeypatch, most):
+    tokens, prototypes = random_tensor(0, 2, 20, 8), random_tensor(1, 33, 8)
+    whole = redundancy_scores(tokens, prototypes)
+    monkeypatch.setattr(scoring, "MOST_COSINES", most)
+    torch.testing.assert_close(redundancy_scores(tokens, prototypes), whole, rtol=0, atol=1e-6)
 
 
 def test_an_unknown_rule_is_refused():

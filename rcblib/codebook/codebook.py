@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 import os
 import tempfile
@@ -19,6 +20,7 @@ from rcblib.records import CodebookError, ImageId, ParameterError
 from rcblib.runs.errors import first_line
 from rcblib.runs.files import to_plain
 from rcblib.runs.paths import user_path
+from rcblib.tensors.scoring import UnitPrototypes
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,10 +110,19 @@ class Codebook:
         origin = self.metadata.get("model") or self.metadata.get("name") or "unnamed model"
         return f"Codebook({len(self)} x {self.d_model}, family={self.family!r}, of {origin})"
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy is made of: not what is made of the prototypes anew."""
+        return {name: value for name, value in vars(self).items() if name != "unit_prototypes"}
+
     @property
     def d_model(self) -> int:
         """Return the width of the prototypes."""
         return self.prototypes.shape[1]
+
+    @functools.cached_property
+    def unit_prototypes(self) -> UnitPrototypes:
+        """Return the prototypes at length 1, for scoring tokens; made once for all pruners that hold the codebook."""
+        return UnitPrototypes(self.prototypes)
 
     def check_fits(self, family: str, d_model: int) -> None:
         """Check that the prototypes live in the input space of a model's LLM, as far as that can be told.

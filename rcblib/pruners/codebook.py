@@ -96,4 +96,4 @@ class CodebookPruner(Pruner):
 
     def score(self, views: tuple[VisualView, ...], context: PruningContext | None = None) -> torch.Tensor:
         """Score the tokens by `redundancy_scores` under the rule, the other way round: higher = keep."""
-        return -redundancy_scores(tokens_of(views), self.codebook.prototypes, self.rule)
+        return -redundancy_scores(tokens_of(views), self.codebook.unit_prototypes, self.rule)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from numbers import Real
 
@@ -13,6 +14,52 @@ from rcblib.tensors.checks import check_features
 
 RULES = ("max_cosine", "double_softmax", "single_softmax")
 
+MOST_COSINES = 2**24
+"""Cosines that are held at once where only the largest of a token is asked for: 64 MiB in float32."""
+
+
+class UnitPrototypes:
+    """Hold redundant prototypes at length 1: checked once, and made once for each device and dtype they are asked in.
+
+    Parameters
+    ----------
+    prototypes : torch.Tensor
+        ``(n_prototypes, d)``; their lengths are irrelevant. They must not change afterwards.
+
+    Raises
+    ------
+    CodebookError
+        If they have another shape, or a value that is not finite.
+    """
+
+    def __init__(self, prototypes: torch.Tensor):
+        try:
+            check_features("prototypes", prototypes, "(n_prototypes, d)")
+        except ParameterError as error:
+            raise CodebookError(str(error)) from None
+        self._given = prototypes.detach()
+        self._made: dict[tuple[torch.device, torch.dtype], torch.Tensor] = {}
+
+    def like(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return ``(n_prototypes, d)`` on the device and in the dtype of ``(..., d)`` tokens.
+
+        Raises
+        ------
+        CodebookError
+            If the tokens have another width.
+        """
+        width, d = self._given.shape[1], tokens.shape[-1]
+        if width != d:
+            raise CodebookError(f"prototypes: got width {width}; accepted: the tokens' width, {d}")
+        key = tokens.device, tokens.dtype
+        if key not in self._made:
+            with (
+                torch.inference_mode(False),
+                torch.no_grad(),
+            ):  # whoever asks first, others may ask with gradients
+                self._made[key] = F.normalize(self._given.to(*key), dim=-1)
+        return self._made[key]
+
 
 def _check_rule(rule: object) -> None:
     if rule not in RULES:
@@ -20,7 +67,7 @@ def _check_rule(rule: object) -> None:
 
 
 def redundancy_scores(
-    tokens: torch.Tensor, prototypes: torch.Tensor, rule: str = "max_cosine"
+    tokens: torch.Tensor, prototypes: torch.Tensor | UnitPrototypes, rule: str = "max_cosine"
 ) -> torch.Tensor:
     """Score every visual token by its similarity to the redundant prototypes.
 
@@ -28,8 +75,8 @@ def redundancy_scores(
     ----------
     tokens : torch.Tensor
         ``(..., n_tokens, d)`` tokens after the connector; the leading dimensions are images, tiles or frames.
-    prototypes : torch.Tensor
-        ``(n_prototypes, d)``; their lengths are irrelevant.
+    prototypes : torch.Tensor or UnitPrototypes
+        ``(n_prototypes, d)``; their lengths are irrelevant. Who scores again and again makes `UnitPrototypes` of them.
     rule : {"max_cosine", "double_softmax", "single_softmax"}
         ``max_cosine``: largest cosine to any prototype, in [-1, 1]; 0 for a token of zeros.
         ``double_softmax``: largest product of the softmax over the tokens of the image, tile or frame and the
@@ -59,26 +106,18 @@ def redundancy_scores(
     """
     _check_rule(rule)
     check_features("tokens", tokens, "(..., n_tokens, d)")
-    _check_prototypes(prototypes, tokens.shape[-1])
-    dtype = torch.promote_types(tokens.dtype, torch.float32)
-    unit_prototypes = F.normalize(prototypes.detach().to(tokens.device, dtype), dim=-1)
-    similarity = F.normalize(tokens.to(dtype), dim=-1) @ unit_prototypes.T
+    known = prototypes if isinstance(prototypes, UnitPrototypes) else UnitPrototypes(prototypes)
+    unit = F.normalize(tokens.to(torch.promote_types(tokens.dtype, torch.float32)), dim=-1)
+    directions = known.like(unit)
     if rule == "max_cosine":
-        return similarity.amax(-1).to(tokens.dtype)
+        n_block = max(1, MOST_COSINES // max(1, unit[..., 0].numel()))
+        largest = [(unit @ block.T).amax(-1) for block in directions.split(n_block)]
+        return functools.reduce(torch.maximum, largest).to(tokens.dtype)
+    similarity = unit @ directions.T
     weight = similarity.softmax(-1)
     if rule == "double_softmax":
         weight = weight * similarity.softmax(-2)
     return weight.amax(-1)
-
-
-def _check_prototypes(prototypes: object, d: int) -> None:
-    """Raise a `CodebookError` unless `prototypes` is a finite ``(n_prototypes, d)`` tensor."""
-    try:
-        check_features("prototypes", prototypes, "(n_prototypes, d)")
-    except ParameterError as error:
-        raise CodebookError(str(error)) from None
-    if prototypes.shape[1] != d:
-        raise CodebookError(f"prototypes: got width {prototypes.shape[1]}; accepted: the tokens' width, {d}")
 
 
 def keep_indices(
