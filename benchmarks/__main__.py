@@ -1,23 +1,32 @@
 """Run the benchmarks that fit into a quarter of an hour on two cores, print each beside its target, and record them.
 
-    python -m benchmarks --output results/benchmarks
+    python -m benchmarks                      # one part after the other, then the table of all targets
+    python -m benchmarks --only clustering    # one part; the table has the others as they were last measured
+    python -m benchmarks --record             # nothing runs: results become those that pages show
 
 On a GPU (`--gpu`) probing and memory are of LLaVA-1.5-7B's architecture at full size with random weights.
 """
 
 from __future__ import annotations
 
+import argparse
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from benchmarks import clustering, memory, probing, pruning
+from benchmarks.results import RECORDED, read_targets
+from rcblib.records import ParameterError
 from rcblib.runs.command import INTERRUPTED, OneLineParser, run_command
+from rcblib.runs.files import read_json
 from rcblib.runs.options import results_folder
+from rcblib.runs.provenance import project_root
 
 CPU = {
     "probing-embedded": (probing.main, ""),
@@ -52,11 +61,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--output", type=results_folder, default=Path("results/benchmarks"), help="folder of the results"
     )
+    parser.add_argument(
+        "--record", action="store_true", help=f"run nothing, copy the results to {RECORDED}, which pages show"
+    )
     options = parser.parse_args(arguments)
     listed = GPU if options.gpu else CPU
     unknown = set(options.only or ()) - set(listed)
     if unknown:
         parser.error(f"--only: got {', '.join(sorted(unknown))}; accepted: {', '.join(listed)}")
+    if options.record:
+        return run_command("benchmarks", lambda: _record(options, listed))
     if options.gpu and not torch.cuda.is_available():
         parser.error("--gpu: got a machine without a GPU that torch can use; accepted: one with, or no --gpu")
     options.output.mkdir(parents=True, exist_ok=True)
@@ -69,8 +83,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         statuses.append(run([*shlex.split(words), "--output", str(options.output / f"{name}.json")]))
         print(f"{time.perf_counter() - start:.0f} s", flush=True)
         if statuses[-1] == INTERRUPTED:
-            break
+            return INTERRUPTED
+    targets = read_targets(options.output, list(listed))
+    print(f"\n{sum(target.met for target in targets)} of {len(targets)} targets are met", *targets, sep="\n")
     return max(statuses)
+
+
+def _record(options: argparse.Namespace, listed: dict[str, Any]) -> None:
+    """Copy results of a clean checkout to where pages read them."""
+    folder = project_root() / RECORDED
+    files = [path for name in options.only or listed if (path := options.output / f"{name}.json").is_file()]
+    dirty = [path.stem for path in files if read_json(path)["provenance"]["git_dirty"] is not False]
+    if dirty or not files:
+        given = f"results with uncommitted changes: {', '.join(dirty)}" if dirty else "no results"
+        raise ParameterError("record", given, "results that benchmarks wrote in a checkout without changes")
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in files:
+        shutil.copyfile(path, folder / path.name)
+    print(f"{len(files)} results in {RECORDED}")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import pandas as pd
 import torch
 
 from benchmarks.checkpoints import empty_model, picture_rows
@@ -23,15 +24,14 @@ from benchmarks.footprint import (
     measured_peak,
     prefill_bytes,
 )
+from benchmarks.results import write_measured
 from benchmarks.weights import ModelShape, weight_bytes
 from rcblib.mllm import adapter_for, load_model
 from rcblib.mllm.prompt import Prompt
 from rcblib.probe.perturbation import global_inputs
 from rcblib.pruners import RandomPruner
 from rcblib.runs.command import OneLineParser, run_command
-from rcblib.runs.files import write_json
 from rcblib.runs.options import results_file
-from rcblib.runs.provenance import provenance
 
 MIB = 2**20
 
@@ -152,10 +152,10 @@ def _measure(options: argparse.Namespace) -> None:
             f"{name:9} computed {result['computed'] / MIB:10.2f} MiB, "
             f"measured {result['measured'] / MIB:10.2f} MiB{took}"
         )
-    if options.output:
-        settings = {name: value for name, value in vars(options).items() if name != "output"}
-        settings |= {"storage": storage, "n_grids": n_grids, "n_visual": n_visual}
-        write_json(options.output, {"bytes": results, "settings": settings, "provenance": provenance()})
+    options = argparse.Namespace(**vars(options), storage=storage, n_grids=n_grids, n_visual=n_visual)
+    write_measured(
+        "memory", pd.DataFrame([{"what": name, **result} for name, result in results.items()]), options
+    )
 
 
 if __name__ == "__main__":

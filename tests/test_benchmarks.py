@@ -1,5 +1,7 @@
 """Run the benchmarks on small models: each prints what it compares."""
 
+import argparse
+import math
 from collections import Counter
 from pathlib import Path
 
@@ -10,9 +12,11 @@ import tiny
 import torch
 
 from benchmarks import __main__ as everything
-from benchmarks import clustering, memory, probing, pruning
+from benchmarks import clustering, memory, probing, pruning, results
 from rcblib.mllm import adapter_for
 from rcblib.pruners.registry import PRUNERS
+from rcblib.records import ParameterError
+from rcblib.runs.digest import code_digest
 from rcblib.runs.files import read_json
 
 
@@ -22,8 +26,8 @@ def test_memory_is_recorded_as_computed_and_as_measured_with_provenance(tmp_path
     memory.main(["--model", str(model), "--random", *size, "--output", str(tmp_path / "o.json")])
     results = read_json(tmp_path / "o.json")
     assert {"torch", "gpu", "git_commit"} <= set(results["provenance"])
-    assert set(results["bytes"]) == {"weights", "encode", "probe", "generate"}
-    assert all(entry["measured"] > 0 < entry["computed"] for entry in results["bytes"].values())
+    assert [row["what"] for row in results["memory"]] == ["weights", "encode", "probe", "generate"]
+    assert all(row["measured"] > 0 < row["computed"] for row in results["memory"])
 
 
 def test_probing_is_timed_beside_the_released_procedure_and_agrees(tmp_path, capsys):
@@ -37,9 +41,11 @@ def test_probing_is_timed_beside_the_released_procedure_and_agrees(tmp_path, cap
     assert {"torch", "gpu", "git_commit"} <= set(results["provenance"])
     rows = results["probing"]
     assert [row["level"] for row in rows] == list(probing.LEVELS.values())
-    for row, line in zip(rows, lines, strict=True):
+    verdicts = [line for line in lines[3:] if ": probing" in line]
+    for row, line in zip(rows, verdicts, strict=True):
         assert row["ratio"] == pytest.approx(row["released_ms"] / row["probe_ms"])
-        assert (f"falls short of {row['target']}" in line) == (row["ratio"] < row["target"])
+        assert f"at least {row['target']}x" in line
+        assert ("falls short: " in line) == (row["ratio"] < row["target"])
         assert 0 < row["floor_ms"] and row["n_compared"] == 4
         assert row["difference"] < 1e-4
 
@@ -64,14 +70,55 @@ def test_wrong_options_of_all_benchmarks_end_in_one_line(options, said, capsys):
 
 def test_all_benchmarks_write_a_file_each(tmp_path, monkeypatch, capsys):
     listed = {
-        "one": (lambda words: Path(words[-1]).write_text(words[0]) - 1, "a"),
+        "one": (lambda words: Path(words[-1]).write_text(words[0]) - 2, "{}"),
         "two": (lambda words: 2, ""),
     }
     monkeypatch.setattr(everything, "CPU", listed)
     everything.main(["--only", "one", "--output", str(tmp_path / "new" / "folder")])
-    assert (tmp_path / "new" / "folder" / "one.json").read_text() == "a"
-    assert "one: a" in capsys.readouterr().out
+    assert (tmp_path / "new" / "folder" / "one.json").read_text() == "{}"
+    assert "one: {}" in capsys.readouterr().out
     assert everything.main(["--output", str(tmp_path)]) == 2  # one that could not run, beside one that could
+
+
+def test_targets_of_all_parts_are_told_in_one_table_and_recorded_where_pages_read_them(
+    tmp_path, monkeypatch, capsys
+):
+    def measure(words, dirty=False):
+        options = argparse.Namespace(output=Path(words[-1]), seed=3)
+        monkeypatch.setattr(results, "provenance", lambda: MADE | {"git_dirty": dirty})
+        targets = [results.Target("speed", 12.0, 10, "at least", "x", "never said")]
+        targets += [results.Target("memory", 3.0, 2, "at most", " GB", "all is held")]
+        targets += [results.Target("chance", math.nan, 2)]
+        results.write_measured("probing", pd.DataFrame({"row": [1.5]}), options, targets)
+        return 0
+
+    monkeypatch.setattr(everything, "CPU", {"one": (measure, ""), "two": (lambda words: 0, "")})
+    monkeypatch.setattr(everything, "project_root", lambda: tmp_path / "project")
+    monkeypatch.setattr(results, "project_root", lambda: tmp_path / "project")
+    output = ["--output", str(tmp_path / "results")]
+    assert everything.main(output) == 0
+    said = capsys.readouterr().out.split("1 of 3 targets are met\n")[1].splitlines()
+    assert [line.split(", at ")[1] for line in said] == [
+        "least 10x: met", "most 2 GB: falls short: all is held", "least 2: falls short",
+    ]  # fmt: skip
+    assert results.recorded("one") is None and results.target_table(["one"]).empty
+    assert everything.main([*output, "--record"]) == 0
+    read = results.recorded("one")
+    assert read["probing"] == [{"row": 1.5}] and read["settings"] == {"seed": 3}
+    assert read["code"] == code_digest("benchmarks.probing")
+    table = results.target_table(["one", "two"])
+    assert table["met"].tolist() == [True, False, False] and set(table["cpu"]) == {"a processor"}
+    measure([str(tmp_path / "results" / "one.json")], dirty=True)
+    assert everything.main([*output, "--record"]) == 2
+    assert "record: got 'results with uncommitted changes: one'" in capsys.readouterr().err
+
+
+def test_a_target_has_a_side():
+    with pytest.raises(ParameterError, match="kind: got 'above'"):
+        results.Target("speed", 1, 2, "above")
+
+
+MADE = {"cpu": "a processor", "gpu": "none", "date": "2026", "git_commit": "0"}
 
 
 def test_the_released_procedure_encodes_twice_and_generates_eight_tokens():
