@@ -122,7 +122,7 @@ def target_table(parts: Iterable[str]) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        One row a target: ``part``, the fields of `Target`, ``met``, and ``cpu``, ``gpu``, ``date``, ``commit`` of the run.
+        One row a target: ``part``, the fields of `Target`, ``met``, and ``cpu``, ``gpu``, ``date``, ``commit`` of it.
     """
     rows = []
     for part in parts:
