@@ -11,8 +11,8 @@ from messages import one_line
 from picture_files import masks_of, save_picture, write_json
 from pycocotools import mask as coco_mask
 
-from rcblib.data.annotations import run_lengths
 from rcblib.data.coco import CocoDataset
+from rcblib.data.masks import run_lengths
 from rcblib.records import ImageError, ParameterError
 
 SQUARE = [0, 0, 20, 0, 20, 20, 0, 20]

@@ -15,12 +15,12 @@ from rcblib.data.annotations import (
     Images,
     Instances,
     complete,
-    covers_nothing,
     read_instances,
     read_records,
 )
 from rcblib.data.base import Dataset, check_limit, existing_folder
 from rcblib.data.layout import Files, annotation_files, find_image, resolve_split
+from rcblib.data.masks import covers_nothing
 from rcblib.data.photos import check_on_error, read_image, upright_size
 from rcblib.records import ImageError, ImageId, ParameterError, Sample
 
