@@ -17,7 +17,7 @@ from messages import one_line
 
 from rcblib.records import ParameterError
 from rcblib.runs import provenance as provenance_module
-from rcblib.runs.errors import first_line
+from rcblib.runs.errors import in_one_line
 from rcblib.runs.files import (
     atomic_path,
     atomic_write,
@@ -201,10 +201,14 @@ def test_sha256_of_a_file(tmp_path):
 
 @pytest.mark.parametrize(
     ("error", "line"),
-    [(OSError("cut off\nat byte 3"), "cut off"), (EOFError(), "EOFError"), (OSError("x" * 300), "x" * 160)],
+    [
+        (OSError("cut off\n  at byte 3\n"), "cut off at byte 3"),
+        (EOFError(), "EOFError"),
+        (OSError("x" * 300), "x" * 198 + " …"),
+    ],
 )
-def test_first_line_of_an_error(error, line):
-    assert first_line(error) == line
+def test_an_error_of_others_is_told_in_one_line(error, line):
+    assert in_one_line(error) == line
 
 
 def test_table_round_trip(tmp_path):

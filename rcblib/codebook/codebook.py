@@ -17,7 +17,7 @@ import torch
 from rcblib.codebook.files import DESCRIPTION_FILE, HUB_ID, find_codebook, read_codebook, write_codebook
 from rcblib.codebook.released import read_released, released_registry
 from rcblib.records import CodebookError, ImageId, ParameterError
-from rcblib.runs.errors import first_line
+from rcblib.runs.errors import in_one_line
 from rcblib.runs.files import to_plain
 from rcblib.runs.paths import user_path
 from rcblib.tensors.scoring import UnitPrototypes
@@ -192,7 +192,7 @@ class Codebook:
         try:
             return cls(prototypes, **facts)
         except (TypeError, ParameterError) as error:
-            raise CodebookError(f"codebook {folder.name!r}: damaged ({first_line(error)})") from None
+            raise CodebookError(f"codebook {folder.name!r}: damaged ({in_one_line(error)})") from None
 
     def push_to_hub(
         self,

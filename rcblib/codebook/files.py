@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from rcblib.records import ChecksumError, CodebookError, ParameterError
-from rcblib.runs.errors import first_line
+from rcblib.runs.errors import in_one_line
 from rcblib.runs.files import atomic_write, read_json, write_json
 from rcblib.runs.paths import user_path
 from rcblib.runs.provenance import FROM_CHECKOUT, project_root
@@ -190,7 +190,7 @@ def read_codebook(folder: str | os.PathLike) -> tuple[torch.Tensor, dict[str, An
     try:
         prototypes = safetensors.torch.load(data)["prototypes"]
     except (safetensors.SafetensorError, KeyError) as error:
-        raise CodebookError(f"codebook {folder.name!r}: damaged ({first_line(error)})") from None
+        raise CodebookError(f"codebook {folder.name!r}: damaged ({in_one_line(error)})") from None
     found = (list(prototypes.shape), str(prototypes.dtype).removeprefix("torch."))
     if found != (shape, dtype):
         raise CodebookError(f"codebook {folder.name!r}: holds {found}, its description says {(shape, dtype)}")

@@ -15,7 +15,7 @@ import torch
 from rcblib.codebook.criterion import PRESETS
 from rcblib.codebook.files import released_registry
 from rcblib.records import ChecksumError, CodebookError
-from rcblib.runs.errors import first_line
+from rcblib.runs.errors import in_one_line
 from rcblib.runs.files import file_sha256, read_json
 from rcblib.runs.paths import user_path
 from rcblib.runs.provenance import FROM_CHECKOUT
@@ -104,7 +104,7 @@ def load_released_tensor(path: str | os.PathLike) -> torch.Tensor:
     except Exception as error:  # what is no pickle at all ends anywhere in its reader
         is_told = isinstance(error, OSError | EOFError | RuntimeError | ValueError | zipfile.BadZipFile)
         # torch's own words advise to unpickle the file all the same.
-        reason = first_line(error) if is_told else "damaged, or an object, which is never unpickled"
+        reason = in_one_line(error) if is_told else "damaged, or an object, which is never unpickled"
         raise CodebookError(f"{path.name}: no readable tensor file ({reason})") from None
     if not isinstance(tensor, torch.Tensor):
         raise CodebookError(f"{path.name}: holds {type(tensor).__name__}; accepted: one tensor")
@@ -148,7 +148,7 @@ def _read_image_ids(path: Path) -> tuple[int, ...]:
     try:
         return tuple(int(image_id) for image_id in read_json(path))
     except (ValueError, TypeError) as error:
-        raise CodebookError(f"{path.name}: no list of image ids ({first_line(error)})") from None
+        raise CodebookError(f"{path.name}: no list of image ids ({in_one_line(error)})") from None
 
 
 def _fetch(entry: Mapping[str, Any], folder: Path) -> Path:
@@ -171,7 +171,7 @@ def _fetch(entry: Mapping[str, Any], folder: Path) -> Path:
         )
     except OSError as error:  # those of the connection among them
         raise CodebookError(
-            f"{address}: download failed ({first_line(error)}); fetch it by hand and pass its path"
+            f"{address}: download failed ({in_one_line(error)}); fetch it by hand and pass its path"
         ) from None
     except ValueError as error:
         raise ChecksumError(f"{address}: {error}") from None

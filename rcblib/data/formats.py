@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 
 from rcblib.records import ImageError
-from rcblib.runs.errors import first_line
+from rcblib.runs.errors import in_one_line
 
 with contextlib.suppress(ImportError):  # an extra; with it Pillow reads the photos of iPhones
     import pillow_heif
@@ -97,4 +97,4 @@ def unreadable_because(path: str | os.PathLike, error: Exception) -> str:
         with open(path, "rb") as file:
             if file.read(12)[4:] in (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypmsf1"):
                 return "HEIC, which is read where pillow-heif is installed"
-    return first_line(error)
+    return in_one_line(error)

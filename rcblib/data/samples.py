@@ -12,7 +12,7 @@ import PIL.Image
 from rcblib.data.base import AnySample
 from rcblib.data.photos import check_on_error, together
 from rcblib.records import ImageError, ImageId, ParameterError, Sample
-from rcblib.runs.errors import first_line
+from rcblib.runs.errors import in_one_line
 from rcblib.tensors.pictures import as_rgb
 
 
@@ -153,7 +153,7 @@ def load_pictures(sample: AnySample) -> list[PIL.Image.Image]:
             raise
         raise ImageError(f"{noun}: {name!r}: {str(error).partition(': ')[2]}") from None
     except Exception as error:  # whatever a dataset's loader raises
-        reason = f"{type(error).__name__}: {first_line(error)}"
+        reason = f"{type(error).__name__}: {in_one_line(error)}"
         raise ImageError(f"{noun}: {name!r} cannot be read ({reason})") from error
     if len(pictures) != sample.n_images:
         raise ImageError(f"{noun}: {name!r} has {len(pictures)}; accepted: {sample.n_images}, as it says")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import textwrap
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 from transformers.utils import find_adapter_config_file
 
 from rcblib.records import ParameterError, UnsupportedModelError
+from rcblib.runs.errors import in_one_line
 from rcblib.runs.files import read_json
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -44,9 +44,9 @@ _N_NAMED = 4
 
 
 def cannot_be_loaded(name: str | Path, reason: Exception | str) -> UnsupportedModelError:
-    """Return the error of a model that cannot be loaded; the error of another library is shortened to one line."""
+    """Return the error of a model that cannot be loaded; the error of another library in one line."""
     if isinstance(reason, Exception):
-        reason = textwrap.shorten(str(reason) or type(reason).__name__, 200, placeholder=" …")
+        reason = in_one_line(reason)
     return UnsupportedModelError(f"model: {str(name)!r} cannot be loaded: {reason}")
 
 

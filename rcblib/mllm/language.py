@@ -16,7 +16,7 @@ from rcblib.mllm.placement import module_device
 from rcblib.mllm.prefix import SharedPrefix
 from rcblib.mllm.prompt import AssembledPrompt, Batch, Prompt, VisualRows
 from rcblib.records import ParameterError, UnsupportedModelError
-from rcblib.runs.errors import first_line, is_out_of_memory
+from rcblib.runs.errors import in_one_line, is_out_of_memory
 from rcblib.tensors.checks import check_integer
 
 OneVisual = torch.Tensor | VisualRows
@@ -143,7 +143,7 @@ class LanguageSide(ABC):
                 [{"role": "user", "content": content}], chat_template=template, add_generation_prompt=True
             )
         except TemplateError as error:
-            given = f"a chat template that fails ({first_line(error)})"
+            given = f"a chat template that fails ({in_one_line(error)})"
             raise ParameterError("processor", given, "one whose template writes a user's message") from None
 
     def prompt_ids(self, prompt: str) -> list[int]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+_N_CHARACTERS = 200
 
-def first_line(error: BaseException) -> str:
-    """Shorten an error of another library to its first line, at most 160 characters."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:160]
+
+def in_one_line(error: BaseException) -> str:
+    """Write what an error of another library says in one line of at most 200 characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= _N_CHARACTERS else f"{text[: _N_CHARACTERS - 2]} …"
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rcblib.records import ParameterError
-from rcblib.runs.errors import first_line
+from rcblib.runs.errors import in_one_line
 from rcblib.runs.paths import user_path
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:  # which a full disk raises without saying where
-        raise OSError(error.errno, error.strerror or first_line(error), str(path)) from error
+        raise OSError(error.errno, error.strerror or in_one_line(error), str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -212,6 +212,6 @@ def read_table(path: str | os.PathLike) -> tuple[pd.DataFrame, dict[str, Any]]:
     except (pa.ArrowInvalid, pa.ArrowIOError) as error:
         if not path.is_file():
             raise
-        accepted = f"a readable Parquet file ({first_line(error)})"
+        accepted = f"a readable Parquet file ({in_one_line(error)})"
         raise ParameterError("Parquet file", path.name, accepted) from None
     return table.to_pandas(), json.loads((table.schema.metadata or {}).get(_METADATA_KEY, b"{}"))

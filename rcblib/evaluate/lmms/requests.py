@@ -16,7 +16,7 @@ from rcblib.data.photos import read_image
 from rcblib.data.video import VideoFile, is_film
 from rcblib.mllm import Adapter
 from rcblib.records import ImageError, ParameterError
-from rcblib.runs.errors import first_line
+from rcblib.runs.errors import in_one_line
 from rcblib.runs.paths import user_path
 from rcblib.tensors.pictures import as_rgb
 
@@ -88,7 +88,7 @@ def read_question(
             (videos if isinstance(picture, tuple) else images).append(picture)
     except (Exception, SystemExit) as error:  # whatever a task's own function raises
         is_ours = isinstance(error, ParameterError | ImageError)
-        reason = error if is_ours else f"{type(error).__name__}: {first_line(error)}"
+        reason = error if is_ours else f"{type(error).__name__}: {in_one_line(error)}"
         raise ImageError(f"task {task!r}, document {doc_id}: {reason}") from error
     prompt = write_prompt(adapter, context, len(images), len(videos))
     return PicturedPrompt(prompt, images, videos, dict(settings), doc_id)
