@@ -110,6 +110,20 @@ def test_weights_of_another_shape_are_named(folder):
     assert "(1): model.multi_modal_projector.linear_1.weight 40x33 instead of 40x32" in refused(folder)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_weights_that_are_no_numbers_are_named(folder, value):
+    name = "multi_modal_projector.linear_1.bias"
+
+    def broken(held):
+        held[name][3] = value
+        return held
+
+    change_weights(folder, broken)
+    assert refused(folder).endswith(f"weights that are NaN or infinite (1): model.{name}")
+    change_weights(folder, lambda held: held | {name: torch.full_like(held[name], 65504).half()})
+    load_model(folder, dtype="float16")  # the largest numbers of a format are numbers
+
+
 @pytest.mark.parametrize(
     ("n_layers", "named"), [(1, "model without the weights in it (9)"), (3, "weights (9)")]
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 from collections.abc import Collection, Mapping, Sequence
@@ -12,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 from transformers.utils import find_adapter_config_file
 
+from rcblib.mllm.placement import weights_by_name
 from rcblib.records import ParameterError, UnsupportedModelError
 from rcblib.runs.errors import in_one_line
 from rcblib.runs.files import read_json
@@ -189,13 +191,15 @@ def _begins_with(path: Path, start: bytes) -> bool:
         return file.read(len(start)) == start
 
 
-def check_loaded(name: str | Path, report: Mapping[str, Collection[Any]]) -> None:
-    """Raise where weights were missing in a checkpoint, of another shape, or those of another model.
+def check_loaded(name: str | Path, model: Any, report: Mapping[str, Collection[Any]]) -> None:
+    """Raise where weights were missing in a checkpoint, of another shape, of another model, NaN or infinite.
 
     Parameters
     ----------
     name : str or path-like
         The model as the user named it.
+    model : transformers.PreTrainedModel
+        As it was loaded.
     report : Mapping
         What `from_pretrained` says with ``output_loading_info``: ``missing_keys`` (without weights that are tied to
         others), ``mismatched_keys`` and ``unexpected_keys``.
@@ -235,6 +239,19 @@ def check_loaded(name: str | Path, report: Mapping[str, Collection[Any]]) -> Non
             f"model: {str(name)!r} holds weights that its config does not ask for ({len(others)}): {_named(others)}",
             stacklevel=3,
         )
+    _check_finite(name, model)
+
+
+def _check_finite(name: str | Path, model: Any) -> None:
+    """Raise where weights are NaN or infinite; those of less than 16 bits are not looked at."""
+    weights = ((key, weight.detach()) for key, weight in weights_by_name(model))
+    numbers = (
+        (key, own) for key, own in weights if own.is_floating_point() and own.itemsize > 1 and own.numel()
+    )
+    # The least and the largest value are NaN where any is; a sum could overflow, and more takes seconds at 7B.
+    broken = [key for key, own in numbers if not all(map(math.isfinite, map(float, own.aminmax())))]
+    if broken:
+        raise cannot_be_loaded(name, f"weights that are NaN or infinite ({len(broken)}): {_named(broken)}")
 
 
 def check_processor(name: str | Path, processor: Any, model_type: str, image_token_id: int) -> None:

@@ -166,7 +166,7 @@ def load_model(
                 output_loading_info=True,
                 **placement,
             )
-        check_loaded(name_or_path, report)
+        check_loaded(name_or_path, model, report)
         processor = _processor(source, _adapter_class(config["model_type"]).processor_class)
     except UnsupportedModelError:
         raise
