@@ -246,8 +246,21 @@ def _questions(options: argparse.Namespace, samples: Sequence[AnySample]) -> lis
     return [question for of_task in drawn for question in of_task]
 
 
+def _fitting(options: argparse.Namespace, adapter: Any, samples: Sequence[AnySample]) -> Sequence[AnySample]:
+    """Leave out images of shapes that the processor refuses, where that is asked for."""
+    from rcblib.data.samples import fitting
+    from rcblib.data.skipped import record_skipped
+
+    if options.on_error == "stop":
+        return samples
+    left, skipped = fitting(samples, adapter.size_limit)
+    record_skipped(options.folder, skipped)
+    return left
+
+
 def _gates(options: argparse.Namespace) -> None:
     from rcblib.evaluate.gates import ANSWERS, conditions, measure_gates, part_of
+    from rcblib.mllm import adapter_for
     from rcblib.runs.files import write_table
     from rcblib.runs.shards import Shard
 
@@ -256,6 +269,8 @@ def _gates(options: argparse.Namespace) -> None:
     samples = _samples(options)
     questions = _questions(options, samples)
     model, processor = _model(options, samples)
+    fitting = _fitting(options, adapter_for(model, processor), samples)
+    samples, questions = fitting, questions if fitting is samples else _questions(options, fitting)
     table, facts = measure_gates(
         model,
         processor,
@@ -301,16 +316,19 @@ def _evaluate(options: argparse.Namespace) -> None:
     samples = _samples(options)
     questions = _questions(options, samples)
     model, processor = _model(options, samples)
+    adapter = adapter_for(model, processor)
+    fitting = _fitting(options, adapter, samples)
+    samples, questions = fitting, questions if fitting is samples else _questions(options, fitting)
     if not options.pruner:  # those that nobody named are left out where they do not fit
-        offers = adapter_for(model).offers
+        offers = adapter.offers
         unfit = [name for name, given in pruners.items() if any(own.signals - offers for own in given)]
         pruners = {name: given for name, given in pruners.items() if name not in unfit}
         if unfit:
             print(f"Left out, as the vision encoder has not what they need: {', '.join(unfit)}", flush=True)
     if options.n_calibration:
         others = {"split": options.calibration_split, "n_images": options.n_calibration}
-        calibration = _samples(argparse.Namespace(**vars(options) | others))
-        book, adapter = load_codebook(options.codebook), adapter_for(model, processor)
+        calibration = _fitting(options, adapter, _samples(argparse.Namespace(**vars(options) | others)))
+        book = load_codebook(options.codebook)
         cuts = calibrated_cut_offs(adapter, book, calibration, options.retain_ratio, options.batch_size)
         pruners |= cut_off_pruners(book, cuts)
     frame, facts = evaluate_parts(

@@ -9,6 +9,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import tiny
+from families import FAMILIES
+from picture_files import save_picture
 from pruner_examples import First, Smaller
 
 from rcblib import __version__
@@ -187,6 +189,32 @@ def test_what_was_evaluated_is_found_again_by_name_of_what_it_depends_on(model, 
     options = {"max_new_tokens": 2, "folder": tmp_path / "kept", "progress": False}
     evaluate_grid(*load_model(model), asked, samples, pruners, **options)
     assert sorted((tmp_path / "kept").iterdir()) == before
+
+
+def test_images_that_the_processor_refuses_are_left_out_of_questions(tmp_path, capsys):
+    model = str(tiny.save(tmp_path / "model", *FAMILIES["qwen2_5_vl"].build()))
+    sizes = [(96, 90), (804, 4), (96, 90)]
+    images = [{"id": i, "file_name": f"{i}.png", "width": w, "height": h} for i, (w, h) in enumerate(sizes)]
+    objects = [
+        {"id": i, "image_id": i, "category_id": 1 + (i > 0), "segmentation": [[0, 0, 60, 0, 60, 3, 0, 3]]}
+        for i in range(len(sizes))
+    ]
+    categories = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
+    coco = {"images": images, "annotations": objects, "categories": categories}
+    for image in images:
+        save_picture(tmp_path / "coco" / image["file_name"], (image["width"], image["height"]))
+    (tmp_path / "coco" / "instances_val.json").write_text(json.dumps(coco), encoding="utf-8")
+    for command in ("evaluate", "gates"):
+        options = ["--model", model, "--images", str(tmp_path / "coco"), "--folder", str(tmp_path / command)]
+        options += ["--tasks", "yes_no", "--retain-ratio", "0.5", "--max-new-tokens", "2"]
+        capsys.readouterr()
+        assert main([command, *options]) == 2
+        assert "'1.png' is 804 x 4 px" in capsys.readouterr().err.splitlines()[-1]
+        assert main([command, *options, "--on-error", "skip", "--table", str(tmp_path / "all.parquet")]) == 0
+        assert capsys.readouterr().err.count("left out: image: '1.png' is 804 x 4 px") == 1
+        assert set(read_table(tmp_path / "all.parquet")[0]["image_id"]) == {0, 2}
+        noted = [json.loads(path.read_text()) for path in (tmp_path / command / "skipped").iterdir()]
+        assert [entry["image_id"] for entry in noted] == [1]
 
 
 def test_evaluate_calibrates_cut_offs_on_other_images(model, tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import PIL.Image
@@ -112,26 +112,54 @@ def identified(
     errors: dict[ImageId, ImageError] = {}
     for sample in samples:
         try:
-            for size in {(known.width, known.height) for known in by_picture(sample)} if limit else ():
-                if broken := limit(*size):
-                    raise ImageError(f"image: {_name(sample)!r} is {_by(size)} px; {broken}")
+            if limit:
+                _check_limit(sample, limit)
             identities[sample.image_id] = sample_identity(sample)
         except ImageError as error:
             errors[sample.image_id] = error
-    if errors and (on_error == "stop" or not identities):
-        raise together(errors.values(), len(samples))
-    if errors:
-        warnings.warn(f"left out: {together(errors.values(), len(samples))}", stacklevel=3)
-    return identities, {image_id: str(error) for image_id, error in errors.items()}
+    return identities, _left_out(errors, len(samples), on_error)
 
 
 def usable(
     samples: Sequence[AnySample], limit: Callable[[int, int], str] | None = None
 ) -> tuple[Sequence[AnySample], dict[ImageId, str]]:
     """Load every sample once; return those that can be used, and id to the reason of the others, as `identified`."""
-    identities, skipped = identified(samples, "skip", limit)
+    return _without(samples, identified(samples, "skip", limit)[1])
+
+
+def fitting(
+    samples: Sequence[AnySample], limit: Callable[[int, int], str]
+) -> tuple[Sequence[AnySample], dict[ImageId, str]]:
+    """Return the samples within a limit, and id to the reason of the others, as `usable`; nothing is loaded."""
+    errors = {}
+    for sample in samples:
+        try:
+            _check_limit(sample, limit)
+        except ImageError as error:
+            errors[sample.image_id] = error
+    return _without(samples, _left_out(errors, len(samples), "skip"))
+
+
+def _check_limit(sample: AnySample, limit: Callable[[int, int], str]) -> None:
+    for size in {(known.width, known.height) for known in by_picture(sample)}:
+        if broken := limit(*size):
+            raise ImageError(f"image: {_name(sample)!r} is {_by(size)} px; {broken}")
+
+
+def _left_out(errors: Mapping[ImageId, ImageError], n_samples: int, on_error: str) -> dict[ImageId, str]:
+    """Say what is left out and why; raise where it stops the run, or leaves none."""
+    if errors and (on_error == "stop" or len(errors) == n_samples):
+        raise together(errors.values(), n_samples)
+    if errors:
+        warnings.warn(f"left out: {together(errors.values(), n_samples)}", stacklevel=4)
+    return {image_id: str(error) for image_id, error in errors.items()}
+
+
+def _without(
+    samples: Sequence[AnySample], skipped: dict[ImageId, str]
+) -> tuple[Sequence[AnySample], dict[ImageId, str]]:
     if skipped:
-        samples = [sample for sample in samples if sample.image_id in identities]
+        samples = [sample for sample in samples if sample.image_id not in skipped]
     return samples, skipped
 
 
