@@ -14,14 +14,21 @@ from PIL import Image
 
 from rcblib.__main__ import main
 from rcblib.data.photos import PhotoFolder, PhotoGroup
-from rcblib.data.samples import usable
+from rcblib.data.samples import fitting, usable
 from rcblib.evaluate.grid import evaluate
 from rcblib.mllm import adapter_for
 from rcblib.mllm.loading import ADAPTERS
 from rcblib.probe.config import ProbeConfig
 from rcblib.probe.run import probe
 from rcblib.probe.store import probe_dataset, read_probe, shared_probe
-from rcblib.records import ImageError, ParameterError, Question, Sample, SequenceSample
+from rcblib.records import (
+    ImageError,
+    ParameterError,
+    Question,
+    Sample,
+    SequenceSample,
+    UnsupportedModelError,
+)
 from rcblib.runs.agreement import compare_with_record
 from rcblib.runs.files import write_table
 from rcblib.runs.records import merge_tables, read_record, write_record
@@ -212,6 +219,36 @@ def test_damaged_photos_are_skipped_where_that_is_asked_for_and_kept_on_record(p
         probe_dataset(*pair, lost, CONFIG, tmp_path / "out", on_error="skip")
 
 
+def test_results_do_not_go_into_the_folder_of_the_photos(pair, photos, tmp_path, capsys):
+    with pytest.raises(
+        ParameterError, match="folder: got .*which holds the images.*accepted: another folder"
+    ):
+        probe_dataset(*pair, PhotoFolder(photos), CONFIG, f"{photos}/../{photos.name}")
+    for name in (str(photos), f"group:{photos}", f"video:{photos}"):
+        options = ["--model", "none", "--folder", str(photos)]
+        assert main(["probe", *options, "--images", name]) == 2
+        assert "which holds the images" in capsys.readouterr().err
+    assert not [path for path in photos.iterdir() if path.suffix not in (".png", ".jpg")]
+    with pytest.warns(UserWarning, match="passed over: 1"):
+        (photos / "results").mkdir()
+        probe_dataset(*pair, PhotoFolder(photos), CONFIG, photos / "results", progress=False)
+
+
+def test_a_picture_that_moves_is_a_video_alone_and_its_first_moment_in_a_folder(pair, photos):
+    first, second = tiny.random_images(2)
+    first.save(photos / "a.gif", save_all=True, append_images=[second])
+    first.save(photos / "a.webp", lossless=True)
+    for name in photos / "a.gif", str(photos / "a.gif"):
+        with pytest.raises(
+            UnsupportedModelError, match="video: the model's family, 'llava', takes images only"
+        ):
+            probe(*pair, name)
+    with pytest.warns(UserWarning, match="images: 1 of 5 move, first 'a.gif'; the first moment is read"):
+        samples = PhotoFolder(photos)
+    assert probe(*pair, samples[0], positions=[3])["entropy"].notna().all()
+    assert probe(*pair, photos / "a.webp", positions=[3])["entropy"].notna().all()
+
+
 def test_the_command_line_stops_or_skips(pair, photos, tmp_path, capsys):
     model = str(tiny.save(tmp_path / "model", *pair))
     capsys.readouterr()
@@ -258,6 +295,9 @@ def test_photos_that_the_processor_or_probing_cannot_take_are_named_before_any_w
     with pytest.warns(UserWarning, match="left out: images: 2 of 6"):
         kept, skipped = usable(samples, adapter.size_limit)
     assert list(skipped) == ["high.png", "long.png"]
+    with pytest.warns(UserWarning, match="left out: images: 2 of 6"):
+        left, unfit = fitting(samples, adapter.size_limit)
+    assert unfit == skipped and [own.image_id for own in left] == [own.image_id for own in kept]
     for sample in kept:
         assert adapter.grid_of(*sample.image.size) == adapter.encode([sample.image])[0].views[0].grid
 

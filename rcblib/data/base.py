@@ -11,7 +11,7 @@ from typing import Generic, TypeVar, overload
 
 import numpy as np
 
-from rcblib.records import ImageError, Sample, SequenceSample
+from rcblib.records import ImageError, ParameterError, Sample, SequenceSample
 from rcblib.runs.paths import user_path
 from rcblib.tensors.checks import check_integer
 
@@ -27,8 +27,11 @@ class Dataset(Sequence[SampleT], ABC, Generic[SampleT]):
     ----------
     skipped : Mapping
         File name to the reason for each image that was left out because it could not be read.
+    folder : pathlib.Path or None
+        Where the images lie, of a dataset of files.
     """
 
+    folder: Path | None = None
     skipped: Mapping[str, str] = MappingProxyType({})
 
     @abstractmethod
@@ -62,6 +65,16 @@ def existing_folder(folder: str | os.PathLike) -> Path:
         state = "which is a file" if path.exists() else "which does not exist"
         raise ImageError(f"folder: got {str(folder)!r}, {state}; accepted: an existing folder of images")
     return path
+
+
+def check_apart(images: Path | None, results: Path) -> None:
+    """Raise a `ParameterError` where results are to go into the folder of the images: some would be taken for images.
+
+    A folder inside it is passed over when the images are read.
+    """
+    if images is not None and results.is_dir() and results.samefile(images):
+        accepted = "another folder, which may lie in that of the images"
+        raise ParameterError("folder", f"{str(results)!r} for results, which holds the images", accepted)
 
 
 def check_limit(n: int | None) -> int | None:

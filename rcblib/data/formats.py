@@ -34,6 +34,9 @@ PHOTO_SUFFIXES = tuple(
 )
 """Endings of the names of photos, in lower case: those of all formats that the installed Pillow reads."""
 
+_ANIMATIONS = ("AVIF", "GIF", "PNG", "WEBP")
+"""Formats whose further frames are moments; those of others are pages, or previews of the same photo."""
+
 _N_NAMED = 5
 
 
@@ -55,7 +58,7 @@ def photos_in(folder: Path) -> list[Path]:
     """
     entries = sorted(folder.iterdir())
     shown = [path for path in entries if not path.name.startswith(".")]
-    found = [path for path in shown if path.is_file() and _is_photo(path)]
+    found = [path for path in shown if path.is_file() and is_photo(path)]
     passed_over = sorted({*shown} - {*found})
     told = _told(passed_over, len(entries) - len(shown))
     if not found:
@@ -70,7 +73,17 @@ def photos_in(folder: Path) -> list[Path]:
     return found
 
 
-def _is_photo(path: Path) -> bool:
+def is_moving(path: Path) -> bool:
+    """Tell whether a file is a picture that moves, whatever its name."""
+    try:
+        with Image.open(path) as image:
+            return image.format in _ANIMATIONS and getattr(image, "is_animated", False)
+    except Exception:  # who reads it says what is wrong
+        return False
+
+
+def is_photo(path: Path) -> bool:
+    """Tell whether a file is a photo, by the end of its name or by how it begins."""
     if path.suffix.lower() in PHOTO_SUFFIXES:
         return True
     try:

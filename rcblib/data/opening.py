@@ -8,13 +8,13 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from rcblib.data.base import AnySample, Dataset
+from rcblib.data.base import AnySample, Dataset, check_apart
 from rcblib.data.coco import CocoDataset
 from rcblib.data.layout import annotation_files, dataset_of
 from rcblib.data.photos import PhotoFolder, PhotoGroup
 from rcblib.data.samples import usable
 from rcblib.data.skipped import record_skipped
-from rcblib.data.video import N_FRAMES, VIDEO_SUFFIXES, VideoFile
+from rcblib.data.video import N_FRAMES, VideoFile, is_video
 from rcblib.records import ImageError, ImageId, ParameterError, Sample, SequenceSample
 from rcblib.runs.paths import user_path
 
@@ -40,9 +40,10 @@ def open_dataset(
     ----------
     name_or_path : str or path
         A world's name (entry points of `WORLD_GROUP`), such as ``"scenes"`` of the drawn ones; ``"coco:<folder>"``;
-        ``"group:<folder>"``, its photos as one group; ``"video:<path>"``, or a path alone that ends in one of
-        `VIDEO_SUFFIXES`; a folder in COCO's format (it holds ``instances_*.json``, ``captions_*.json`` or the Karpathy
-        file, in itself or in ``annotations/``), or one of these files, which says the split; any other folder: photos.
+        ``"group:<folder>"``, its photos as one group; ``"video:<path>"``, or the path alone of a film or of a
+        picture that moves; a folder in COCO's format (it holds ``instances_*.json``, ``captions_*.json`` or the
+        Karpathy file, in itself or in ``annotations/``), or one of these files, which says the split; any other
+        folder: photos.
     split : str, optional
         As the dataset names it; ``"validation"`` for scenes if left out. Photos and video files have none, and it is
         passed over.
@@ -104,18 +105,31 @@ def open_noted(
     """Open a dataset as `open_dataset`; a folder of results keeps in ``skipped/`` which images were left out, and why.
 
     With ``"skip"`` every image is decoded once. What was noted of images that can be read now is taken away.
+
+    Raises
+    ------
+    ImageError, ParameterError
+        As `open_dataset`; also if the folder of results is that of the images.
     """
+    check_apart(folder_of(name_or_path), folder)
     opened = open_dataset(name_or_path, split, n, seed=seed, on_error=on_error)
     samples, unread = (opened, {}) if on_error == "stop" else usable(opened)
     record_skipped(folder, {**opened.skipped, **unread}, (sample.image_id for sample in samples))
     return samples
 
 
+def folder_of(name_or_path: str | os.PathLike) -> Path | None:
+    """Return the folder that `open_dataset` reads for a name; ``None`` where it reads a file, a world or nothing."""
+    name = os.fspath(name_or_path)
+    prefix = next((prefix for prefix in PREFIXES if name.startswith(prefix)), "")
+    path = user_path(name.removeprefix(prefix), "images")
+    return path if name not in entry_points(group=WORLD_GROUP).names and path.is_dir() else None
+
+
 def _video_path(name: str) -> Path | None:
-    """Return the video that a name stands for, where it does: by its prefix, or by the suffix of a file."""
+    """Return the video that a name stands for, where it does: by its prefix, or as a file that is one."""
     path = user_path(name.removeprefix("video:"), "images")
-    is_video = name.startswith("video:") or path.is_file() and path.suffix.lower() in VIDEO_SUFFIXES
-    return path if is_video else None
+    return path if name.startswith("video:") or path.is_file() and is_video(path) else None
 
 
 def open_images(

@@ -15,7 +15,7 @@ from typing import Any
 from PIL import Image, ImageFile
 
 from rcblib.data.base import Dataset, check_limit, existing_folder
-from rcblib.data.formats import photos_in, unreadable_because
+from rcblib.data.formats import is_moving, photos_in, unreadable_because
 from rcblib.records import ImageError, ParameterError, Sample, SequenceSample
 from rcblib.runs.paths import user_path
 from rcblib.tensors.pictures import as_rgb, is_sideways
@@ -28,7 +28,8 @@ class PhotoFolder(Dataset[Sample]):
     """Read the photos of a folder, sorted by file name; nothing is known of what they show.
 
     A photo's id is its file name: it stays the same when others come or go. Photos are turned upright as their EXIF
-    tag says. Every one that is used is decoded once at the start, so that damaged files stop the run before it begins.
+    tag says; of one that moves the first moment is read, and a warning counts these. Every one that is used is decoded
+    once at the start, so that damaged files stop the run before it begins.
 
     Parameters
     ----------
@@ -164,8 +165,10 @@ def _open_photos(
     check_on_error(on_error)
     paths = sorted(photos_in(checked), key=key)
     if on_error == "stop":
-        return checked, upright_sizes(paths[:n]), {}
-    sizes: dict[Path, tuple[int, int]] = {}
+        sizes = upright_sizes(paths[:n])
+        _tell_moving(sizes)
+        return checked, sizes, {}
+    sizes = {}
     errors: dict[str, ImageError] = {}
     for path in paths:
         if len(sizes) == n:
@@ -179,7 +182,19 @@ def _open_photos(
         if not sizes:
             raise told
         warnings.warn(f"left out: {told}", stacklevel=3)
+    _tell_moving(sizes)
     return checked, sizes, {name: str(error) for name, error in errors.items()}
+
+
+def _tell_moving(paths: Collection[Path]) -> None:
+    """Warn of pictures that move, of which the first moment is read."""
+    names = [repr(plain_name(path)) for path in paths if is_moving(path)]
+    if names:
+        warnings.warn(
+            f"images: {len(names)} of {len(paths)} move, first {names[0]}; the first moment is read, all of them with "
+            "video:<file>",
+            stacklevel=4,
+        )
 
 
 def upright_sizes(paths: Sequence[Path]) -> dict[Path, tuple[int, int]]:

@@ -12,14 +12,15 @@ from typing import Any
 from PIL import Image, ImageSequence
 
 from rcblib.data.base import Dataset, evenly_spread
-from rcblib.data.formats import PHOTO_SUFFIXES, photos_in
+from rcblib.data.formats import is_moving, is_photo, photos_in
 from rcblib.data.photos import natural_order, plain_name, read_images, readable, upright_sizes
 from rcblib.records import ImageError, Sample, SequenceSample
 from rcblib.runs.paths import user_path
 from rcblib.tensors.checks import check_integer
 from rcblib.tensors.pictures import as_rgb
 
-VIDEO_SUFFIXES = (".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
+FILM_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
+"""Endings of the names of films, which no reader of pictures takes."""
 
 N_FRAMES = 16
 """Frames taken of a video by default, as the paper does."""
@@ -69,7 +70,7 @@ class VideoFile(Dataset[SequenceSample]):
             raise ImageError(
                 f"video: {str(path)!r} does not exist; accepted: a video file or folder of frames"
             )
-        is_picture = self.path.suffix.lower() in PHOTO_SUFFIXES
+        is_picture = is_photo(self.path)
         if not is_picture and importlib.util.find_spec("av") is None:
             raise ImageError(f"video: {self.path.name!r} needs the package av: pip install 'rcblib[video]'")
         decode = _decode_animation if is_picture else _decode_film
@@ -99,10 +100,9 @@ class VideoFile(Dataset[SequenceSample]):
         ]
 
 
-def is_film(path: str | os.PathLike) -> bool:
-    """Tell by the end of its name whether a path is that of a film, which no reader of pictures takes."""
-    suffix = Path(path).suffix.lower()
-    return suffix in VIDEO_SUFFIXES and suffix not in PHOTO_SUFFIXES
+def is_video(path: Path) -> bool:
+    """Tell whether a path is that of a film, by the end of its name, or of a picture that moves, whatever its name."""
+    return path.suffix.lower() in FILM_SUFFIXES or path.is_file() and is_moving(path)
 
 
 def _read_frames(

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from rcblib.codebook.codebook import Codebook, load_codebook
-from rcblib.data.opening import images_for, open_images, usable_images, world_note
+from rcblib.data.base import check_apart
+from rcblib.data.opening import folder_of, images_for, open_images, usable_images, world_note
 from rcblib.data.skipped import record_skipped
 from rcblib.mllm import Adapter, adapter_for, load_model
 from rcblib.mllm.fingerprint import model_fingerprint
@@ -63,9 +64,11 @@ def open_samples(config: Any, adapter: Adapter) -> tuple[Any, list[Sample]]:
     -------
     tuple
         The parameters with the name of the images (that of the model's world for ``"auto"``), and the samples. Raises
-        as `open_images`.
+        as `open_images`, and where the results folder is that of the images.
     """
     config = dataclasses.replace(config, images=images_for(config.images, adapter.model))
+    if hasattr(config, "results_folder"):
+        check_apart(folder_of(config.images), Path(config.results_folder))
     asked = config.images, config.split, config.n_images
     if getattr(config, "on_error", "stop") == "skip":
         samples, skipped = usable_images(*asked, adapter.size_limit)

@@ -12,7 +12,7 @@ import PIL.Image
 from rcblib.data.base import AnySample
 from rcblib.data.photos import read_image
 from rcblib.data.samples import by_picture, check_sizes, load_pictures
-from rcblib.data.video import VideoFile, is_film
+from rcblib.data.video import VideoFile, is_video
 from rcblib.mllm import Adapter
 from rcblib.probe.config import ProbeConfig
 from rcblib.probe.perturbation import WINDOW_SIZE
@@ -22,6 +22,7 @@ from rcblib.records import (
     ParameterError,
     VisualView,
 )
+from rcblib.runs.paths import user_path
 from rcblib.tensors.checks import check_positions
 from rcblib.tensors.pictures import as_rgb
 
@@ -41,7 +42,7 @@ def opened(
         if not image:
             raise ImageError("image: got an empty list; accepted: at least one image")
         image = [_photo(each) for each in image]
-    elif isinstance(image, str | os.PathLike) and is_film(image):
+    elif isinstance(image, str | os.PathLike) and is_video(user_path(image, "image")):
         if beside is not None:
             raise ParameterError("sample", sample.image_id, "none, or the image itself, with a video file")
         sample = VideoFile(image)[0]

@@ -12,7 +12,7 @@ from typing import Any
 
 from safetensors.torch import save
 
-from rcblib.data.base import AnySample
+from rcblib.data.base import AnySample, check_apart
 from rcblib.data.samples import as_samples, identified, load_pictures, sample_identity
 from rcblib.data.skipped import record_skipped, skipped_in
 from rcblib.mllm import Adapter, adapter_for
@@ -90,13 +90,13 @@ def probe_dataset(
     ImageError
         Before any image is probed: if there is no sample, or some cannot be read; all of these are named.
     ParameterError
-        If ids repeat, the folder was made with another config or model, an image of an id is another than the
-        folder's, or as `probe`. What does not depend on the images, such as videos for a family that takes none, is
-        found before any is probed.
+        If ids repeat, the folder is that of the images or was made with another config or model, an image of an id is
+        another than the folder's, or as `probe`. What does not depend on the images, such as videos for a family that
+        takes none, is found before any is probed.
     """
     if not isinstance(config, ProbeConfig):
         raise ParameterError("config", type(config).__name__, "a ProbeConfig")
-    skipped = dict(getattr(samples, "skipped", {}))
+    skipped, images_folder = dict(getattr(samples, "skipped", {})), getattr(samples, "folder", None)
     samples = _checked(samples)
     adapter = adapter_for(model, processor)
     config.check_cls(adapter.has_cls)
@@ -105,6 +105,7 @@ def probe_dataset(
     }
     description = _describe(adapter, config)
     folder = user_path(folder, "folder")
+    check_apart(images_folder, folder)
     _check_folder(folder, description)
     identities, unread = identified(samples, on_error, size_limit(adapter, config))
     samples = [sample for sample in samples if sample.image_id in identities]

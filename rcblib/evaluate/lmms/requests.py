@@ -6,14 +6,13 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import PIL.Image
 
-from rcblib.data.formats import PHOTO_SUFFIXES
+from rcblib.data.formats import is_photo
 from rcblib.data.photos import read_image
-from rcblib.data.video import VideoFile, is_film
+from rcblib.data.video import VideoFile, is_video
 from rcblib.mllm import Adapter
 from rcblib.records import ImageError, ParameterError
 from rcblib.runs.errors import in_one_line
@@ -22,9 +21,6 @@ from rcblib.tensors.pictures import as_rgb
 
 IMAGE_MARK = "<image>"
 """Stands in a task's text where an image belongs, as in Mantis-Eval and MUIRBench."""
-
-_ANIMATIONS = ("AVIF", "GIF", "PNG", "WEBP")
-"""Formats of Pillow whose further frames are moments; those of others are pages, or previews of the same photo."""
 
 _SETTINGS = (
     "max_new_tokens", "min_new_tokens", "num_beams", "do_sample", "temperature", "top_p", "top_k",
@@ -122,18 +118,8 @@ def _read(entry: Any, n_frames: int) -> PIL.Image.Image | tuple[PIL.Image.Image,
         raise ImageError(
             f"visual: {str(entry)!r} does not exist; accepted: an image, a video or a folder of frames"
         )
-    return read_image(path) if _is_photo(path) else VideoFile(path, n_frames)[0].images
-
-
-def _is_photo(path: Path) -> bool:
-    """Tell whether a path is that of a picture which does not move, whatever its name ends in."""
-    if path.is_dir() or is_film(path):
-        return False
-    try:
-        with PIL.Image.open(path) as image:
-            return image.format not in _ANIMATIONS or getattr(image, "n_frames", 1) == 1
-    except (OSError, ValueError):
-        return path.suffix.lower() in PHOTO_SUFFIXES  # reading it says what is wrong
+    is_still = path.is_file() and is_photo(path) and not is_video(path)
+    return read_image(path) if is_still else VideoFile(path, n_frames)[0].images
 
 
 def write_prompt(adapter: Adapter, context: str, n_images: int, n_videos: int) -> str:
