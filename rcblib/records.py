@@ -279,7 +279,9 @@ class Reduced:
         positions, rows = self.positions, self.rows
         is_good = str(getattr(positions, "dtype", "")) == "torch.int64" and positions.ndim == 1
         if is_good and len(positions):
-            is_good = 0 <= positions[0] and positions[-1] < n_tokens and bool((positions.diff() > 0).all())
+            numbers = positions.cpu().numpy()  # at once: on a GPU each question by itself would wait for it
+            is_ascending = bool((numbers[1:] > numbers[:-1]).all())
+            is_good = is_ascending and 0 <= numbers[0] and numbers[-1] < n_tokens
         if not is_good:
             is_array = hasattr(positions, "flatten")
             given = positions.flatten().tolist()[:8] if is_array else type(positions).__name__

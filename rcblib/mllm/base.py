@@ -291,18 +291,22 @@ class Adapter(LanguageSide):
         rows = [None] * len(image.views) if rows is None else rows
         if len(rows) != len(image.views):
             raise ParameterError("views", f"{len(rows)} views", f"{len(image.views)}, as the image has")
-        pieces, n_before, n_kept = [], 0, 0
-        place = torch.full((image.n_tokens,), -1)  # of each token among those kept
+        pieces, numbers, n_before = [], [], 0
         for view, chosen, given in zip(image.views, kept, rows, strict=True):
             shape = (len(chosen), view.tokens.shape[1])
             if given is not None and given.shape != shape:
                 raise ParameterError("views", tuple(given.shape), f"the view's {shape}")
             device = view.tokens.device
             pieces.append(view.tokens[chosen.to(device)] if given is None else given.to(view.tokens))
-            place[chosen.cpu() + n_before] = torch.arange(n_kept, n_kept + len(chosen))
-            n_before, n_kept = n_before + view.n_tokens, n_kept + len(chosen)
-        read = torch.cat(pieces)
-        order = torch.arange(image.n_tokens) if image.packing is None else image.packing.order
+            numbers.append(chosen.cpu() + n_before)
+            n_before += view.n_tokens
+        read, tokens = torch.cat(pieces), torch.cat(numbers)
+        offsets, n_positions = self.row_positions(image)
+        if image.packing is None:
+            return VisualRows(read, offsets[:, tokens], n_positions, tokens, image.n_rows)
+        place = torch.full((image.n_tokens,), -1)  # of each token among those kept
+        place[tokens] = torch.arange(len(tokens))
+        order = image.packing.order
         numbers = ((order == NEWLINE) | (place[order] >= 0)).nonzero().flatten()
         order = order[numbers]
         at, newlines_at = ((order != NEWLINE).nonzero().flatten(), (order == NEWLINE).nonzero().flatten())
@@ -310,7 +314,6 @@ class Adapter(LanguageSide):
         gathered[at.to(device)] = read[place[order[at]].to(device)]
         if len(newlines_at):
             gathered[newlines_at.to(device)] = image.packing.newline.to(read)
-        offsets, n_positions = self.row_positions(image)
         return VisualRows(gathered, offsets[:, numbers], n_positions, numbers, image.n_rows)
 
     def assemble(self, image: EncodedImage, views: Sequence[torch.Tensor | None] | None = None) -> VisualRows:

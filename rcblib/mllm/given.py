@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -133,19 +134,19 @@ class GivenPrompts:
             own = [image for image in images if image.is_video == (modality == "video")]
             if token_id is None:
                 continue
-            places = [
-                (number, column)
-                for number, prompt in enumerate(self.prompts)
-                for column in (prompt.ids == token_id).nonzero().flatten().tolist()
-            ]
-            own = self._not_cached(own, n_placeholders, token_id, len(places))
+            columns, ends = [], []  # of the placeholders, and how many there are up to each prompt's end
+            for prompt in self.prompts:
+                columns += (prompt.ids == token_id).nonzero().flatten().tolist()
+                ends.append(len(columns))
+            own = self._not_cached(own, n_placeholders, token_id, len(columns))
             counts = [n_placeholders(image) for image in own]
-            if len(places) != sum(counts):
+            if len(columns) != sum(counts):
                 accepted = f"{sum(counts)}, one for each visual token and newline of {len(own)} {modality}s"
-                raise ParameterError("input_ids", f"{len(places)} {modality} placeholders", accepted)
+                raise ParameterError("input_ids", f"{len(columns)} {modality} placeholders", accepted)
             begin = 0
             for image, count in zip(own, counts, strict=True):
-                (first, start), (last, end) = places[begin], places[begin + count - 1]
+                first, last = (bisect_right(ends, place) for place in (begin, begin + count - 1))
+                start, end = columns[begin], columns[begin + count - 1]
                 if first != last or end - start != count - 1:
                     got = "an image spread over two prompts" if first != last else "text inside an image"
                     raise ParameterError("input_ids", got, "all its placeholders in one, side by side")
@@ -194,14 +195,15 @@ class GivenPrompts:
             pairs = zip(column, self.columns, batch.prompts, strict=True)
             left = (row[own[prompt.columns].to(row.device)] for row, own, prompt in pairs)
             new[name] = batch.padded(left, _FILLING.get(name, 0))
+        device = self.input_ids.device
+        if self.cached is None:
+            return {name: value.to(device) for name, value in new.items()}
         given = {"input_ids": self.input_ids, "attention_mask": self.mask.long()} | self.others
-        device, arguments = self.input_ids.device, {}
+        arguments = {}
         for name, value in new.items():
-            before = []
-            if self.cached is not None:
-                filling = self.padding_id if name == "input_ids" else _FILLING.get(name, 0)
-                before = [self.cached.taken(given[name][:, : self.cached.n_given], filling).to(device)]
-            arguments[name] = torch.cat([*before, value.to(device)], 1)
+            filling = self.padding_id if name == "input_ids" else _FILLING.get(name, 0)
+            before = self.cached.taken(given[name][:, : self.cached.n_given], filling)
+            arguments[name] = torch.cat([before.to(device), value.to(device)], 1)
         return arguments
 
     def position_ids(self, batch: Batch, mask: torch.Tensor, n_axes: int, keeps: bool) -> torch.Tensor:
@@ -249,14 +251,16 @@ class GivenPrompts:
         is_cut = any(prompt.spans for prompt in batch.prompts)
         if self.cached is not None:
             columns, is_cut = torch.cat([self.cached.columns, columns], 1), is_cut or self.cached.is_cut
-        n_given = self.mask.shape[1]
-        as_given = torch.where(self.mask, torch.arange(n_given), -1)
-        is_cut = is_cut or columns.shape != self.mask.shape or not torch.equal(columns, as_given)
+        is_cut = is_cut or columns.shape != self.mask.shape or not torch.equal(columns, self._as_given())
         return CachedPrompts(self.input_ids.cpu(), self.mask, columns, positions, is_cut)
+
+    def _as_given(self) -> torch.Tensor:
+        """Return the columns of prompts that are read as they are, -1 for padding."""
+        return torch.where(self.mask, torch.arange(self.mask.shape[1]), -1)
 
     def as_given(self, keeps: bool) -> CachedPrompts:
         """Say what a cache holds after prompts were read as they are, padding too."""
-        columns = torch.where(self.mask, torch.arange(self.mask.shape[1]), -1)
+        columns = self._as_given()
         positions = (self.mask.cumsum(-1) - 1).clamp(min=0)[None] if keeps else None
         return CachedPrompts(self.input_ids.cpu(), self.mask, columns, positions, is_cut=False)
 

@@ -9,7 +9,7 @@ import torch
 
 from rcblib.records import ParameterError
 from rcblib.tensors.checks import check_features, check_integer
-from rcblib.tensors.scoring import keep_indices
+from rcblib.tensors.scoring import check_budget, lowest_share
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Budget:
         if self.count is not None:
             check_integer("count", self.count, 0)
         if self.retain_ratio is not None:
-            self.keep(torch.zeros(1))  # checks the range
+            check_budget(retain_ratio=self.retain_ratio)
 
     def keep(self, scores: torch.Tensor) -> torch.Tensor:
         """Choose tokens by their scores.
@@ -69,8 +69,7 @@ class Budget:
         """
         check_features("scores", scores, "(n_tokens,)")
         if self.retain_ratio is not None:
-            rule = "double_softmax" if self.drops_ties else "max_cosine"
-            return keep_indices(-scores, retain_ratio=self.retain_ratio, rule=rule)
+            return lowest_share(-scores, self.retain_ratio, self.drops_ties)
         if self.cut_off is not None:
             cut = torch.tensor(self.cut_off, dtype=scores.dtype, device=scores.device)
             return torch.nonzero(scores > cut).flatten()

@@ -16,7 +16,7 @@ from rcblib.pruners.base import Pruner
 from rcblib.pruners.budget import Budget
 from rcblib.pruners.context import PruningContext, tokens_of
 from rcblib.records import VisualView
-from rcblib.tensors.scoring import keep_indices, redundancy_scores
+from rcblib.tensors.scoring import check_budget, redundancy_scores
 
 FAMILY_RULES = {"llava": "max_cosine", "llava_next": "max_cosine", "llava_onevision": "double_softmax"}
 """Rule that the release uses with each family."""
@@ -56,7 +56,7 @@ class CodebookPruner(Pruner):
 
     def __post_init__(self):
         given = {"max_similarity": self.max_similarity, "retain_ratio": self.retain_ratio, "rule": self.rule}
-        keep_indices(torch.zeros(1), **given)  # checks them, as one, before a codebook is fetched
+        check_budget(**given)  # before a codebook is fetched
         object.__setattr__(self, "codebook", load_codebook(self.codebook))
         super().__post_init__()
 

@@ -201,8 +201,9 @@ class PruningSteps:
         placed = prompts.place(images, adapter.n_placeholders, adapter.image_token_id, adapter.video_token_id)
         batch = prompts.filled([self._prune(own, numbers[id(own.image)]) for own in placed])
         left = prompts.cut(batch, adapter.image_token_id)
-        positions = prompts.position_ids(batch, left["attention_mask"], adapter.n_position_axes, keeps)
+        positions = None
         if keeps or not is_generating or cached is not None:
+            positions = prompts.position_ids(batch, left["attention_mask"], adapter.n_position_axes, keeps)
             own = positions if adapter.n_position_axes > 1 else positions[0]
             left["position_ids"] = own.to(prompts.input_ids.device)
         if placed:
@@ -275,6 +276,8 @@ class PruningSteps:
 
 def split_by_view(views: Sequence[VisualView], positions: torch.Tensor) -> list[torch.Tensor]:
     """Split ascending positions among the tokens of all views into positions in each."""
+    if len(views) == 1:
+        return [positions]
     ends = list(itertools.accumulate(view.n_tokens for view in views))
     cuts = torch.searchsorted(positions, torch.tensor(ends[:-1], dtype=positions.dtype)).tolist()
     return [own - start for own, start in zip(positions.tensor_split(cuts), [0, *ends], strict=False)]

@@ -165,24 +165,44 @@ def keep_indices(
     Strictness, rounding and dropped ties are reproduced on purpose.
     Differs: a ratio that rounds to dropping nothing keeps everything, where the release fails.
     """
+    check_budget(max_similarity=max_similarity, retain_ratio=retain_ratio, rule=rule)
+    check_features("scores", scores, "(n_tokens,)")
+    if max_similarity is None:
+        return lowest_share(scores, retain_ratio, drops_ties=rule != "max_cosine")
+    cut = torch.tensor(max_similarity, dtype=scores.dtype, device=scores.device)
+    return torch.nonzero(scores < cut).flatten()
+
+
+def check_budget(
+    *, max_similarity: float | None = None, retain_ratio: float | None = None, rule: str = "max_cosine"
+) -> None:
+    """Raise a `ParameterError` where `keep_indices` would not take a budget, whatever the scores."""
     _check_rule(rule)
     if (max_similarity is None) == (retain_ratio is None):
         given = f"max_similarity={max_similarity}, retain_ratio={retain_ratio}"
         raise ParameterError("budget", given, "exactly one of max_similarity and retain_ratio")
-    check_features("scores", scores, "(n_tokens,)")
+    if max_similarity is None:
+        _check_range("retain_ratio", retain_ratio, 0, 1)
+        return
+    if rule != "max_cosine":
+        raise ParameterError("max_similarity", max_similarity, f"None for rule {rule!r}; give retain_ratio")
+    _check_range("max_similarity", max_similarity, -1, 1)
 
-    if max_similarity is not None:
-        if rule != "max_cosine":
-            raise ParameterError(
-                "max_similarity", max_similarity, f"None for rule {rule!r}; give retain_ratio"
-            )
-        _check_range("max_similarity", max_similarity, -1, 1)
-        cut = torch.tensor(max_similarity, dtype=scores.dtype, device=scores.device)
-        return torch.nonzero(scores < cut).flatten()
 
-    _check_range("retain_ratio", retain_ratio, 0, 1)
+def lowest_share(scores: torch.Tensor, retain_ratio: float, drops_ties: bool = False) -> torch.Tensor:
+    """Return the ascending positions that `keep_indices` chooses under a share; scores and share were checked.
+
+    Parameters
+    ----------
+    scores : torch.Tensor
+        ``(n_tokens,)``; lower = keep.
+    retain_ratio : float
+        In [0, 1].
+    drops_ties : bool
+        Whether all that tie at the cut are dropped, as under the softmax rules.
+    """
     n_tokens = scores.shape[0]
-    if rule == "max_cosine":
+    if not drops_ties:
         order = scores.argsort(stable=True)
         return order[: round(n_tokens * retain_ratio)].sort().values
     n_dropped = round(n_tokens * (1 - retain_ratio))
