@@ -4,7 +4,7 @@
     python -m benchmarks --only clustering    # one part; the table has the others as they were last measured
     python -m benchmarks --record             # nothing runs: results become those that pages show
 
-On a GPU (`--gpu`) probing and memory are of LLaVA-1.5-7B's architecture at full size with random weights.
+On a GPU (`--gpu`) probing, memory and pruning are of LLaVA-1.5-7B's architecture at full size with random weights.
 """
 
 from __future__ import annotations
@@ -28,14 +28,25 @@ from rcblib.runs.files import read_json
 from rcblib.runs.options import results_folder
 from rcblib.runs.provenance import project_root
 
+BATCHES = "--batch-size 1 4"
+
+PHOTOGRAPHS = "--model llava-photographs --images photographs --codebook llava-photographs"
+
 CPU = {
     "probing-embedded": (probing.main, ""),
     "probing-photographs": (probing.main, "--model llava-photographs --positions 4 --repeats 2"),
     "clustering": (clustering.main, "--sizes 1000 3000 10000"),
-    "pruning-scenes": (pruning.main, "--model llava-scenes --codebook llava-scenes"),
-    "pruning-photographs": (
+    "pruning-scenes": (pruning.main, f"--model llava-scenes --codebook llava-scenes {BATCHES}"),
+    "pruning-next": (pruning.main, f"--model llava-next-scenes --codebook llava-next-scenes {BATCHES}"),
+    "pruning-onevision": (
         pruning.main,
-        "--model llava-photographs --images photographs --codebook llava-photographs --repeats 3",
+        f"--model llava-onevision-scenes --codebook llava-onevision-scenes {BATCHES}",
+    ),
+    "pruning-qwen": (pruning.main, f"--model qwen2_5_vl {BATCHES}"),
+    "pruning-photographs": (pruning.main, f"{PHOTOGRAPHS} --retain-ratio 0.2 --new 8 --repeats 2"),
+    "pruning-photographs-budgets": (
+        pruning.main,
+        f"{PHOTOGRAPHS} --pruner codebook --retain-ratio 0.05 0.1 0.2 0.35 0.5 --repeats 2 {BATCHES}",
     ),
 }
 
@@ -44,6 +55,7 @@ FULL_SIZE = "--model llava-hf/llava-1.5-7b-hf --random"
 GPU = {
     "probing-7b": (probing.main, f"{FULL_SIZE} --dtype bfloat16 --positions 4 --repeats 1"),
     "memory-7b": (memory.main, FULL_SIZE),
+    "pruning-7b": (pruning.main, f"{FULL_SIZE} --dtype bfloat16 --batch-size 1 8 --repeats 3"),
 }
 
 

@@ -35,7 +35,7 @@ class ModelShape:
         Numbers in each matrix of ``layers``, which 4-bit storage applies to.
     n_layers, d_model, d_mlp, n_heads, n_key_value_heads, d_head, n_vocab : int
         Of the LLM.
-    d_vision, d_vision_mlp, n_vision_rows, n_pixels : int
+    d_vision, d_vision_mlp, n_vision_rows, n_pixels, n_vision_layers : int
         Of the vision encoder: rows and pixel values of one picture or tile; 0 where it is of another kind.
     """
 
@@ -52,6 +52,7 @@ class ModelShape:
     d_vision_mlp: int
     n_vision_rows: int
     n_pixels: int
+    n_vision_layers: int
 
     @classmethod
     def from_model(cls, model: Any) -> ModelShape:
@@ -105,14 +106,14 @@ def _count(model: Any) -> tuple[dict[str, int], tuple[int, ...]]:
     return counts, tuple(matrices)
 
 
-def _vision_shape(config: Any) -> tuple[int, int, int, int]:
+def _vision_shape(config: Any) -> tuple[int, int, int, int, int]:
     if config.model_type not in HAS_CLS:
-        return 0, 0, 0, 0
+        return 0, 0, 0, 0, 0
     n_rows = (config.image_size // config.patch_size) ** 2 + HAS_CLS[config.model_type]
     n_pixels = config.num_channels * config.image_size**2
     ratio = getattr(config, "mlp_ratio", None)  # DINOv2's config says the MLP's width by it
     d_mlp = config.intermediate_size if ratio is None else int(ratio * config.hidden_size)
-    return config.hidden_size, d_mlp, n_rows, n_pixels
+    return config.hidden_size, d_mlp, n_rows, n_pixels, config.num_hidden_layers
 
 
 def number_bytes(storage: str) -> int:

@@ -167,23 +167,43 @@ def test_a_form_is_measured_in_a_process_of_its_own():
     assert took > 0 <= peak  # no more than the imports needed, with so few points
 
 
-def test_pruned_generation_is_timed_beside_the_unpruned_and_a_plain_model(tmp_path, capsys):
+def test_every_pruner_is_timed_beside_the_unpruned_and_a_plain_model(tmp_path, capsys):
     model = tiny.save(tmp_path / "model", *tiny.tiny_llava())
     pruning.main([
-        "--model", str(model), "--n-images", "1", "--retain-ratio", "0.5", "--repeats", "1",
+        "--model", str(model), "--retain-ratio", "0.5", "--repeats", "1", "--batch-size", "1", "2", "--new", "2",
         "--output", str(tmp_path / "o.json"),
     ])  # fmt: skip
-    table = pd.DataFrame(read_json(tmp_path / "o.json")["pruning"]).set_index("method")
-    assert list(table.index) == ["all tokens", *(
-        PRUNERS[name].label for name in ("random", "cls_most", "cls_least")
-    )]  # fmt: skip
-    whole = table.loc["all tokens"]
-    assert (table["n_prompt"].iloc[1:] == whole["n_prompt"] - 18).all()
-    assert whole["speed_up"] == 1 and whole["select_share"] == pytest.approx(
-        whole["select_ms"] / whole["prefill_ms"]
-    )
-    assert (table[["encode_ms", "select_ms", "prefill_ms", "prefill_speed", "kv_cache_mib"]] > 0).all(
-        axis=None
-    )
+    written = read_json(tmp_path / "o.json")
+    table = pd.DataFrame(written["pruning"]).set_index(["method", "batch_size"]).sort_index()
+    left_out = written["settings"]["left_out"]
+    assert set(table.index.unique("method")) | set(left_out) == {method.label for method in PRUNERS.values()}
+    assert {PRUNERS[name].label for name in ("codebook", "random", "cls_most", "oracle")}.isdisjoint(left_out)
+    for size in (1, 2):
+        whole, drawn = (table.loc[(PRUNERS[name].label, size)] for name in ("all", "random"))
+        assert drawn["n_prompt"] == whole["n_prompt"] - 18
+        assert whole["kv_cache_mib"] / whole["n_prompt"] == drawn["kv_cache_mib"] / drawn["n_prompt"]
+        assert whole[["speed_up", "first_token_speed_up", "end_to_end_speed_up"]].tolist() == [1, 1, 1]
+        assert drawn["select_share"] == pytest.approx(drawn["select_ms"] / whole["prefill_ms"])
+        assert drawn["end_to_end_ms"] == pytest.approx(drawn["first_token_ms"] + drawn["decode_ms"])
+        assert 0 < drawn["peak_mib"] <= whole["peak_mib"]
+    both = table.loc[PRUNERS["all"].label, "kv_cache_mib"]
+    assert both[2] == 2 * both[1]
+    share, speed = written["targets"]
+    own = table.loc[(PRUNERS["codebook"].label, 1)]
+    assert share["value"] == pytest.approx(100 * own["select_share"])
+    assert (share["limit"], share["kind"]) == (5, "at most")
+    assert (speed["value"], speed["limit"]) == (own["prefill_speed"], 0.9)
     said = capsys.readouterr().out
-    assert ("prefill below 0.9: none" in said) == (table["prefill_speed"] >= 0.9).all()
+    assert all(f"left out: {label}: {why}" in said for label, why in left_out.items())
+
+
+@pytest.mark.parametrize("asked", [["qwen2_5_vl"], ["llava-scenes", "--random"]])
+def test_models_with_random_weights_are_pruned_by_random_prototypes(tmp_path, asked):
+    output = tmp_path / "o.json"
+    pruning.main([
+        "--model", *asked, "--pruner", "codebook", "--retain-ratio", "0.25", "--repeats", "1", "--new", "2",
+        "--output", str(output),
+    ])  # fmt: skip
+    whole, kept = read_json(output)["pruning"]
+    assert kept["method"] == PRUNERS["codebook"].label
+    assert whole["n_prompt"] - kept["n_prompt"] == 0.75 * 144

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
@@ -16,7 +16,7 @@ from rcblib.evaluate.grid import budget_columns, listed_pruners
 from rcblib.evaluate.session import Session
 from rcblib.mllm.versions import CACHE
 from rcblib.pruners.base import Pruner
-from rcblib.records import ImageId, Question
+from rcblib.records import EncodedImage, ImageId, Question
 from rcblib.tensors.checks import check_integer
 
 
@@ -52,8 +52,9 @@ def latency_and_memory(
     pandas.DataFrame
         One row a pruner and question: ``method``, the columns of `budget_columns`, ``image_id``, ``n_retained``,
         ``n_prompt`` (tokens after pruning, text included; both as the mean over the LLM's layers); medians over
-        the repeats of ``encode_seconds`` (vision encoder and connector), ``select_seconds``, ``prefill_seconds`` (one
-        pass of the LLM over the prompt) and ``tokens_per_second`` (of the answer after its first token);
+        the repeats of ``process_seconds`` (of pixels, on the CPU), ``encode_seconds`` (vision encoder and connector),
+        ``select_seconds`` (tokens chosen, the prompt cut to them), ``prefill_seconds`` (one pass of the LLM over the
+        prompt) and ``tokens_per_second`` (of the answer after its first token);
         ``kv_cache_bytes`` after the prefill, as the cache holds them; ``peak_memory_bytes`` with
         ``peak_memory_kind``: ``"allocated"``, measured on a CUDA device, or ``"weights + cache"``, added up elsewhere.
 
@@ -72,7 +73,7 @@ def latency_and_memory(
     for repeat in range(n_warmup + n_repeats):
         for p, (_, pruner) in enumerate(listed):
             for q in range(len(session.questions)):
-                measured.setdefault((p, q), []).append(_measure(session, q, pruner))
+                measured.setdefault((p, q), []).append(measure(session, [q], pruner))
         if progress:
             print(f"timing: round {repeat + 1} of {n_warmup + n_repeats}", flush=True)
     rows = []
@@ -86,36 +87,82 @@ def latency_and_memory(
 
 
 @torch.no_grad()
-def _measure(session: Session, index: int, pruner: Pruner) -> dict[str, Any]:
-    """Answer one question step by step on the clock; floats are what differs from run to run."""
-    device, sample = session.device, session.samples[session.questions[index].image_id]
-    on_cuda = device.type == "cuda"
+def measure(session: Session, indices: Sequence[int], pruner: Pruner) -> dict[str, Any]:
+    """Answer some questions of a session together, once, step by step on the clock.
+
+    Parameters
+    ----------
+    session : Session
+        Prepared for the pruner.
+    indices : sequence of int
+        Places of the questions among those of the session.
+    pruner : Pruner
+        The method.
+
+    Returns
+    -------
+    dict
+        The columns of `latency_and_memory` but the first: floats are what differs from run to run. `n_prompt` is the
+        length of the longest prompt; the rest is of all questions together.
+    """
+    device, on_cuda = session.device, session.device.type == "cuda"
     with pruner(session.model, session.processor) as pruned:
-        pixels = session.adapter.preprocess(pruned.resize(load_pictures(sample)), sample.kind)
+        groups = pictures_of(session, indices, pruned.resize)
         if on_cuda:
             torch.cuda.reset_peak_memory_stats(device)
         clock = _Clock(device)
-
-        images = session.adapter.encode_pixels(pixels, pruner.signals)
+        pixels = [session.adapter.preprocess(*group) for group in groups]
+        process_seconds = clock.lap()
+        images = [session.adapter.encode_pixels(own, pruner.signals) for own in pixels]
         encode_seconds = clock.lap()
-        prepared = pruned.prepare(session.hand_in(pruned, [index], [images]))
+        by_question = _by_question(session, indices, images, pruner)
+        clock.lap()
+        prepared = pruned.prepare(session.hand_in(pruned, indices, by_question))
         select_seconds = clock.lap()
         n_entering = sum(pruned.n_retained)
         with pruned.reading(prepared):
             prefill_seconds, cache_bytes, decode_seconds = _read(session, prepared.arguments, clock)
     n_retained = sum(pruned.n_retained)
+    dropped_inside = n_entering - n_retained
     weights = sum(weight.nbytes for weight in session.model.parameters())
     return {
         "n_retained": n_retained,
-        "n_prompt": prepared.arguments["input_ids"].shape[1] - n_entering + n_retained,
+        "n_prompt": prepared.spans.n_columns - (dropped_inside and dropped_inside / len(indices)),
+        "process_seconds": process_seconds,
         "encode_seconds": encode_seconds,
         "select_seconds": select_seconds,
         "prefill_seconds": prefill_seconds,
-        "tokens_per_second": (session.max_new_tokens - 1) / decode_seconds,
+        "tokens_per_second": len(indices) * (session.max_new_tokens - 1) / decode_seconds,
         "kv_cache_bytes": cache_bytes,
         "peak_memory_bytes": torch.cuda.max_memory_allocated(device) if on_cuda else weights + cache_bytes,
         "peak_memory_kind": "allocated" if on_cuda else "weights + cache",
     }
+
+
+def pictures_of(
+    session: Session, indices: Sequence[int], resize: Callable[[Sequence[Any]], list[Any]] = list
+) -> list[tuple[list[Any], str]]:
+    """Load the pictures of some questions: all single images to process together, else those of each question.
+
+    Returns
+    -------
+    list of (list of PIL.Image.Image, str)
+        Pictures, as `resize` makes them, and their kind, as `Adapter.preprocess` takes them.
+    """
+    samples = [session.samples[session.questions[index].image_id] for index in indices]
+    loaded = [(resize(load_pictures(sample)), sample.kind) for sample in samples]
+    if all(kind == "image" for _, kind in loaded):
+        return [([picture for own, _ in loaded for picture in own], "image")]
+    return loaded
+
+
+def _by_question(
+    session: Session, indices: Sequence[int], images: Sequence[list[EncodedImage]], pruner: Pruner
+) -> list[list[EncodedImage]]:
+    """Return the images of each question, with what an evaluation knows of its sample if the method asks for that."""
+    ids = [session.questions[index].image_id for index in indices]
+    own = list(images) if len(images) == len(ids) else [[image] for image in images[0]]
+    return session.known.add(ids, own, pruner.of_samples) if pruner.of_samples else own
 
 
 def _read(session: Session, inputs: dict[str, Any], clock: _Clock) -> tuple[float, int, float]:
