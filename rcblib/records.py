@@ -20,7 +20,11 @@ class ParameterError(ValueError):
     """Report a parameter outside the accepted values: its name, what was given, what is accepted."""
 
     def __init__(self, parameter: str, given: Any, accepted: str):
-        super().__init__(f"{parameter}: got {given!r}; accepted: {accepted}")
+        shown = " ".join(repr(given).split())  # of an array it has lines
+        super().__init__(f"{parameter}: got {shown:.400}; accepted: {accepted}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self).__new__, (type(self), str(self))  # from another process it comes as it was
 
 
 class UnsupportedModelError(ValueError):

@@ -1,5 +1,8 @@
 """Samples of one image and of several."""
 
+import pickle
+
+import numpy as np
 import pytest
 import torch
 
@@ -56,3 +59,11 @@ def test_a_choice_of_tokens_with_and_without_rows_is_accepted():
     Reduced(torch.tensor([], dtype=torch.int64)).check(4, 3, "Own")
     Reduced(torch.tensor([0, 3])).check(4, 3, "Own")
     Reduced(torch.tensor([0, 3]), torch.zeros(2, 3, dtype=torch.float16)).check(4, 3, "Own")
+
+
+def test_an_error_is_one_line_whatever_was_given_and_survives_another_process():
+    error = ParameterError("positions", np.zeros(100, bool), "numbers")
+    assert "\n" not in str(error) and str(error).startswith("positions: got array([False, False")
+    assert len(str(ParameterError("text", "x" * 10_000, "less"))) < 450
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is ParameterError and str(again) == str(error)

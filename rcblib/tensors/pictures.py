@@ -32,9 +32,11 @@ def as_rgb(image: Image.Image) -> Image.Image:
     Raises
     ------
     ImageError
-        If it has no pixels, cannot be decoded, or its values have no range that is known: whole numbers of 32 bits, or
-        fractions.
+        If it is none, has no pixels, cannot be decoded, or its values have no range that is known: whole numbers of 32
+        bits, or fractions.
     """
+    if not isinstance(image, Image.Image):
+        raise ImageError(f"image: got {type(image).__name__}; accepted: a PIL image")
     if 0 in image.size:
         raise ImageError(f"image: got {image.width} x {image.height} px; accepted: at least one pixel")
     try:
