@@ -15,7 +15,8 @@ import torch
 from accelerate import dispatch_model
 from messages import refused
 from pruner_examples import LastAttention
-from transformers import TextIteratorStreamer
+from transformers import LogitsProcessorList, StoppingCriteriaList, TextIteratorStreamer
+from transformers.generation.streamers import BaseStreamer
 
 from rcblib.mllm import adapter_for
 from rcblib.pruners import ClsSimilarityPruner, RandomPruner
@@ -259,6 +260,78 @@ def test_functions_that_make_contexts_of_pruners_pass_them_on(model, inputs):
     assert torch.equal(next(found), expected)
     assert not torch.equal(answer(model, inputs[0]), expected)
     found.close()
+
+
+# What follows a call, and training
+
+
+@pytest.mark.parametrize("settings", [{}, {"num_beams": 2}, {"do_sample": True, "num_return_sequences": 2}])
+def test_what_follows_a_call_sees_the_prompts_as_given(pair, inputs, settings):
+    model, processor = pair
+    text = ["USER: <image>\nWhat ? ASSISTANT:", "USER: <image>\nWhat does this image show ? ASSISTANT:"]
+    given = processor(text=text, images=tiny.random_images(2), padding=True, return_tensors="pt")
+    ids, n = given["input_ids"], given["input_ids"].shape[1]
+    seen = {"criteria": [], "processor": [], "allowed": []}
+
+    def stops(own, scores, **more):
+        seen["criteria"].append(own.shape[1] - n)
+        assert torch.equal(own[:, :n], ids.repeat_interleave(len(own) // 2, 0))
+        return torch.full((len(own),), own.shape[1] - n == 3)
+
+    def processes(own, scores):
+        seen["processor"].append(own.shape[1] - n)
+        return scores
+
+    def allowed(number, own):
+        seen["allowed"].append(number)
+        assert torch.equal(
+            own[:n],
+            ids[number // (1 if "num_beams" in settings else settings.get("num_return_sequences", 1))],
+        )
+        return range(5, 60)
+
+    called = {"stopping_criteria": StoppingCriteriaList([stops]), "prefix_allowed_tokens_fn": allowed}
+    called["logits_processor"] = LogitsProcessorList([processes])
+    with RandomPruner(0.2)(model):
+        output = model.generate(**given, **{**SETTINGS, **settings}, **called)
+    assert output.shape[1] == n + 3 and seen["criteria"] == [1, 2, 3] and seen["processor"] == [0, 1, 2]
+    assert set(seen["allowed"]) == set(range(2 * settings.get("num_return_sequences", 1)))
+
+
+def test_a_streamer_gets_the_prompt_as_given(model, inputs):
+    class Streamer(BaseStreamer):
+        put_, ended = [], False
+
+        def put(self, ids):
+            self.put_.append(ids)
+
+        def end(self):
+            self.ended = True
+
+    streamer = Streamer()
+    with RandomPruner(0.2)(model):
+        output = model.generate(**inputs[0], **SETTINGS, streamer=streamer)
+    assert torch.equal(torch.cat([ids.flatten() for ids in streamer.put_]), output[0]) and streamer.ended
+
+
+def test_no_gradient_is_lost_without_a_word(inputs):
+    model = tiny.tiny_llava()[0].train()
+    given = inputs[0] | {"labels": inputs[0]["input_ids"]}
+    with RandomPruner(0.2)(model):
+        with refused(
+            "^forward: got 'training of model.vision_tower, model.multi_modal_projector'; accepted: "
+        ):
+            model(**given)
+        model.model.vision_tower.requires_grad_(False)
+        model.model.multi_modal_projector.requires_grad_(False)
+        model(**given).loss.backward()
+    assert model.lm_head.weight.grad.any()
+
+
+def test_visual_tokens_that_are_no_numbers_are_refused(model, inputs):
+    given = inputs[0] | {"pixel_values": inputs[0]["pixel_values"] * float("nan")}
+    with RandomPruner(0.2)(model), refused("^visual tokens: got .*NaN"):
+        answer(model, given)
 
 
 # Nothing pruned, and copies

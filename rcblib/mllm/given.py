@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -266,11 +267,62 @@ class GivenPrompts:
 
     def restore(self, output: Any, n_cut: int) -> Any:
         """Put the prompts as given back in front of the new tokens of what `generate` returned for `n_cut` columns."""
-        sequences = output if isinstance(output, torch.Tensor) else output.sequences
-        n_each = sequences.shape[0] // self.given.shape[0]
-        given = self.given.repeat_interleave(n_each, 0).to(sequences)
-        restored = torch.cat([given, sequences[:, n_cut:]], dim=1)
         if isinstance(output, torch.Tensor):
-            return restored
-        output.sequences = restored
+            return self._whole(output, n_cut)
+        output.sequences = self._whole(output.sequences, n_cut)
         return output
+
+    def as_seen(self, arguments: Mapping[str, Any], n_cut: int, n_each: int) -> dict[str, Any]:
+        """Return what follows a call step by step, made to see the prompts as given where it reads `n_cut` columns.
+
+        Parameters
+        ----------
+        arguments : Mapping
+            Of `generate`. Of these stopping criteria, logits processors, ``prefix_allowed_tokens_fn`` and a streamer,
+            which count columns or read them, are returned.
+        n_cut : int
+            Columns of the prompts that are left.
+        n_each : int
+            Sequences that ``prefix_allowed_tokens_fn`` is asked about under a number of their own, for each prompt.
+        """
+        seen: dict[str, Any] = {}
+        for name in ("stopping_criteria", "logits_processor"):
+            if arguments.get(name):
+                seen[name] = type(arguments[name])(self._seeing(own, n_cut) for own in arguments[name])
+        if allowed := arguments.get("prefix_allowed_tokens_fn"):
+
+            def prefix_allowed_tokens_fn(number: int, ids: torch.Tensor) -> Any:
+                return allowed(number, torch.cat([self.given[number // n_each].to(ids), ids[n_cut:]]))
+
+            seen["prefix_allowed_tokens_fn"] = prefix_allowed_tokens_fn
+        if streamer := arguments.get("streamer"):
+            seen["streamer"] = _Streamer(streamer, self.given.cpu())
+        return seen
+
+    def _seeing(self, own: Callable[..., Any], n_cut: int) -> Callable[..., Any]:
+        def called(ids: torch.Tensor, *arguments: Any, **named: Any) -> Any:
+            return own(self._whole(ids, n_cut), *arguments, **named)
+
+        return functools.update_wrapper(
+            called, own, assigned=()
+        )  # also its attributes, which `generate` looks at
+
+    def _whole(self, sequences: torch.Tensor, n_cut: int) -> torch.Tensor:
+        """Return sequences with the prompts as given in place of `n_cut` columns."""
+        n_each = len(sequences) // len(self.given)
+        given = self.given.repeat_interleave(n_each, 0).to(sequences)
+        return torch.cat([given, sequences[:, n_cut:]], dim=1)
+
+
+class _Streamer:
+    """Hand a streamer the prompts as given in place of those that are left, which come first."""
+
+    def __init__(self, own: Any, given: torch.Tensor):
+        self.own, self.first = own, given
+
+    def put(self, ids: torch.Tensor) -> None:
+        ids, self.first = (ids, None) if self.first is None else (self.first, None)
+        self.own.put(ids)
+
+    def end(self) -> None:
+        self.own.end()

@@ -74,10 +74,9 @@ class Pruner:
     or the first where it has no scores, with a warning (the release then feeds an empty image). A tile or frame among
     others may lose all.
 
-    Logits processors see a video's placeholders as those of an image.
-
-    A streamer, stopping criteria and logits processors see the shortened prompt; so do attentions and hidden
-    states that `generate` returns. Lengths (``max_length``, ``min_length``) count the prompt as given. Beam
+    A streamer, stopping criteria and logits processors that are given see the prompt as given; attentions and hidden
+    states that `generate` returns are of the shortened one, and so is what its own logits processors see, a video's
+    placeholders as those of an image. Lengths (``max_length``, ``min_length``) count the prompt as given. Beam
     search and several returned sequences work. Inputs that bring images past the pruner, such as
     ``inputs_embeds``, are refused.
 

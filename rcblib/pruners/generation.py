@@ -19,6 +19,7 @@ from rcblib.mllm.caches import (
 )
 from rcblib.mllm.calls import plain_generate
 from rcblib.mllm.given import GivenPrompts
+from rcblib.mllm.placement import outside_llm
 from rcblib.pruners.settings import Settings
 from rcblib.pruners.steps import PruningSteps, at_work
 from rcblib.records import ParameterError
@@ -76,7 +77,8 @@ class Pruned(PruningSteps):
         n_given, n_left = prepared.prompts.input_ids.shape[1], prepared.spans.n_columns
         config, rest = settings.shortened(n_given - n_left)
         check_room(cache, settings.n_columns(n_left, n_given))
-        rest = self._without_pixels(rest)
+        n_each = 1 if (settings.value("num_beams") or 1) > 1 else settings.value("num_return_sequences") or 1
+        rest = self._without_pixels(rest) | prepared.prompts.as_seen(rest, n_left, n_each)
         with self.reading(prepared), reading_cache(cache):
             output = plain(generation_config=config, **rest | prepared.arguments)
             for own in caches_of(cache, output):
@@ -98,6 +100,7 @@ class Pruned(PruningSteps):
             self._note_plain(named, None, caches_of(cache, output), output)
             return output
         self._check_arguments("forward", named)
+        self._check_trained()
         ids, n_cached = named.get("input_ids"), 0 if cached is None else cached.n_cached
         if isinstance(ids, torch.Tensor) and "attention_mask" not in named:  # the forward infers no padding
             before = [] if cached is None else [cached.mask.to(ids)]
@@ -148,6 +151,19 @@ class Pruned(PruningSteps):
             self._refuse()
             accepted = "token ids, attention mask, pixels and settings inside a pruner's context"
             raise ParameterError(call, ", ".join(refused), accepted)
+
+    def _check_trained(self) -> None:
+        """Raise in a step of training whose gradients would go on from pruned tokens to what made them."""
+        model = self.adapter.model
+        if not (model.training and torch.is_grad_enabled()):
+            return
+        parts = {name: model.get_submodule(name) for name in outside_llm(model)}
+        parts = {name: part for name, part in parts.items() if part is not model.get_output_embeddings()}
+        trained = [name for name, part in parts.items() if any(w.requires_grad for w in part.parameters())]
+        if trained:
+            self._refuse()
+            accepted = "that of the LLM alone; no gradient reaches these: requires_grad_(False), or eval()"
+            raise ParameterError("forward", f"training of {', '.join(trained)}", accepted)
 
     def _refusal(self, settings: Settings | None = None) -> str:
         """Say why prompts cannot go on from the cache of a call; empty where they can."""

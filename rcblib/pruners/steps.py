@@ -21,6 +21,7 @@ from rcblib.mllm.prompt import VisualRows
 from rcblib.mllm.versions import READS_IMAGES_IN_CHUNKS
 from rcblib.pruners.settings import Settings
 from rcblib.records import EncodedImage, ParameterError, Reduced, VisualView
+from rcblib.tensors.checks import check_features
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -236,6 +237,8 @@ class PruningSteps:
         if not has_pixels:
             return []
         images = self.adapter.encode_pixels(arguments, needs=self.pruner.signals)
+        for view in (view for image in images for view in image.views):
+            check_features("visual tokens", view.tokens, "(n_tokens, d_model)")
         return [(image, None) for image in images]
 
     @torch.no_grad()
