@@ -366,3 +366,41 @@ def test_missing_images_can_be_left_out(folder):
         (folder / "val" / f"{number}.png").unlink()
     assert "3 of 3 are missing" in refused(folder, instances((1, 2, 3), ()), ImageError, on_error="skip")
     assert "on_error: got 'drop'; accepted: stop, skip" in refused(folder, instances(), on_error="drop")
+
+
+# Annotations that are sound and of something else
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"segmentation": [[0, 0, 60, 0, 60, 40, 0, 40]]}, "masks reach beyond their image"),
+        ({"bbox": [10, 10, 20, 20]}, "boxes .x, y, width, height. are not those of their masks"),
+        ({"bbox": [0, 0, 1, 1]}, "boxes .x, y, width, height. are not those of their masks"),
+    ],
+)
+def test_masks_and_boxes_of_other_pictures_are_counted(folder, fields, told):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        opened(folder, instances(bbox=[0, 0, 20, 20]))
+    with pytest.warns(
+        UserWarning, match=f"^instances: 2 of 2 {told}, first of instances_val.json: object 100"
+    ):
+        opened(folder, instances(**fields))
+
+
+def test_a_file_that_annotates_no_object_says_so(folder):
+    with pytest.warns(UserWarning, match="^instances_val.json: no object is annotated: nothing covers"):
+        samples = opened(folder, instances() | {"annotations": []})
+    assert names_of(samples) == [[], []]
+
+
+def test_captions_of_other_images_under_the_same_ids_are_refused(folder):
+    images = [own | {"file_name": f"train/{1 - k}.png"} for k, own in enumerate(instances()["images"])]
+    captions = [{"id": 1, "image_id": 1, "caption": "of the other"}]
+    path = folder / "annotations" / "captions_val.json"
+    write_json(path, {"images": images, "annotations": captions})
+    line = refused(folder, instances())
+    assert (
+        "2 of 2 ids of other images than in the instances, first 1, 'train/1.png' instead of '0.png'" in line
+    )

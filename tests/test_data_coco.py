@@ -253,6 +253,7 @@ def test_sizes_and_names_beyond_any_image_end_in_one_line(coco, change, message)
     content = json.loads(path.read_text())
     content["images"][0] |= change
     write_json(path, content)
+    (coco / "annotations" / "captions_train2014.json").unlink()
     with pytest.raises((ParameterError, ImageError)) as error:
         CocoDataset(coco, "train2014")
     assert message in one_line(error)

@@ -208,7 +208,8 @@ def read_instances(path: Path) -> Instances:
     with complete(parameter, name):
         for record in data["categories"]:
             key = identifier(record["id"], parameter, f"{name}: a category")
-            if not isinstance(record["name"], str) or categories.get(key, record["name"]) != record["name"]:
+            is_name = isinstance(record["name"], str) and record["name"].strip()
+            if not is_name or categories.get(key, record["name"]) != record["name"]:
                 given = f"{name}: category {key!r} named {record['name']!r}"
                 raise ParameterError(parameter, given, "one name, which is text, for every category")
             categories[key] = record["name"]
@@ -220,6 +221,8 @@ def read_instances(path: Path) -> Instances:
             n_repeated += 1
         else:
             own.append(annotation)
+    if not data["annotations"]:
+        warnings.warn(f"{name}: no object is annotated: nothing covers any token", stacklevel=3)
     if n_repeated:
         warnings.warn(f"{name}: {n_repeated} annotations are there twice; each counts once", stacklevel=3)
     info = data.get("info")

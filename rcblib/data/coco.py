@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from rcblib.data.annotations import (
@@ -20,9 +20,11 @@ from rcblib.data.annotations import (
 )
 from rcblib.data.base import Dataset, check_limit, existing_folder
 from rcblib.data.layout import Files, annotation_files, find_image, resolve_split
-from rcblib.data.masks import covers_nothing
+from rcblib.data.masks import covers_nothing, is_of_other_box, reaches_beyond
 from rcblib.data.photos import check_on_error, read_image, upright_size
 from rcblib.records import ImageError, ImageId, ParameterError, Sample
+
+_BOX = "[x, y, width, height]"
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,8 @@ class CocoDataset(Dataset[Sample]):
 
     def _sound_objects(self, on_error: str) -> dict[tuple[str, ImageId], list[Mapping[str, Any]]]:
         """Return the annotations of every image, those that are not sound left out or an error."""
-        sound, faults, empty, n_objects = {}, [], [], 0
+        sound, faults, n_objects = {}, [], 0
+        odd: dict[str, list[str]] = {}
         for entry in self._entries:
             if (instances := self._annotations.get(entry.annotated_in)) is None:
                 continue
@@ -172,13 +175,21 @@ class CocoDataset(Dataset[Sample]):
                     faults.append(f"{what} {fault}")
                     continue
                 own.append(annotation)
-                record = instances.images.records[entry.image_id]
-                if covers_nothing(annotation["segmentation"], record["height"], record["width"]):
-                    empty.append(what)
-        if empty:
+                record, mask = instances.images.records[entry.image_id], annotation["segmentation"]
+                size = record["height"], record["width"]
+                if covers_nothing(mask, *size):
+                    found = ["masks cover no pixel"]
+                else:
+                    box = annotation.get("bbox")
+                    found = ["masks reach beyond their image"] * reaches_beyond(mask, *size)
+                    found += [f"boxes {_BOX} are not those of their masks"] * bool(
+                        box and is_of_other_box(mask, box)
+                    )
+                for fault in found:
+                    odd.setdefault(fault, []).append(what)
+        for fault, found in odd.items():
             warnings.warn(
-                f"instances: {len(empty)} of {n_objects} masks cover no pixel, first of {empty[0]}",
-                stacklevel=3,
+                f"instances: {len(found)} of {n_objects} {fault}, first of {found[0]}", stacklevel=3
             )
         if faults:
             more = f" ({len(faults)} of {n_objects} objects are damaged)"
@@ -225,8 +236,11 @@ def _listed_entries(files: Mapping[str, Path], split: str, annotated: Instances 
     by_image: dict[ImageId, list[str]] = {}
     if path := files.get("captions"):
         read = read_records(path, "captions", ("images", "annotations"))
+        own = Images(read["images"], "captions", path.name)
         if images is None:
-            images = Images(read["images"], "captions", path.name)
+            images = own
+        else:
+            _check_same(own, images, path.name)
         with complete("captions", path.name):
             for image_id, annotation in images.join(read["annotations"], "captions", path.name):
                 by_image.setdefault(image_id, []).append(_one_line(annotation["caption"], "captions", path))
@@ -237,6 +251,22 @@ def _listed_entries(files: Mapping[str, Path], split: str, annotated: Instances 
         _Entry(image_id, _file_name(record, path), split, tuple(by_image.get(image_id, ())))
         for image_id, record in images.records.items()
     ]
+
+
+def _check_same(own: Images, images: Images, name: str) -> None:
+    """Raise where ids of the captions' file are of other images in that of the instances."""
+    pairs = ((key, record, images.records.get(images.find(key))) for key, record in own.records.items())
+    others = [
+        f"{key!r}, {record['file_name']!r:.80} instead of {known['file_name']!r:.80}"
+        for key, record, known in pairs
+        if known is not None
+        and isinstance(given := record.get("file_name"), str)
+        and isinstance(there := known.get("file_name"), str)
+        and PureWindowsPath(given).name != PureWindowsPath(there).name
+    ]
+    if others:
+        given = f"{name}: {len(others)} of {len(own)} ids of other images than in the instances, first {others[0]}"
+        raise ParameterError("captions", given, "captions of the same images")
 
 
 def _file_name(record: Mapping[str, Any], path: Path) -> str:

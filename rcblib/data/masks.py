@@ -49,6 +49,31 @@ def covers_nothing(segmentation: Any, height: int, width: int) -> bool:
     return all(_is_beside(polygon, height, width) or _is_line(polygon) for polygon in segmentation)
 
 
+def reaches_beyond(segmentation: Any, height: int, width: int) -> bool:
+    """Tell whether a sound mask has corners over a pixel outside of its image, as of a picture before it shrank."""
+    if isinstance(segmentation, Mapping):
+        return False
+    x = [value for polygon in segmentation for value in polygon[::2]]
+    y = [value for polygon in segmentation for value in polygon[1::2]]
+    return min(*x, *y) < -1 or max(x) > width + 1 or max(y) > height + 1
+
+
+def is_of_other_box(segmentation: Any, box: Sequence[float]) -> bool:
+    """Tell whether polygons lie mostly outside of the ``(x, y, width, height)`` beside them, or fill little of it."""
+    if isinstance(segmentation, Mapping):
+        return False
+    x = [value for polygon in segmentation for value in polygon[::2]]
+    y = [value for polygon in segmentation for value in polygon[1::2]]
+    sides = [
+        (min(values), max(values), start, start + length)
+        for values, start, length in ((x, box[0], box[2]), (y, box[1], box[3]))
+    ]
+    shared = [max(0.0, min(high, end) - max(low, start)) for low, high, start, end in sides]
+    own, other = ([side[i + 1] - side[i] for side in sides] for i in (0, 2))
+    common = shared[0] * shared[1]
+    return 2 * common < own[0] * own[1] + other[0] * other[1] - common
+
+
 def run_lengths(counts: str) -> list[int] | None:
     """Decode compressed run lengths; ``None`` where the text is none, on which pycocotools reads beyond its end.
 
