@@ -57,9 +57,12 @@ def test_every_message_is_in_one_group(known):
     there = {".".join(path.relative_to(LIBRARY).with_suffix("").parts) for path in LIBRARY.rglob("*.py")}
     assert set(listed) <= there
     assert all(group["situations"] for group in GROUPS)
-    text = "".join(
-        make_messages.list_text([own for own in known if own.module in group["modules"]]) for group in GROUPS
-    )
+    text = ""
+    for group in GROUPS:
+        own = [message for message in known if message.module in group["modules"]]
+        assert set(group["do"]) == {message.kind for message in own if message.kind}
+        assert all(told.endswith(".") for told in group["do"].values())
+        text += make_messages.list_text(own, group["do"])
     for message in known:
         assert not message.kind or f"| `{message.kind}` | {make_messages._code(message.about)} |" in text
 
@@ -83,7 +86,9 @@ def test_messages_are_read_from_source(tmp_path):
         Message("a", 12, 12, "Warning", "rule", "passed over"),
         Message("a", 13, 13, "", "…", "…"),
     ]
-    text = make_messages.list_text(messages(tmp_path))
+    do = dict.fromkeys(("ParameterError", "CodebookError", "Warning"), "Correct it.")
+    text = make_messages.list_text(messages(tmp_path), do)
+    assert "- `CodebookError`: Correct it.\n" in text
     assert "5 places" in text and "| `ParameterError` | `…` | `a / b` |" in text
 
 

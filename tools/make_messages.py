@@ -241,8 +241,8 @@ def situations_text(situations: Sequence[Mapping[str, str]], outcomes: Sequence[
     return "\n".join(parts)
 
 
-def list_text(known: Sequence[Message]) -> str:
-    """Write the messages of a group as a folded table, one line for each error and parameter."""
+def list_text(known: Sequence[Message], do: Mapping[str, str]) -> str:
+    """Write the messages of a group as a folded table, one line for each error and parameter, and what to do."""
     texts = defaultdict(list)
     for message in filter(lambda own: own.kind, known):
         texts[message.kind, message.about].append(message.text)
@@ -255,7 +255,9 @@ def list_text(known: Sequence[Message]) -> str:
         ]
         lines.append(f"| `{kind}` | {_code(about)} | {'; '.join(cells) or 'told when it happens'} |")
     title = f"All messages of this kind, by the parameter that they name: {len(known)} places in the code"
-    return f":::{{dropdown}} {title}\n" + "\n".join(lines) + "\n:::\n"
+    what = [f"- `{kind}`: {do[kind]}" for kind in dict.fromkeys(kind for kind, _ in sorted(texts))]
+    told = "\n".join(["*What to do:*", "", *what, "", *lines])
+    return f":::{{dropdown}} {title}\n{told}\n:::\n"
 
 
 def numbers_text(
@@ -324,7 +326,7 @@ def main() -> int:
     for group in groups:
         own = [message for message in known if message.module in group["modules"]]
         parts[group["name"]] = (
-            situations_text(group["situations"], outcomes[group["name"]]) + "\n" + list_text(own)
+            situations_text(group["situations"], outcomes[group["name"]]) + "\n" + list_text(own, group["do"])
         )
     write_parts(ROOT / "book/_build/messages", parts)
     return 0
