@@ -246,6 +246,31 @@ def test_parts_that_do_not_belong_together_are_told(folder, file, settings, name
     assert named in refused(folder)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [{"do_center_crop": False}, {"crop_size": {"height": 20, "width": 20}}],
+    ids=["whole", "small"],
+)
+def test_pictures_that_the_encoder_does_not_take_are_one_line(folder, settings):
+    path = folder / "processor_config.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"image_processor": content["image_processor"] | settings}))
+    adapter = adapter_for(*load_model(folder))
+    with pytest.raises(
+        ParameterError, match="^pixel_values: got 'pictures of .* px'; accepted: 24 x 24 px, as the"
+    ):
+        adapter.encode(tiny.random_images(1, (60, 40)))
+
+
+def test_an_image_processor_that_fails_is_refused(folder):
+    path = folder / "processor_config.json"
+    content = json.loads(path.read_text())
+    path.write_text(
+        json.dumps(content | {"image_processor": content["image_processor"] | {"image_mean": None}})
+    )
+    assert "its image processor fails (`image_mean` and `image_std` must both be specified" in refused(folder)
+
+
 def test_a_chat_template_that_fails_is_one_line(folder):
     (folder / "chat_template.jinja").write_text("{% for %}")
     with pytest.raises(ParameterError, match="^processor: got .a chat template that fails ") as error:

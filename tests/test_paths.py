@@ -19,7 +19,7 @@ from rcblib.mllm.loading import model_folder
 from rcblib.notebook.paths import handed_over, settle_paths
 from rcblib.probe.inputs import opened
 from rcblib.reading.gate_results import read_gates_file
-from rcblib.records import ParameterError
+from rcblib.records import ImageError, ParameterError
 from rcblib.runs.files import file_sha256, read_json, read_table, write_json, write_table
 from rcblib.runs.parameters import InputPath, NameOrPath, OutputFolder, notebook_config
 from rcblib.runs.paths import user_path
@@ -239,6 +239,14 @@ def test_a_path_that_no_system_can_look_up_is_one_line(given):
         with pytest.raises(ParameterError, match="accepted: a path that can be looked up") as error:
             door(given)
         assert len(one_line(error)) < 300
+
+
+def test_an_empty_path_is_not_the_folder_one_is_in(capsys):
+    with pytest.raises(ImageError, match="^images: got '', which is no folder"):
+        open_dataset("")
+    with pytest.raises(SystemExit):
+        main(["probe", "--model", "none", "--images", "scenes", "--folder", ""])
+    assert "argument --folder: got an empty path; accepted: . for the folder" in capsys.readouterr().err
 
 
 def test_a_link_in_a_circle_is_one_line(tmp_path):

@@ -83,7 +83,7 @@ def open_dataset(
     if video is not None:
         return VideoFile(video, n_frames)
     path = user_path(name, "images")
-    if not path.is_dir():
+    if not name or not path.is_dir():
         named = [*sorted(map(repr, worlds.names)), "'coco:<folder>'", "'group:<folder>'", "'video:<path>'"]
         names = ", ".join(named)
         accepted = f"{names}, a folder of images or a video file"

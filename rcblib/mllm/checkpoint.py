@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 from transformers.utils import find_adapter_config_file
@@ -255,7 +256,7 @@ def _check_finite(name: str | Path, model: Any) -> None:
 
 
 def check_processor(name: str | Path, processor: Any, model_type: str, image_token_id: int) -> None:
-    """Raise where a processor is that of another family, or writes images as another word than the model reads.
+    """Raise where a processor is that of another family, fails, or writes images as another word than the model reads.
 
     Parameters
     ----------
@@ -283,6 +284,10 @@ def check_processor(name: str | Path, processor: Any, model_type: str, image_tok
             name,
             f"its processor writes images as {token!r}, number {token_id}; its model reads {image_token_id}",
         )
+    try:
+        processor.image_processor([Image.new("RGB", (64, 64))], return_tensors="pt")
+    except Exception as error:  # processors raise many kinds on settings that do not go together
+        raise cannot_be_loaded(name, f"its image processor fails ({in_one_line(error)})") from None
 
 
 def _is_foreign(key: str) -> bool:

@@ -15,6 +15,9 @@ from rcblib.mllm.encoder import HAS_CLS, EncoderSignals
 from rcblib.mllm.placement import module_device
 from rcblib.records import EncodedImage, ParameterError, UnsupportedModelError, VisualView
 
+_ANY_SIZE = ("dinov2",)
+"""Vision encoders that place the patches of pictures of any size."""
+
 
 class LlavaTypeAdapter(Adapter):
     """Share what all LLaVA models have: the patches of one hidden state of a vision encoder, and a connector.
@@ -67,6 +70,12 @@ class LlavaTypeAdapter(Adapter):
         if not isinstance(pixels, torch.Tensor) or pixels.ndim != n_dimensions or 0 in pixels.shape:
             given = tuple(pixels.shape) if isinstance(pixels, torch.Tensor) else type(pixels).__name__
             raise ParameterError(name, given, f"a tensor of {n_dimensions} dimensions, none of them empty")
+        side, size = self.model.config.vision_config.image_size, tuple(pixels.shape[-2:])
+        if self.model.config.vision_config.model_type not in _ANY_SIZE and size != (side, side):
+            accepted = (
+                f"{side} x {side} px, as the vision encoder takes them; the processor's settings say the size"
+            )
+            raise ParameterError(name, f"pictures of {size[1]} x {size[0]} px", accepted)
         return pixels.to(module_device(self.model.model.vision_tower))
 
 

@@ -16,7 +16,9 @@ IMAGES_HELP = (
 
 
 def path_option(text: str) -> Path:
-    """Read an option that is a path, as `user_path` does."""
+    """Read an option that is a path, as `user_path` does; an empty one, as of an unset variable, is an error."""
+    if not text:
+        raise argparse.ArgumentTypeError("got an empty path; accepted: . for the folder that one is in")
     try:
         return user_path(text)
     except ParameterError as error:
