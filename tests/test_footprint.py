@@ -22,6 +22,7 @@ from benchmarks.footprint import (
 )
 from benchmarks.weights import STORAGES, ModelShape, nf4_bytes, weight_bytes
 from rcblib.mllm import adapter_for
+from rcblib.mllm.prefix import ROWS_AT_ONCE
 from rcblib.mllm.prompt import Prompt, VisualRows
 from rcblib.probe.run import probe
 from rcblib.records import ONE_WORD_QUESTION, ParameterError, UnsupportedModelError
@@ -143,7 +144,8 @@ def test_activations_of_a_prefill_are_what_is_allocated(name, dtype):
         assert measured_peak(read) == pytest.approx(computed, rel=0.03)
 
 
-def test_activations_of_probing_are_what_is_allocated():
+def test_activations_of_probing_are_what_is_allocated(monkeypatch):
+    monkeypatch.setitem(ROWS_AT_ONCE, "cpu", 10**6)  # as many at once as are asked for
     model, (_, processor) = narrow(CHECKPOINTS[0]), tiny.reduced_llava_15()
     (image,) = tiny.random_images(1, (336, 336))
     adapter = adapter_for(model, processor)

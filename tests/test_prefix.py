@@ -1,5 +1,8 @@
 """Shared beginnings of prompts: the logits of whole passes, from fewer rows."""
 
+import copy
+import threading
+
 import pytest
 import tiny
 import tiny_qwen
@@ -9,7 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rcblib.mllm import adapter_for
+from rcblib.mllm.prefix import ROWS_AT_ONCE
+from rcblib.mllm.products import LastRows
+from rcblib.mllm.prompt import Batch
 from rcblib.probe.perturbation import global_inputs, region_inputs, single_token_inputs
+from rcblib.records import ParameterError
 
 SIZE = (120, 118)  # pixels; five tokens or more a side in every family
 
@@ -100,16 +107,120 @@ def test_what_inputs_begin_with_is_read_once(exact, rows_read):
     assert expected[-1][1] < expected[0][1]
 
 
+def half_adapter():
+    model, processor = FAMILIES["llava"].build()
+    return adapter_for(model.bfloat16(), processor)
+
+
 def test_half_precision_reads_every_prompt_whole():
     """What was recorded in half precision is found again bit for bit."""
-    model, processor = FAMILIES["llava"].build()
-    half = adapter_for(model.bfloat16(), processor)
+    half = half_adapter()
     prompt, visual = half.prompt(QUESTION), perturbed(half)["global"]
     found = half.first_token_logits(prompt, visual, batch_size=4)
     asked = half.read_prompt(prompt)
     filled = [asked.filled(half._as_images(each)) for each in visual]
     expected = [half.next_token_logits(filled[i : i + 4]).float() for i in range(0, len(filled), 4)]
     assert torch.equal(found, torch.cat(expected).cpu())
+
+
+def test_beginnings_are_shared_in_half_precision_where_that_is_asked_for():
+    """Both ways are as far from what float32 says: they round in another order."""
+    half = half_adapter()
+    prompt, visual = half.prompt(QUESTION), perturbed(half)["global"]
+    exact = adapter_for(copy.deepcopy(half.model).float(), half.processor)
+    said = exact.first_token_logits(prompt, visual, prefix=exact.shared_prefix("never"))
+    shared, whole = (
+        half.first_token_logits(prompt, visual, batch_size=4, prefix=half.shared_prefix(sharing))
+        for sharing in ("always", "never")
+    )
+    assert 0 < (shared - whole).abs().max() < 0.02 * said.abs().max()
+    assert (shared - said).abs().mean() < 1.5 * (whole - said).abs().mean()
+    with pytest.raises(ParameterError, match="sharing: got 'often'; accepted: auto, always, never"):
+        half.shared_prefix("often")
+
+
+def test_what_is_never_shared_is_read_whole(exact, rows_read):
+    prompt, inputs = exact.prompt(QUESTION), perturbed(exact)["single"][:4]
+    n_whole = len(exact.read_prompt(prompt).expanded([1]).ids)
+    exact.first_token_logits(prompt, inputs, batch_size=3, prefix=exact.shared_prefix("never"))
+    assert rows_read == [(3, n_whole), (1, n_whole)]
+
+
+def test_only_the_last_row_passes_what_follows_the_last_attention(exact):
+    prompt, inputs = exact.prompt(QUESTION), perturbed(exact)["global"][:3]
+    asked = exact.read_prompt(prompt)
+    filled = [asked.filled(exact._as_images(each)) for each in inputs]
+    whole, layers, rows = exact.next_token_logits(filled), exact.language_model.layers, []
+    handles = [
+        layer.mlp.register_forward_hook(lambda _module, _given, made: rows.append(made.shape[1]))
+        for layer in layers
+    ]
+    with LastRows(layers):
+        found = exact.next_token_logits(filled)
+        others = []
+        other = threading.Thread(
+            target=lambda: others.append(exact.model(**as_arguments(exact, filled)).logits)
+        )
+        other.start()
+        other.join()
+    for handle in handles:
+        handle.remove()
+    torch.testing.assert_close(found, whole, rtol=0, atol=1e-9)
+    n = max(map(len, filled))
+    assert rows == [*[n] * (len(layers) - 1), 1, *[n] * len(layers)]
+    assert others[0].shape[1] == n
+
+
+def as_arguments(adapter, filled):
+    batch = Batch(filled)
+    embeds = batch.padded(each.embeds(adapter.embed).detach() for each in filled)
+    mask, places = batch.attention_mask, batch.position_ids
+    return {"inputs_embeds": embeds, "attention_mask": mask, "position_ids": places}
+
+
+def test_products_of_float32_are_those_of_torch():
+    generator = torch.Generator().manual_seed(0)
+    layers = [*FAMILIES["llava"].build()[0].model.language_model.layers]
+    for shape in ((3, 40, 64), (2, 64), (200, 64)):
+        rows, weight = torch.randn(shape, generator=generator), torch.randn(96, 64, generator=generator)
+        for bias in (None, torch.randn(96, generator=generator)):
+            with torch.no_grad(), LastRows(layers):
+                found = torch.nn.functional.linear(rows, weight, bias)
+            expected = torch.nn.functional.linear(
+                rows.double(), weight.double(), None if bias is None else bias.double()
+            )
+            torch.testing.assert_close(found.double(), expected, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("rows_at_once", [1, 100])
+def test_batches_are_as_large_as_pays_where_nobody_says_how_large(rows_at_once, monkeypatch):
+    adapter, sizes = exact_adapter("llava"), []
+    prompt, visual = adapter.prompt(QUESTION), perturbed(adapter)["single"]
+    asked = adapter.read_prompt(prompt)
+    n_own = len(asked.ids) - asked.spans[0][0]
+    monkeypatch.setitem(ROWS_AT_ONCE, "cpu", rows_at_once)
+    handle = adapter.model.register_forward_pre_hook(
+        lambda _module, _args, named: sizes.append(len(named["inputs_embeds"])), with_kwargs=True
+    )
+    adapter.first_token_logits(prompt, visual)
+    handle.remove()
+    most = max(1, rows_at_once // n_own)
+    assert sum(sizes) >= len(visual) and set(sizes) <= {1, most, len(visual) % most}
+
+
+def test_compiled_passes_say_the_same(monkeypatch):
+    """Traced as on a GPU; what the trace is turned into there needs one."""
+    compiler = torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda model, **settings: compiler(model, backend="eager", **settings)
+    )
+    adapter = exact_adapter("llava")
+    prompt, inputs = adapter.prompt(QUESTION), perturbed(adapter)
+    prefix = adapter.shared_prefix(compiled=True)
+    for level in ("whole", "single", "global"):
+        found = adapter.first_token_logits(prompt, inputs[level], batch_size=5, prefix=prefix)
+        expected = plain(adapter, prompt, inputs[level]).float()
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
 
 def test_rows_at_other_positions_are_not_shared(exact, rows_read):
