@@ -72,7 +72,9 @@ def _parser() -> argparse.ArgumentParser:
         default="all",
         help="grids of an image: all; base (without tiles); or numbers with commas between them (default: all)",
     )
-    probe.add_argument("--batch-size", type=int, default=32)
+    probe.add_argument("--batch-size", type=int, help="inputs a pass (default: as many as memory holds)")
+    probe.add_argument("--sharing", default="auto", help="of what inputs begin with: auto, always or never")
+    probe.add_argument("--compiled", action="store_true", help="compile passes, for many images on a GPU")
     probe.add_argument("--no-attention", dest="attention", action="store_false", help="leave attention out")
     probe.add_argument(
         "--shared",
@@ -183,7 +185,9 @@ def _probe(options: argparse.Namespace) -> None:
         question=options.question,
         positions="all" if by_family else options.positions,
         views=options.views,
+        sharing=options.sharing,
         batch_size=options.batch_size,
+        compiled=options.compiled,
         attention=options.attention,
     )
     samples = _samples(options)

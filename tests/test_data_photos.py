@@ -1,13 +1,16 @@
 """Photos, and folders of them."""
 
+import dataclasses
 import os
 import re
+import threading
 
 import numpy as np
 import pytest
 from picture_files import cut, save_picture
 from PIL import Image, ImageFile
 
+from rcblib.data.ahead import loaded_ahead
 from rcblib.data.photos import PhotoFolder, PhotoGroup, read_image, readable
 from rcblib.records import ImageError, ParameterError
 from rcblib.tensors.pictures import as_rgb
@@ -59,6 +62,31 @@ def test_a_photo_s_id_stays_when_others_come_and_go(tmp_path):
     assert {sample.image_id for sample in PhotoFolder(tmp_path)} == before | {"a.png"}
     (tmp_path / "b.png").unlink()
     assert {sample.image_id for sample in PhotoFolder(tmp_path)} == before - {"b.png"} | {"a.png"}
+
+
+def test_a_photo_is_loaded_while_another_is_worked_on(tmp_path):
+    for name in "abcd":
+        save_picture(tmp_path / f"{name}.png")
+    begun, workers = [], set()
+
+    def reading(sample):
+        def read():
+            begun.append(sample.file_name)
+            workers.add(threading.get_ident())
+            return sample.image
+
+        return dataclasses.replace(sample, load=read)
+
+    samples, seen = [reading(sample) for sample in PhotoFolder(tmp_path)], []
+    (tmp_path / "d.png").unlink()
+    with pytest.raises(ImageError, match="'d.png'"):
+        for sample, pictures in loaded_ahead(samples):
+            assert pictures[0].size == (sample.width, sample.height)
+            seen.append(sample.file_name)
+            assert len(begun) <= len(seen) + 1  # one ahead, so that memory does not grow with images
+    assert seen == ["a.png", "b.png", "c.png"]
+    assert len(workers) == 1 and threading.get_ident() not in workers
+    assert list(loaded_ahead([])) == []
 
 
 def test_folders_without_photos_are_errors(tmp_path):

@@ -17,9 +17,11 @@ from forked import forked
 from pycocotools.mask import encode
 from transformers import LlavaForConditionalGeneration
 
+from benchmarks.footprint import measured_peak
 from rcblib.data.opening import world_note
 from rcblib.mllm import ADAPTERS, adapter_for
 from rcblib.mllm.fingerprint import model_fingerprint
+from rcblib.probe import context
 from rcblib.probe.config import ProbeConfig
 from rcblib.probe.pictures import view_coverage, view_pictures
 from rcblib.probe.run import probe
@@ -179,6 +181,37 @@ def test_results_do_not_depend_on_the_batch_size(pair, image, table, batch_size)
     """Articles make lengths unequal, so that batches are padded; 1e-5 is float32 rounding over two layers."""
     again = probe(*pair, image, QUESTION, batch_size=batch_size)
     pd.testing.assert_frame_equal(again, table, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("n_windows", [1, 3])
+def test_results_do_not_depend_on_how_many_windows_are_held(pair, image, table, n_windows, monkeypatch):
+    monkeypatch.setattr(context, "N_WINDOWS", n_windows)
+    parts = context.parts_of(range(36), (6, 6))
+    assert sorted(sum(parts, [])) == list(range(36)) and len(parts) == -(-16 // n_windows)
+    again = probe(*pair, image, QUESTION)
+    pd.testing.assert_frame_equal(again, table, rtol=1e-4, atol=1e-5)
+
+
+def test_memory_does_not_grow_with_the_number_of_positions_or_images(pair, tmp_path, monkeypatch):
+    """Answers are as wide as the vocabulary: those of all positions at once would be most of what is held."""
+    monkeypatch.setattr(context, "N_WINDOWS", 2)
+    monkeypatch.setattr(adapter_for(*pair).model.config.text_config, "vocab_size", 50_000)
+    wide = torch.nn.Linear(pair[0].lm_head.in_features, 50_000, bias=False)
+    monkeypatch.setitem(pair[0]._modules, "lm_head", wide)
+    inner = [7, 8, 13, 14, 19, 20, 25, 26]  # a window each
+    peaks = {}
+    for n_images, positions in ((1, inner[:4]), (1, inner), (3, inner)):
+        config = ProbeConfig(question=QUESTION, positions=positions, attention=False, batch_size=2)
+        folder = tmp_path / f"{n_images} {len(positions)}"
+        samples = samples_of(n_images)
+        peaks[n_images, len(positions)] = measured_peak(
+            lambda samples=samples, config=config, folder=folder: probe_dataset(
+                *pair, samples, config, folder, progress=False
+            )
+        )
+    answers = 4 * 50_000 * 4  # of four more positions at one level, in bytes
+    least = min(peaks.values())
+    assert max(peaks.values()) - least < answers / 2 < least
 
 
 def test_the_image_is_encoded_once_and_windows_are_read_once(pair, image, monkeypatch):
@@ -379,6 +412,7 @@ def test_no_objects_are_coverage_zero(pair):
         ({"positions": 3}, "positions: got 3"),
         ({"positions": "grid"}, "grids of 6 x 6 tokens'; accepted: a grid of at least 8 x 8 tokens"),
         ({"batch_size": 0}, "batch_size: got 0"),
+        ({"sharing": "often"}, "sharing: got 'often'; accepted: auto, always, never"),
         ({"batch_size": 2.5}, "batch_size: got 2.5"),
         ({"n_candidates": 0}, "n_candidates: got 0"),
         ({"k_global": float("nan")}, "k_global: got nan"),
@@ -431,16 +465,17 @@ N_SAMPLES, N_FINISHED = 6, 3
 
 def probing_run(folder):
     """Probe in a process that dies in the image after those that are finished, as one that is killed does."""
-    loads = []
+    adapter, encoded = ADAPTERS["llava"], []
+    original = adapter.encode_pixels
 
-    def load(sample):
-        loads.append(sample.image_id)
-        if loads.count(10 + N_FINISHED) == 2:  # the first time, all images are checked
+    def encode_pixels(self, *args, **kwargs):
+        encoded.append(1)
+        if len(encoded) > N_FINISHED:
             os.kill(os.getpid(), signal.SIGKILL)
-        return sample.load()
+        return original(self, *args, **kwargs)
 
-    samples = [dataclasses.replace(s, load=lambda s=s: load(s)) for s in samples_of(N_SAMPLES)]
-    probe_dataset(*tiny.tiny_llava(ARTICLE_SEED), samples, CONFIG, folder)
+    adapter.encode_pixels = encode_pixels
+    probe_dataset(*tiny.tiny_llava(ARTICLE_SEED), samples_of(N_SAMPLES), CONFIG, folder)
 
 
 @pytest.fixture(scope="module")

@@ -31,6 +31,13 @@ ATTENTION = frozenset({"cls_attention", "received_attention", "text_attention"})
 """Needs that are met only where a configuration asks for attention."""
 
 
+N_WINDOWS = 128
+"""Windows whose answers are held at once: five distributions a position, each as wide as the vocabulary."""
+
+N_COPIES = 32
+"""Copies of an image that are held at once, each with another window replaced, where no batch size is given."""
+
+
 class Answers(NamedTuple):
     """Hold what is said to some inputs: logits ``(n, n_vocab)``, and whether an article was passed, ``(n,)``."""
 
@@ -41,11 +48,11 @@ class Answers(NamedTuple):
 class Reader:
     """Read the distributions after a prompt, past an article where the answer begins with one."""
 
-    def __init__(self, adapter: Adapter, question: str, kind: str, n_pictures: int, batch_size: int):
-        self.adapter, self.batch_size = adapter, batch_size
-        self.prompt = prompt_for(adapter, question, kind, n_pictures)
-        self.prompt_alone = prompt_for(adapter, question, kind, 1)
-        self.prefix = adapter.shared_prefix()
+    def __init__(self, adapter: Adapter, config: ProbeConfig, kind: str, n_pictures: int):
+        self.adapter, self.batch_size = adapter, config.batch_size
+        self.prompt = prompt_for(adapter, config.question, kind, n_pictures)
+        self.prompt_alone = prompt_for(adapter, config.question, kind, 1)
+        self.prefix = adapter.shared_prefix(config.sharing, config.compiled)
         self.words: dict[int, str] = {}
 
     def word(self, token_id: int) -> str:
@@ -116,14 +123,32 @@ class ProbedInput:
         check_features("visual tokens", self.tokens, "(n_tokens, d_model)")
         self.wanted = wanted_places(self.places, config, f"image {self.image_id}")
         self.known = by_picture(sample) if sample else [None] * len(pictures)
-        self.reader = Reader(adapter, config.question, kind, len(pictures), config.batch_size)
+        self.reader = Reader(adapter, config, kind, len(pictures))
         self.rows = [adapter.assemble(image) for image in self.images]
         self.replacement = adapter.replacement_embedding()
+        self._coverage: dict[int, Coverage | None] = {}
 
     @cached_property
     def whole(self) -> Answers:
         """Read the input as it is: one row."""
         return self.reader.read([self.rows])
+
+    def parts(self) -> list[ProbedView]:
+        """Divide the views that are probed into parts whose answers are held together; see `parts_of`."""
+        return [
+            ProbedView(self, place, part)
+            for place in self.wanted
+            for part in parts_of(self.config.choose(place.view), place.view.grid)
+        ]
+
+    def coverage(self, place: Place) -> Coverage | None:
+        """Return what lies beneath a view, ``None`` where nothing is known of its photo."""
+        if place.number not in self._coverage:
+            sample = self.known[place.picture]
+            self._coverage[place.number] = (
+                None if sample is None else view_coverage(self.adapter.processor, sample, place.view)
+            )
+        return self._coverage[place.number]
 
     @cached_property
     def text_attention(self) -> dict[str, torch.Tensor]:
@@ -138,6 +163,13 @@ class ProbedInput:
 class ProbedView:
     """Answer what a `rcblib.signals.Signal` asks about the probed positions of one view: ``(n_positions,)`` each.
 
+    Parameters
+    ----------
+    probed, place
+        The input, and which of its views.
+    positions : sequence of int, optional
+        Some of those that are probed, ascending (default: all of them), as `parts_of` divides them.
+
     Attributes
     ----------
     input : ProbedInput
@@ -150,16 +182,18 @@ class ProbedView:
         ``(n_positions, d_model)``, the visual tokens at these positions.
     """
 
-    def __init__(self, probed: ProbedInput, place: Place):
+    def __init__(self, probed: ProbedInput, place: Place, positions: Sequence[int] | None = None):
         self.input, self.place, self.config, self.reader = probed, place, probed.config, probed.reader
         self.view: VisualView = place.view
-        self.positions = probed.config.choose(place.view)
+        self.positions = probed.config.choose(place.view) if positions is None else list(positions)
         self.tokens = place.view.tokens[self.positions]
         # Targets at a border share their window, and so the runs that depend on the window alone.
-        windows = [tuple(window(position, *self.view.grid)) for position in self.positions]
-        number = {cells: i for i, cells in enumerate(dict.fromkeys(windows))}
-        self.own_window = torch.tensor([number[cells] for cells in windows])  # (n_positions,)
-        self.first_of_window = [windows.index(cells) for cells in number]  # a position for each window
+        sharing = by_window(self.positions, self.view.grid)
+        number = {position: i for i, targets in enumerate(sharing) for position in targets}
+        self.own_window = torch.tensor([number[position] for position in self.positions])  # (n_positions,)
+        self.first_of_window = [
+            self.positions.index(targets[0]) for targets in sharing
+        ]  # one for each window
 
     def top1(self, level: str) -> tuple[list[str], torch.Tensor, torch.Tensor]:
         """Return the likeliest first word, its token and its probability."""
@@ -239,9 +273,9 @@ class ProbedView:
 
     @cached_property
     def _global_ablated(self) -> Answers:
-        """Read the input with each window replaced, a batch at a time: each has a copy of the target's image."""
+        """Read the input with each window replaced, some at a time: each has a copy of the target's image."""
         targets = [self.positions[i] for i in self.first_of_window]
-        at, rows, size = self.place.image, self.input.rows, self.reader.batch_size
+        at, rows, size = self.place.image, self.input.rows, self.reader.batch_size or N_COPIES
         image, parts = self.input.images[at], []
         for start in range(0, len(targets), size):
             batch = targets[start : start + size]
@@ -252,7 +286,21 @@ class ProbedView:
             parts.append(self.reader.read(inputs))
         return Answers(*(torch.cat(each)[self.own_window] for each in zip(*parts, strict=True)))
 
-    @cached_property
+    @property
     def _coverage(self) -> Coverage | None:
-        sample = self.input.known[self.place.picture]
-        return None if sample is None else view_coverage(self.input.adapter.processor, sample, self.view)
+        return self.input.coverage(self.place)
+
+
+def by_window(positions: Sequence[int], grid: tuple[int, int]) -> list[list[int]]:
+    """Group positions of a grid by the window that they have, in the order of the windows."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for position in positions:
+        groups.setdefault(tuple(window(position, *grid)), []).append(position)
+    return list(groups.values())
+
+
+def parts_of(positions: Sequence[int], grid: tuple[int, int]) -> list[list[int]]:
+    """Divide positions so that no part has more than `N_WINDOWS` windows and none has a window of another's."""
+    groups = by_window(positions, grid)
+    starts = range(0, len(groups), N_WINDOWS)
+    return [sorted(sum(groups[start : start + N_WINDOWS], [])) for start in starts]

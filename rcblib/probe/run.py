@@ -35,7 +35,7 @@ def probe(
     *,
     sample: AnySample | None = None,
     views: str | Sequence[int] = "all",
-    batch_size: int = 32,
+    batch_size: int | None = None,
     attention: bool = True,
     **settings: Any,
 ) -> pd.DataFrame:
@@ -101,16 +101,16 @@ def probe_input(
 ) -> tuple[pd.DataFrame, torch.Tensor]:
     """Return the table of one input, of all signals or some by name, and its visual tokens, ``(n_tokens, d_model)``."""
     probed = ProbedInput(adapter, pictures, kind, sample, config)
-    views = [ProbedView(probed, place) for place in probed.wanted]
-    frames = []
-    while views:  # what was read of a view goes with it
-        view = views.pop(0)
+    parts, frames = probed.parts(), []
+    while parts:  # what was read of a part goes with it, so that memory does not grow with positions
+        view = parts.pop(0)
         columns = _cells(view)
         for name, signal in SIGNALS.items():
             if signals is None or name in signals:
                 columns |= _measured(signal, view)
         frames.append(pd.DataFrame(columns))
-    return pd.concat(frames, ignore_index=True), probed.tokens
+    table = pd.concat(frames, ignore_index=True)
+    return table.sort_values("token", ignore_index=True, kind="stable"), probed.tokens
 
 
 def _cells(view: ProbedView) -> dict[str, Any]:

@@ -12,8 +12,9 @@ from typing import Any
 
 from safetensors.torch import save
 
+from rcblib.data.ahead import loaded_ahead
 from rcblib.data.base import AnySample, check_apart
-from rcblib.data.samples import as_samples, identified, load_pictures, sample_identity
+from rcblib.data.samples import as_samples, identified, sample_identity
 from rcblib.data.skipped import record_skipped, skipped_in
 from rcblib.mllm import Adapter, adapter_for
 from rcblib.mllm.fingerprint import model_fingerprint, model_name, processor_settings
@@ -125,14 +126,15 @@ def probe_dataset(
             flush=True,
         )
     versions, start = provenance(), time.perf_counter()
-    for k, sample in enumerate(unfinished, 1):
-        begun = time.perf_counter()
-        table, tokens = probe_input(adapter, load_pictures(sample), sample.kind, sample, config)
+    begun = time.perf_counter()
+    for k, (sample, pictures) in enumerate(loaded_ahead(unfinished), 1):
+        table, tokens = probe_input(adapter, pictures, sample.kind, sample, config)
         atomic_write(tokens_file(folder, sample.image_id), save({"tokens": tokens.cpu().contiguous()}))
         own = {"prompt": prompts[sample.kind, sample.n_images], "sample": identities[sample.image_id]}
         took = {"seconds": time.perf_counter() - begun, "provenance": versions}
         metadata = description | own | took
         write_table(table_file(folder, sample.image_id), table, metadata)
+        begun = time.perf_counter()
         if progress:
             rate = k / max(time.perf_counter() - start, 1e-9)  # coarse clocks stand still
             print(
@@ -240,9 +242,14 @@ def _checked(given: Iterable[AnySample]) -> list[AnySample]:
 def _describe(adapter: Adapter, config: ProbeConfig) -> dict[str, Any]:
     """Return what results depend on besides the images; the last entry is the code's part."""
     settings = to_plain(config)
-    del settings["batch_size"]
-    if config.views == "all":  # as results of single grids were described before there was a choice
-        del settings["views"]
+    for name in ("batch_size", "compiled"):
+        del settings[name]
+    for name, usual in (
+        ("views", "all"),
+        ("sharing", "auto"),
+    ):  # as results were described before there was a choice
+        if settings[name] == usual:
+            del settings[name]
     return {
         "config": settings,
         "model": model_name(adapter.model),
