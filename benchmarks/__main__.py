@@ -32,9 +32,13 @@ BATCHES = "--batch-size 1 4"
 
 PHOTOGRAPHS = "--model llava-photographs --images photographs --codebook llava-photographs"
 
+FEW = "--model llava-photographs --positions 4 --repeats 2"
+HALF = "--dtype bfloat16 --sharing always"
+
 CPU = {
     "probing-embedded": (probing.main, ""),
-    "probing-photographs": (probing.main, "--model llava-photographs --positions 4 --repeats 2"),
+    "probing-photographs": (probing.main, FEW),
+    "probing-photographs-half": (probing.main, f"{FEW} {HALF} --released-dtype float32"),
     "clustering": (clustering.main, "--sizes 1000 3000 10000"),
     "pruning-scenes": (pruning.main, f"--model llava-scenes --codebook llava-scenes {BATCHES}"),
     "pruning-next": (pruning.main, f"--model llava-next-scenes --codebook llava-next-scenes {BATCHES}"),
@@ -53,7 +57,8 @@ CPU = {
 FULL_SIZE = "--model llava-hf/llava-1.5-7b-hf --random"
 
 GPU = {
-    "probing-7b": (probing.main, f"{FULL_SIZE} --dtype bfloat16 --positions 4 --repeats 1"),
+    "probing-7b": (probing.main, f"{FULL_SIZE} {HALF} --positions 4 --repeats 2"),
+    "probing-7b-compiled": (probing.main, f"{FULL_SIZE} {HALF} --positions 4 --repeats 2 --compiled"),
     "memory-7b": (memory.main, FULL_SIZE),
     "pruning-7b": (pruning.main, f"{FULL_SIZE} --dtype bfloat16 --batch-size 1 8 --repeats 3"),
 }

@@ -8,11 +8,16 @@ Inputs of a position: one token alone; its window without anything else, intact 
 the image with the window replaced (global). The floor is the time that the operations of the rows the engine has to
 read would take at the speed of a large matrix product, measured in the same run. Without --model an untrained model of
 the embedded model's size is compared.
+
+With ``--dtype bfloat16 --sharing always`` the engine reads in half precision, and ``--released-dtype float32`` compares
+it with the released procedure in float32: rounding then changes results, and how often by more than `TOLERANCE` is
+counted, as for whole passes in the same format.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -22,13 +27,16 @@ import numpy as np
 import pandas as pd
 import PIL.Image
 import torch
+from torch.nn.functional import linear
 
 from benchmarks.memory import full_size
 from benchmarks.results import Target, write_measured
 from rcblib.mllm import Adapter, adapter_for, load_model
 from rcblib.mllm.language import VisualInput
+from rcblib.mllm.prefix import SHARING
+from rcblib.mllm.products import LastRows, after_attention
 from rcblib.probe.config import ProbeConfig
-from rcblib.probe.context import ARTICLES, ProbedInput, ProbedView
+from rcblib.probe.context import ARTICLES, ProbedInput
 from rcblib.probe.perturbation import global_inputs, region_inputs, single_token_inputs
 from rcblib.records import ONE_WORD_QUESTION
 from rcblib.runs.command import OneLineParser, run_command
@@ -46,6 +54,13 @@ TARGETS = {"cpu": (40, 40, 10), "cuda": (50, 50, 30)}
 
 AGREEMENT = 1e-4
 """Most that divergences may differ from the released procedure's, over the largest of them, in float32."""
+
+TOLERANCE, DIFFERING = 0.02, 0.05
+"""In half precision: what differs by more from float32's is counted; of how many more values than in whole passes of
+the same format, as shares, it may be."""
+
+LEAST_SHARE = 50
+"""Per cent of a matrix product's speed that the global level is to reach on a GPU."""
 
 N_GENERATED = 8
 """Tokens that the release generates for every input."""
@@ -113,13 +128,33 @@ class Setting:
                 .cpu()
             )
 
-    def engine(self, level: str, batch_size: int) -> dict[str, torch.Tensor]:
-        """Encode the image and read a level of all positions by the engine: intact and ablated logits."""
-        config = ProbeConfig(attention=False, batch_size=batch_size)
+    def engine(self, level: str, **settings: Any) -> torch.Tensor:
+        """Encode the image, read a level of all positions by the engine, and return its `values`."""
+        config = ProbeConfig(**{"attention": False, **settings})
         probed = ProbedInput(self.adapter, [self.image], "image", None, config)
-        view = ProbedView(probed, probed.wanted[0])
-        read = {"intact": view.answers(level).logits}
-        return read if level == "single" else read | {"ablated": view.answers(level, ablated=True).logits}
+        parts = []
+        for view in probed.parts():
+            intact = view.answers(level).logits
+            ablated = None if level == "single" else view.answers(level, ablated=True).logits
+            parts.append((torch.tensor(view.positions), values(intact, ablated)))
+        positions, found = (torch.cat(each) for each in zip(*parts, strict=True))
+        return found[positions.argsort()]
+
+    def one_by_one(self, level: str, read: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        """Return the `values` of `positions` at a level by a way that reads one input after the other."""
+        logits = torch.stack(
+            [read(visual) for position in self.positions for visual in self.inputs(position)[level]]
+        )
+        if level == "single":
+            return values(logits)
+        if level == "region":
+            return values(logits[::2], logits[1::2])
+        return values(read(self.view.tokens).expand_as(logits), logits)
+
+
+def values(intact: torch.Tensor, ablated: torch.Tensor | None = None) -> torch.Tensor:
+    """Return what a level says of positions, ``(n,)``: the top-1 probability, or the divergence of a leave-one-out."""
+    return top1_probability(intact)[0] if ablated is None else divergence(intact, ablated)
 
 
 def seconds(run: Callable[[], Any]) -> tuple[float, Any]:
@@ -133,22 +168,25 @@ def seconds(run: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - start, result
 
 
-def peak_operations(model: Any) -> float:
-    """Return operations a second of a large matrix product in the model's numbers, the best of six."""
-    size = 8192 if model.device.type == "cuda" else 2048
-    a = torch.randn(size, size, device=model.device).to(model.dtype)
-    return 2 * size**3 / min(seconds(lambda: a @ a)[0] for _ in range(6))
+def peak_operations(adapter: Adapter) -> float:
+    """Return operations a second of a large matrix product as the engine makes them, the best of eight."""
+    device, dtype = adapter.model.device, adapter.model.dtype
+    size = 8192 if device.type == "cuda" else 2048
+    a = torch.randn(size, size, device=device).to(dtype)
+    with LastRows(adapter.language_model.layers):
+        return 2 * size**3 / min(seconds(lambda: linear(a, a))[0] for _ in range(8))
 
 
 def operations(setting: Setting, level: str) -> float:
     """Count the operations of the rows that a level's inputs do not share, over all positions, attention included.
 
-    Two for each weight of the LLM's layers and row, the head's for one row an input, and those of each row with all
-    rows before it. What precedes the first replaced row is read once.
+    Two for each weight of the LLM's layers and row, the head's and those behind the last layer's attention for one row
+    an input, and those of each row with all rows before it. What precedes the first replaced row is read once.
     """
     model, n_visual = setting.adapter.model, setting.view.n_tokens
     config, layers = model.config.get_text_config(), setting.adapter.language_model.layers
     weights = sum(p.numel() for p in layers.parameters())
+    last = sum(p.numel() for p in after_attention(layers[-1]))
     n_after = len(setting.asked.ids) - 1 - setting.asked.spans[0][0]
     n_before = setting.asked.spans[0][0]
     height, width = setting.view.grid
@@ -166,66 +204,73 @@ def operations(setting: Setting, level: str) -> float:
     )
     pairs = sum(new * (before + new / 2) for before, new in lengths)
     rows = sum(new for _, new in lengths)
-    return 2 * weights * rows + 2 * head * len(lengths) + 4 * width_all * len(layers) * pairs
+    return (
+        2 * (weights - last) * rows + 2 * (last + head) * len(lengths) + 4 * width_all * len(layers) * pairs
+    )
 
 
-def compare(setting: Setting, batch_sizes: dict[str, int], repeats: int) -> pd.DataFrame:
+def compare(
+    setting: Setting, reference: Setting, repeats: int, exact: Setting | None = None, **settings: Any
+) -> pd.DataFrame:
     """Measure a level after the other; see the columns.
+
+    Parameters
+    ----------
+    setting, reference : Setting
+        What the engine reads, and what the slow ways do: the same, or the same model in another number format.
+    repeats : int
+        Rounds; the fastest of each way counts.
+    exact : Setting, optional
+        The model in float32, where the engine's is in half precision.
+    **settings
+        Of `ProbeConfig`, for the engine.
 
     Returns
     -------
     pandas.DataFrame
-        One row a level. Milliseconds a position by each way (the fastest of `repeats`), ``ratio`` to the released
-        procedure, ``plain_ratio`` to one pass an input, ``floor_share`` (the floor over the time taken), the largest
-        relative differences of divergences (``single``: of probabilities) and the positions that they were compared at.
+        One row a level. Milliseconds a position by each way, ``ratio`` to the released procedure, ``plain_ratio`` to
+        one pass an input, ``floor_ms``, ``floor_share`` (the floor over the time taken), ``best_ratio`` (at the floor),
+        ``difference``, the largest of divergences (``single``: of probabilities) over the largest value, of
+        ``n_compared`` positions. With `exact`, over all positions: ``differing``, the share of values further than
+        `TOLERANCE` from float32's; ``whole_differing``, the same of whole passes.
     """
-    few, rows = setting.positions, []
-    peak = peak_operations(setting.adapter.model)
+    rows, n_all = [], setting.view.n_tokens
+    peak = peak_operations(setting.adapter)
     for level in LEVELS:
-        asked = [visual for position in few for visual in setting.inputs(position)[level]]
         best = dict.fromkeys(("released", "plain", "probe"), float("inf"))
-        found: dict[str, Any] = {}
+        found: dict[str, torch.Tensor] = {}
         for _ in range(repeats):
             runs = {
-                "released": (len(few), lambda asked=asked: [setting.released(v) for v in asked]),
-                "plain": (len(few), lambda asked=asked: [setting.plain(v) for v in asked]),
-                "probe": (
-                    setting.view.n_tokens,
-                    lambda level=level: setting.engine(level, batch_sizes[level]),
-                ),
+                "released": lambda level=level: reference.one_by_one(level, reference.released),
+                "plain": lambda level=level: reference.one_by_one(level, reference.plain),
+                "probe": lambda level=level: setting.engine(level, **settings),
             }
-            for name, (n_positions, run) in runs.items():
+            for name, run in runs.items():
                 took, found[name] = seconds(run)
-                best[name] = min(best[name], took / n_positions)
-        floor = operations(setting, level) / peak / setting.view.n_tokens
-        rows.append({
+                n_read = n_all if name == "probe" else len(setting.positions) + (level == "global")
+                best[name] = min(best[name], took / n_read)
+        floor = operations(setting, level) / peak / n_all
+        expected = found["released"]
+        row = {
             "level": LEVELS[level],
             **{f"{name}_ms": 1000 * value for name, value in best.items()},
             "ratio": best["released"] / best["probe"],
             "plain_ratio": best["plain"] / best["probe"],
             "floor_ms": 1000 * floor,
             "floor_share": floor / best["probe"],
-            "difference": difference(level, found["released"], found["probe"], setting),
-            "n_compared": len(few),
-        })  # fmt: skip
+            "best_ratio": best["released"] / floor,
+            "difference": float(
+                (expected - found["probe"][setting.positions]).abs().max() / expected.abs().max()
+            ),
+            "n_compared": len(setting.positions),
+        }
+        if exact is not None:
+            true = exact.engine(level)
+            whole = setting.engine(level, **{**settings, "sharing": "never", "batch_size": 32})
+            for name, given in (("differing", found["probe"]), ("whole_differing", whole)):
+                row[name] = float(((given - true).abs() > TOLERANCE).float().mean())
+        rows.append(row)
     return pd.DataFrame(rows)
-
-
-def difference(
-    level: str, released: list[torch.Tensor], engine: dict[str, torch.Tensor], setting: Setting
-) -> float:
-    """Return the largest difference of divergences (of probabilities, for single tokens) over the largest value."""
-    one_by_one, at = torch.stack(released), setting.positions
-    intact = engine["intact"][at]
-    if level == "single":
-        expected, found = (top1_probability(logits)[0] for logits in (one_by_one, intact))
-    else:
-        whole = (
-            one_by_one[::2] if level == "region" else setting.released(setting.view.tokens).expand_as(intact)
-        )
-        ablated = one_by_one[1::2] if level == "region" else one_by_one
-        expected, found = divergence(whole, ablated), divergence(intact, engine["ablated"][at])
-    return float((expected - found).abs().max() / expected.abs().max())
 
 
 def random_model(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
@@ -254,28 +299,46 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--random", action="store_true", help="its architecture with random weights, no download"
     )
-    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="numbers of the model")
+    formats = ["float32", "bfloat16", "float16"]
+    parser.add_argument("--dtype", choices=formats, help="numbers of the model")
+    parser.add_argument(
+        "--released-dtype", choices=formats, help="numbers of the slow ways (default: the same)"
+    )
+    parser.add_argument("--sharing", choices=SHARING, default="auto", help="see ProbeConfig")
+    parser.add_argument("--compiled", action="store_true", help="compile the engine's passes")
     parser.add_argument("--positions", type=int, default=16, help="of the slow ways, a square number")
-    parser.add_argument("--batch-size", type=int, default=64, help="of single tokens and windows")
-    parser.add_argument("--global-batch-size", type=int, default=16)
+    parser.add_argument("--batch-size", type=int, help="inputs a pass (default: as many as memory holds)")
     parser.add_argument("--repeats", type=int, default=3, help="rounds; the fastest of each counts")
+    parser.add_argument("--seed", type=int, default=0, help="of the picture and of random weights")
     parser.add_argument("--output", type=results_file, help="JSON file of the results")
     options = parser.parse_args(arguments)
     return run_command("probing", lambda: _compare(options))
 
 
 def _compare(options: argparse.Namespace) -> None:
+    torch.manual_seed(options.seed)
     model, processor = opened(options)
-    adapter = adapter_for(model, processor)
-    noise = np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8)
-    setting = Setting(adapter, PIL.Image.fromarray(noise), round(options.positions**0.5))
-    sizes = dict.fromkeys(LEVELS, options.batch_size) | {"global": options.global_batch_size}
-    table = compare(setting, sizes, options.repeats)
+    noise = np.random.default_rng(options.seed).integers(0, 256, (96, 96, 3), dtype=np.uint8)
+
+    def setting_in(dtype: torch.dtype) -> Setting:
+        own = model if dtype == model.dtype else copy.deepcopy(model).to(dtype)
+        return Setting(adapter_for(own, processor), PIL.Image.fromarray(noise), round(options.positions**0.5))
+
+    setting, half = setting_in(model.dtype), model.dtype.itemsize < 4
+    reference = setting_in(getattr(torch, options.released_dtype)) if options.released_dtype else setting
+    exact = setting_in(torch.float32) if half else None
+    settings = {name: getattr(options, name) for name in ("sharing", "compiled", "batch_size")}
+    if options.compiled:  # compiling is not part of what is timed
+        for level in LEVELS:
+            setting.engine(level, **settings)
+    table = compare(setting, reference, options.repeats, exact, **settings)
     table["target"] = TARGETS[model.device.type]
     print(
         f"{setting.view.n_tokens} visual tokens, {torch.get_num_threads()} threads, {model.device}, {model.dtype}"
     )
     name = options.model or "embedded model, random weights"
+    formats = dict.fromkeys(str(s.adapter.model.dtype).removeprefix("torch.") for s in (setting, reference))
+    name += f", {' against '.join(formats)}"
     targets = []
     for row in table.to_dict("records"):
         print(
@@ -284,11 +347,19 @@ def _compare(options: argparse.Namespace) -> None:
             f"an input; floor {row['floor_ms']:6.2f} ms ({row['floor_share']:.0%}); differs by "
             f"{row['difference']:.1e}"
         )
-        best = row["released_ms"] / row["floor_ms"]
-        why = f"{best:.0f}x at the speed of a matrix product, of which {row['floor_share']:.0%} is reached"
+        why = f"{row['best_ratio']:.0f}x at the speed of a matrix product, of which {row['floor_share']:.0%} is reached"
         what = f"{row['level']}, {name}"
-        targets.append(Target(f"{what}: probing", row["ratio"], row["target"], "at least", "x", why))
-        targets.append(Target(f"{what}: difference", row["difference"], AGREEMENT, "at most"))
+        targets.append(Target(what, row["ratio"], row["target"], "at least", "x", why))
+        if half:
+            off, whole = (100 * row[key] for key in ("differing", "whole_differing"))
+            why = f"{off:.0f}% instead of {whole:.0f}%"
+            more = f"{what}: more values off by {TOLERANCE} than in whole passes"
+            targets.append(Target(more, off - whole, 100 * DIFFERING, "at most", "%", why))
+        else:
+            targets.append(Target(f"{what}: difference", row["difference"], AGREEMENT, "at most"))
+        if model.device.type == "cuda" and row["level"] == LEVELS["global"]:
+            reached = 100 * row["floor_share"]
+            targets.append(Target(f"{what}: of a matrix product's speed", reached, LEAST_SHARE, unit="%"))
     write_measured("probing", table, options, targets)
 
 

@@ -41,7 +41,7 @@ def test_probing_is_timed_beside_the_released_procedure_and_agrees(tmp_path, cap
     assert {"torch", "gpu", "git_commit"} <= set(results["provenance"])
     rows = results["probing"]
     assert [row["level"] for row in rows] == list(probing.LEVELS.values())
-    verdicts = [line for line in lines[3:] if ": probing" in line]
+    verdicts = [line for line in lines if "x, at least" in line]
     for row, line in zip(rows, verdicts, strict=True):
         assert row["ratio"] == pytest.approx(row["released_ms"] / row["probe_ms"])
         assert f"at least {row['target']}x" in line
@@ -50,10 +50,16 @@ def test_probing_is_timed_beside_the_released_procedure_and_agrees(tmp_path, cap
         assert row["difference"] < 1e-4
 
 
-def test_full_size_needs_no_weights(capsys):
-    few = ["--positions", "1", "--repeats", "1"]
+def test_half_precision_is_compared_with_the_released_procedure_in_float32_and_needs_no_weights(capsys):
+    """As on a GPU, where full size is filled with random weights."""
+    few = ["--positions", "1", "--repeats", "1", "--sharing", "always", "--released-dtype", "float32"]
     probing.main(["--model", "llava-scenes", "--random", "--dtype", "bfloat16", *few])
-    assert "144 visual tokens" in (said := capsys.readouterr().out) and "bfloat16" in said
+    first, *lines = capsys.readouterr().out.splitlines()
+    assert first.startswith("144 visual tokens") and first.endswith("torch.bfloat16")
+    ratios = [line for line in lines if "bfloat16 against float32" in line and "x, at least" in line]
+    rounded = [line for line in lines if "more values off by 0.02" in line]
+    assert len(ratios) == len(rounded) == 3
+    assert all("%, at most 5%: met" in line for line in rounded)
 
 
 @pytest.mark.parametrize(("options", "said"), [
