@@ -15,6 +15,7 @@ from rcblib.runs.options import (
     add_model,
     add_pruners,
     add_questions,
+    add_shards,
     add_table,
     numbers,
     path_option,
@@ -23,7 +24,7 @@ from rcblib.runs.options import (
 
 if TYPE_CHECKING:
     from rcblib.data.base import AnySample
-    from rcblib.records import Question
+    from rcblib.records import ImageId, Question
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -130,6 +131,12 @@ def _parser() -> argparse.ArgumentParser:
     add_table(gates)
     gates.set_defaults(run=_gates)
 
+    merge = commands.add_parser(
+        "merge", help="put the tables of all shards of a run together, if none is missing"
+    )
+    add_shards(merge)
+    merge.set_defaults(run=_merge)
+
     models = commands.add_parser(
         "models", help="list the models that have a name and the families that are supported"
     )
@@ -139,8 +146,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _samples(options: argparse.Namespace) -> Sequence[AnySample]:
-    from rcblib.data.opening import open_noted
+def _asked(options: argparse.Namespace) -> tuple[str, str | None, int | None]:
+    """Return the name of the images, that of the model's world for ``auto``, their split and number."""
     from rcblib.mllm.loading import model_folder
     from rcblib.runs.files import read_json
 
@@ -149,8 +156,13 @@ def _samples(options: argparse.Namespace) -> Sequence[AnySample]:
         folder = model_folder(options.model)
         is_there = folder is not None and (folder / "config.json").is_file()
         images = (read_json(folder / "config.json") if is_there else {}).get("rcb_world", "scenes")
-    asked = images, options.split, options.n_images
-    return open_noted(options.folder, *asked, seed=options.seed, on_error=options.on_error)
+    return images, options.split, options.n_images
+
+
+def _samples(options: argparse.Namespace) -> tuple[Sequence[AnySample], dict[ImageId, str]]:
+    from rcblib.data.opening import open_noted
+
+    return open_noted(options.folder, *_asked(options), seed=options.seed, on_error=options.on_error)
 
 
 def _model(options: argparse.Namespace, samples: Sequence[AnySample]) -> tuple[Any, Any]:
@@ -173,6 +185,8 @@ def _model(options: argparse.Namespace, samples: Sequence[AnySample]) -> tuple[A
 def _probe(options: argparse.Namespace) -> None:
     from dataclasses import replace
 
+    from rcblib.data.base import check_apart
+    from rcblib.data.opening import folder_of, open_dataset
     from rcblib.mllm import adapter_for
     from rcblib.probe.config import ProbeConfig, codebook_positions
     from rcblib.probe.store import probe_dataset, shared_folder
@@ -190,14 +204,15 @@ def _probe(options: argparse.Namespace) -> None:
         compiled=options.compiled,
         attention=options.attention,
     )
-    samples = _samples(options)
+    samples = open_dataset(*_asked(options), seed=options.seed, on_error=options.on_error)
+    check_apart(folder_of(options.images), options.folder)
     model, processor = _model(options, samples)
     if by_family:
         config = replace(config, positions=codebook_positions(adapter_for(model, processor)))
-    every, folder = list(samples), options.folder
+    folder = options.folder
     if options.shared:
-        folder = shared_folder(model, processor, every, config, folder)
-    results = probe_dataset(model, processor, shard.of(every), config, folder, on_error=options.on_error)
+        folder = shared_folder(model, processor, samples, config, folder)
+    results = probe_dataset(model, processor, samples, config, folder, on_error=options.on_error, shard=shard)
     if options.table:
         write_table(options.table, results.table, results.facts)
     print(f"{len(results.table)} positions of {len(results.tokens)} images in {options.folder}")
@@ -250,19 +265,8 @@ def _questions(options: argparse.Namespace, samples: Sequence[AnySample]) -> lis
     return [question for of_task in drawn for question in of_task]
 
 
-def _fitting(options: argparse.Namespace, adapter: Any, samples: Sequence[AnySample]) -> Sequence[AnySample]:
-    """Leave out images of shapes that the processor refuses, where that is asked for."""
-    from rcblib.data.samples import fitting
-    from rcblib.data.skipped import record_skipped
-
-    if options.on_error == "stop":
-        return samples
-    left, skipped = fitting(samples, adapter.size_limit)
-    record_skipped(options.folder, skipped)
-    return left
-
-
 def _gates(options: argparse.Namespace) -> None:
+    from rcblib.data.opening import fitting_noted
     from rcblib.evaluate.gates import ANSWERS, conditions, measure_gates, part_of
     from rcblib.mllm import adapter_for
     from rcblib.runs.files import write_table
@@ -270,10 +274,12 @@ def _gates(options: argparse.Namespace) -> None:
 
     shard = Shard.parse(options.shard, options.first)
     conditions(options.retain_ratio)  # so that a wrong budget ends before a model is loaded
-    samples = _samples(options)
+    samples, skipped = _samples(options)
     questions = _questions(options, samples)
     model, processor = _model(options, samples)
-    fitting = _fitting(options, adapter_for(model, processor), samples)
+    fitting, skipped = fitting_noted(
+        options.folder, samples, skipped, adapter_for(model, processor).size_limit, options.on_error
+    )
     samples, questions = fitting, questions if fitting is samples else _questions(options, fitting)
     table, facts = measure_gates(
         model,
@@ -288,6 +294,7 @@ def _gates(options: argparse.Namespace) -> None:
         folder=options.folder,
         images_per_part=options.images_per_part,
         shard=shard,
+        skipped=skipped,
     )
     if options.table:
         write_table(options.table, table, facts)
@@ -299,6 +306,7 @@ def _gates(options: argparse.Namespace) -> None:
 
 def _evaluate(options: argparse.Namespace) -> None:
     from rcblib.codebook.codebook import load_codebook
+    from rcblib.data.opening import fitting_noted
     from rcblib.evaluate.parts import evaluate_parts
     from rcblib.mllm import adapter_for
     from rcblib.pruners.asked import asked_pruners, calibrated_cut_offs, cut_off_pruners
@@ -317,11 +325,12 @@ def _evaluate(options: argparse.Namespace) -> None:
     )
     if options.n_calibration and not (options.codebook and options.retain_ratio):
         raise ParameterError("n-calibration", options.n_calibration, "images, with codebook and retain-ratio")
-    samples = _samples(options)
+    samples, skipped = _samples(options)
     questions = _questions(options, samples)
     model, processor = _model(options, samples)
     adapter = adapter_for(model, processor)
-    fitting = _fitting(options, adapter, samples)
+    limit = adapter.size_limit, options.on_error
+    fitting, skipped = fitting_noted(options.folder, samples, skipped, *limit)
     samples, questions = fitting, questions if fitting is samples else _questions(options, fitting)
     if not options.pruner:  # those that nobody named are left out where they do not fit
         offers = adapter.offers
@@ -331,7 +340,8 @@ def _evaluate(options: argparse.Namespace) -> None:
             print(f"Left out, as the vision encoder has not what they need: {', '.join(unfit)}", flush=True)
     if options.n_calibration:
         others = {"split": options.calibration_split, "n_images": options.n_calibration}
-        calibration = _fitting(options, adapter, _samples(argparse.Namespace(**vars(options) | others)))
+        opened = _samples(argparse.Namespace(**vars(options) | others))
+        calibration, _ = fitting_noted(options.folder, *opened, *limit)
         book = load_codebook(options.codebook)
         cuts = calibrated_cut_offs(adapter, book, calibration, options.retain_ratio, options.batch_size)
         pruners |= cut_off_pruners(book, cuts)
@@ -346,6 +356,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         folder=options.folder,
         images_per_part=options.images_per_part,
         shard=shard,
+        skipped=skipped,
     )
     if options.table:
         write_table(options.table, frame, facts)
@@ -359,6 +370,13 @@ def _evaluate(options: argparse.Namespace) -> None:
         .round(3)
         .to_string()
     )
+
+
+def _merge(options: argparse.Namespace) -> None:
+    from rcblib.runs.merging import merge_to
+
+    facts = merge_to(options.table, options.shards)
+    print(f"{len(facts['samples'])} images, {len(facts['skipped'])} left out")
 
 
 def _models(options: argparse.Namespace) -> None:

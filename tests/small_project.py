@@ -38,7 +38,7 @@ values = [i * float(options.scale) for i in ids]
 table = pd.DataFrame({"image_id": ids, "token": 0, "value": values, "word": "a word"})
 description = {"model": options.model, "model_fingerprint": MODEL, "code": "c0de"}
 units = [{"seconds": 1.0, "provenance": made}] * len(ids)
-facts = table_facts(description, ["token"], {i: str(i) for i in ids}, units)
+facts = table_facts(description, ["token"], {i: str(i) for i in ids}, units) | shard.share(range(8), {})
 write_table(options.table, table, facts)
 '''
 
@@ -60,7 +60,7 @@ LIST = {
 
 def make_project(folder):
     """Make the project in an empty folder."""
-    for name in ("workflow/Snakefile", "workflow/full.smk", "tools", "pyproject.toml"):
+    for name in ("workflow/Snakefile", "workflow/shards.smk", "tools", "pyproject.toml"):
         source, target = REPOSITORY / name, folder / name
         target.parent.mkdir(exist_ok=True, parents=True)
         (shutil.copytree if source.is_dir() else shutil.copy)(source, target)
@@ -85,7 +85,7 @@ def snakemake(root, *arguments):
     return answer.returncode, answer.stdout + answer.stderr
 
 
-FULL = ("--snakefile", "workflow/full.smk", "--rerun-incomplete", "--keep-going")
+FULL = ("--snakefile", "workflow/shards.smk", "--rerun-incomplete", "--keep-going")
 
 
 def make_full(root, *arguments):

@@ -117,7 +117,7 @@ def test_probe_takes_views_and_positions_of_encoders_without_cls(onevision, tmp_
     assert results.description["config"]["positions"] == "paper_positions"
     table, metadata = read_table(tmp_path / "base.parquet")
     pd.testing.assert_frame_equal(table, results.table)
-    assert metadata == results.facts
+    assert {name: metadata[name] for name in results.facts} == results.facts
 
 
 def test_a_model_may_be_spread_over_devices(model, photos, tmp_path):

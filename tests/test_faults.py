@@ -24,7 +24,8 @@ from rcblib.pruners import RandomPruner
 from rcblib.records import Question, Sample
 from rcblib.runs import provenance
 from rcblib.runs.files import write_table
-from rcblib.runs.records import merge_tables, read_record, table_facts, write_record
+from rcblib.runs.merging import merge_tables
+from rcblib.runs.records import read_record, table_facts, write_record
 from rcblib.runs.shards import Shard
 
 QUESTION = "What does this image show ?"
@@ -57,10 +58,12 @@ def recording(folder):
     paths = []
     made = {"date": "2026-01-02", "cpu": "a processor", "gpu": "none", "git_commit": None}
     for number in (1, 2):
-        ids = Shard(number, 2).of(range(9))
+        shard = Shard(number, 2)
+        ids = shard.of_images(range(9))
         table = pd.DataFrame({"image_id": ids, "token": 0, "value": [i * 1.5 for i in ids], "word": "a word"})
         units = [{"seconds": 1.0, "provenance": made}] * len(ids)
         facts = table_facts({"code": "c0de"}, ["token"], {i: str(i) for i in ids}, units)
+        facts |= shard.share(range(9), {})
         paths.append(folder / f"{number}-of-2.parquet")
         write_table(paths[-1], table, facts)
     write_record(folder / "recorded" / "model" / "probing.parquet", *merge_tables(paths))

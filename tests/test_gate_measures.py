@@ -19,7 +19,8 @@ from rcblib.reading.verdicts import collect, weigh_all
 from rcblib.records import ParameterError, Sample
 from rcblib.runs.agreement import compare_with_record
 from rcblib.runs.files import read_table
-from rcblib.runs.records import merge_tables, read_record, write_record
+from rcblib.runs.merging import merge_tables
+from rcblib.runs.records import read_record, write_record
 from worlds.scenes.coco import export_coco
 from worlds.scenes.generator import generate_scene
 

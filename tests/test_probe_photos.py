@@ -31,7 +31,9 @@ from rcblib.records import (
 )
 from rcblib.runs.agreement import compare_with_record
 from rcblib.runs.files import write_table
-from rcblib.runs.records import merge_tables, read_record, write_record
+from rcblib.runs.merging import merge_tables
+from rcblib.runs.records import read_record, write_record
+from rcblib.runs.shards import Shard
 
 CONFIG = ProbeConfig(positions=(0, 7), attention=False)
 
@@ -318,8 +320,9 @@ def test_a_photo_that_the_processor_would_blow_up_is_refused(pair):
 def test_shards_of_photos_are_merged_recorded_and_read_in_place_of_probing(pair, photos, tmp_path, capsys):
     samples = list(PhotoFolder(photos))
     shards = []
-    for number in (1, 0):
-        results = probe_dataset(*pair, samples[number::2], CONFIG, tmp_path / "out", progress=False)
+    for number in (2, 1):
+        shard = Shard(number, 2)
+        results = probe_dataset(*pair, samples, CONFIG, tmp_path / "out", progress=False, shard=shard)
         shards.append(tmp_path / f"{number}.parquet")
         write_table(shards[-1], results.table, results.facts)
     table, facts = merge_tables(shards)

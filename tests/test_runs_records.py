@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import tiny
+from shard_tables import DESCRIPTION, MADE, facts_of, table_of
 
 from rcblib.codebook.codebook import Codebook
 from rcblib.evaluate.grid import evaluate_grid
@@ -17,40 +18,9 @@ from rcblib.records import ParameterError, Question, Sample, SequenceSample
 from rcblib.runs import records
 from rcblib.runs.agreement import Tolerance, compare_with_record
 from rcblib.runs.files import write_table
-from rcblib.runs.records import Record, merge_tables, read_record, table_facts, write_record
+from rcblib.runs.merging import merge_tables
+from rcblib.runs.records import Record, read_record, table_facts, write_record
 from rcblib.runs.shards import Shard
-
-MADE = {"date": "2026-01-02T03:04:05+00:00", "cpu": "a processor", "gpu": "none", "git_commit": "c0ffee123"}
-DESCRIPTION = {"model_fingerprint": "0123", "model": "a name", "code": "today"}
-
-
-def table_of(image_ids, n_rows=3):
-    """Return a table of every kind of column, the numbers different in each row."""
-    ids = np.repeat(image_ids, n_rows)
-    token = np.tile(np.arange(n_rows), len(image_ids))
-    value = np.sin(ids * 10.0 + token)
-    words = pd.Series([f"word {t}" if t else None for t in token])
-    columns = {"image_id": ids, "token": token, "value": value, "word": words, "is_article": value > 0}
-    return pd.DataFrame(columns | {"rank": token * 2, "ratio": np.full(len(ids), 0.05)})
-
-
-def facts_of(image_ids, **changes):
-    samples = {image_id: f"image {image_id}" for image_id in image_ids}
-    facts = table_facts(
-        DESCRIPTION, ["token"], samples, [{"seconds": 2.0, "provenance": MADE}] * len(image_ids)
-    )
-    return facts | {"description": DESCRIPTION | changes}
-
-
-def write_shards(folder, image_ids, n_shards):
-    """Write a table in shards, every n-th image in each; return their files."""
-    folder.mkdir()
-    paths = []
-    for number in range(1, n_shards + 1):
-        own = Shard(number, n_shards).of(image_ids)
-        paths.append(folder / f"{number}.parquet")
-        write_table(paths[-1], table_of(own), facts_of(own))
-    return paths
 
 
 @pytest.fixture
@@ -58,52 +28,6 @@ def record(tmp_path):
     ids = [3, 7, 12, 20, 21]
     write_record(tmp_path / "small/probing.parquet", table_of(ids), facts_of(ids), ["is_article"])
     return read_record(tmp_path / "small/probing.parquet")
-
-
-# Shards
-
-
-def test_a_shard_takes_every_nth_piece_and_all_shards_take_each_once():
-    pieces = list(range(10))
-    assert Shard.parse("2/4").of(pieces) == [1, 5, 9]
-    assert sorted(sum((Shard(i, 4).of(pieces) for i in range(1, 5)), [])) == pieces
-    assert Shard.parse(None).of(pieces) == pieces
-    assert Shard.parse(None, 3).of(pieces) == [0, 1, 2]
-    assert Shard.parse(None, 3).of(pieces, 2) == [0, 1]  # two parts of two images hold the first three
-
-
-@pytest.mark.parametrize("text", ["0/2", "3/2", "2", "a/b", "1/2/3", "-1/2"])
-def test_wrong_shards_end_in_one_line(text):
-    with pytest.raises(ParameterError, match="1/n to n/n, such as 2/8"):
-        Shard.parse(text)
-    with pytest.raises(ParameterError, match="without a shard"):
-        Shard(1, 2, first=3)
-
-
-@pytest.mark.parametrize("n_shards", [2, 3, 5])
-def test_a_merged_table_does_not_depend_on_the_number_of_shards(tmp_path, n_shards):
-    ids = [3, 20, 7, 12, 21]
-    write_record(tmp_path / "a/whole.parquet", *merge_tables(write_shards(tmp_path / "1", ids, 1)))
-    paths = write_shards(tmp_path / "n", ids, n_shards)
-    write_record(tmp_path / "a/shards.parquet", *merge_tables(reversed(paths)))
-    whole, merged = (tmp_path / f"a/{name}.parquet" for name in ("whole", "shards"))
-    assert whole.read_bytes() == merged.read_bytes()
-    assert whole.with_suffix(".json").read_text() == merged.with_suffix(".json").read_text()
-    assert read_record(merged).table["image_id"].unique().tolist() == sorted(ids)
-
-
-def test_shards_of_two_runs_are_not_merged(tmp_path):
-    paths = write_shards(tmp_path / "n", [1, 2, 3], 2)
-    with pytest.raises(ParameterError, match=r"2\.parquet with images \['2'\] again"):
-        merge_tables([*paths, *write_shards(tmp_path / "m", [2], 1)])
-    write_table(paths[1], table_of([2]), facts_of([2], code="another"))
-    with pytest.raises(
-        ParameterError, match="1.parquet and 2.parquet with another code'; accepted: shards of one run"
-    ):
-        merge_tables(paths)
-    table_of([2]).to_parquet(paths[1])
-    with pytest.raises(ParameterError, match="a table that a command of the library wrote with --table"):
-        merge_tables(paths)
 
 
 # Records
@@ -269,7 +193,8 @@ def probed(pair, samples, tmp_path_factory):
     folder = tmp_path_factory.mktemp("probed")
     paths = []
     for number in (2, 1):
-        results = probe_dataset(*pair, Shard(number, 2).of(samples), CONFIG, folder / "run", progress=False)
+        shard = Shard(number, 2)
+        results = probe_dataset(*pair, samples, CONFIG, folder / "run", progress=False, shard=shard)
         paths.append(folder / f"{number}.parquet")
         write_table(paths[-1], results.table, results.facts)
     path = folder / "recorded/tiny/probing.parquet"

@@ -18,7 +18,8 @@ from rcblib.runs.agreement import Tolerance, compare_with_record
 from rcblib.runs.command import OneLineParser, run_command
 from rcblib.runs.digest import code_digest
 from rcblib.runs.files import file_sha256, read_table, to_plain, write_json
-from rcblib.runs.records import merge_tables, read_record, write_record
+from rcblib.runs.merging import merge_tables
+from rcblib.runs.records import read_record, write_record
 from tools.notebook_list import NotebookList, Stage, read_notebook_list
 
 ROOT = Path(__file__).resolve().parents[1]

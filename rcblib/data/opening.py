@@ -12,7 +12,7 @@ from rcblib.data.base import AnySample, Dataset, check_apart
 from rcblib.data.coco import CocoDataset
 from rcblib.data.layout import annotation_files, dataset_of
 from rcblib.data.photos import PhotoFolder, PhotoGroup
-from rcblib.data.samples import usable
+from rcblib.data.samples import fitting, usable
 from rcblib.data.skipped import record_skipped
 from rcblib.data.video import N_FRAMES, VideoFile, is_video
 from rcblib.records import ImageError, ImageId, ParameterError, Sample, SequenceSample
@@ -101,10 +101,11 @@ def open_noted(
     *,
     seed: int,
     on_error: str,
-) -> Sequence[AnySample]:
-    """Open a dataset as `open_dataset`; a folder of results keeps in ``skipped/`` which images were left out, and why.
+) -> tuple[Sequence[AnySample], dict[ImageId, str]]:
+    """Open a dataset as `open_dataset`; return its samples, and id or file name to the reason of those left out.
 
-    With ``"skip"`` every image is decoded once. What was noted of images that can be read now is taken away.
+    A folder of results keeps in ``skipped/`` which were left out, and why. With ``"skip"`` every image is decoded once.
+    What was noted of images that can be read now is taken away.
 
     Raises
     ------
@@ -114,8 +115,24 @@ def open_noted(
     check_apart(folder_of(name_or_path), folder)
     opened = open_dataset(name_or_path, split, n, seed=seed, on_error=on_error)
     samples, unread = (opened, {}) if on_error == "stop" else usable(opened)
-    record_skipped(folder, {**opened.skipped, **unread}, (sample.image_id for sample in samples))
-    return samples
+    skipped = {**opened.skipped, **unread}
+    record_skipped(folder, skipped, (sample.image_id for sample in samples))
+    return samples, skipped
+
+
+def fitting_noted(
+    folder: Path,
+    samples: Sequence[AnySample],
+    skipped: Mapping[ImageId, str],
+    limit: Callable[[int, int], str],
+    on_error: str,
+) -> tuple[Sequence[AnySample], dict[ImageId, str]]:
+    """Leave out what breaks a limit too, of what `open_noted` returned, where images are to be skipped; note them."""
+    if on_error == "stop":
+        return samples, dict(skipped)
+    left, refused = fitting(samples, limit)
+    record_skipped(folder, refused)
+    return left, {**skipped, **refused}
 
 
 def folder_of(name_or_path: str | os.PathLike) -> Path | None:

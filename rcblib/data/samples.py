@@ -79,7 +79,11 @@ def sample_identity(sample: AnySample) -> dict[str, Any]:
 
 
 def identified(
-    samples: Sequence[AnySample], on_error: str = "stop", limit: Callable[[int, int], str] | None = None
+    samples: Sequence[AnySample],
+    on_error: str = "stop",
+    limit: Callable[[int, int], str] | None = None,
+    *,
+    are_some_of_many: bool = False,
 ) -> tuple[dict[ImageId, dict[str, Any]], dict[ImageId, str]]:
     """Load every sample once to see that all can be used.
 
@@ -91,6 +95,8 @@ def identified(
         Whether one that cannot be used stops all.
     limit : callable, optional
         Says of a picture's width and height which limit they break; empty text where none.
+    are_some_of_many : bool
+        Whether other runs look at further samples, so that it is no error if of these none is left.
 
     Returns
     -------
@@ -117,7 +123,7 @@ def identified(
             identities[sample.image_id] = sample_identity(sample)
         except ImageError as error:
             errors[sample.image_id] = error
-    return identities, _left_out(errors, len(samples), on_error)
+    return identities, _left_out(errors, len(samples), on_error, are_some_of_many)
 
 
 def usable(
@@ -146,9 +152,11 @@ def _check_limit(sample: AnySample, limit: Callable[[int, int], str]) -> None:
             raise ImageError(f"image: {_name(sample)!r} is {_by(size)} px; {broken}")
 
 
-def _left_out(errors: Mapping[ImageId, ImageError], n_samples: int, on_error: str) -> dict[ImageId, str]:
+def _left_out(
+    errors: Mapping[ImageId, ImageError], n_samples: int, on_error: str, may_be_all: bool = False
+) -> dict[ImageId, str]:
     """Say what is left out and why; raise where it stops the run, or leaves none."""
-    if errors and (on_error == "stop" or len(errors) == n_samples):
+    if errors and (on_error == "stop" or len(errors) == n_samples and not may_be_all):
         raise together(errors.values(), n_samples)
     if errors:
         warnings.warn(f"left out: {together(errors.values(), n_samples)}", stacklevel=4)

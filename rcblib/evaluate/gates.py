@@ -50,6 +50,7 @@ def measure_gates(
     folder: str | os.PathLike,
     images_per_part: int | None = None,
     shard: Shard | None = None,
+    skipped: Mapping[ImageId, str] | None = None,
     progress: bool = True,
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Ask every question under every condition, and measure the tokens of some images.
@@ -67,7 +68,7 @@ def measure_gates(
         with 0, or of other kinds of samples.
     n_influence_images : int
         Of the first so many of these images the influence of tokens is measured too, for G5: about five times as long.
-    batch_size, max_new_tokens, folder, images_per_part, shard, progress
+    batch_size, max_new_tokens, folder, images_per_part, shard, skipped, progress
         As in `evaluate_parts`; what is finished stays in the folder under a hash of all that it depends on.
 
     Returns
@@ -98,6 +99,7 @@ def measure_gates(
         folder=folder,
         images_per_part=images_per_part,
         shard=shard,
+        skipped=skipped,
         progress=progress,
     )
     parts = [answers.assign(part=ANSWERS)]

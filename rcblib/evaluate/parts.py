@@ -40,6 +40,7 @@ def evaluate_parts(
     folder: str | os.PathLike,
     images_per_part: int | None = None,
     shard: Shard | None = None,
+    skipped: Mapping[ImageId, str] | None = None,
     progress: bool = True,
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Evaluate a grid, or a shard of it, images by images.
@@ -56,6 +57,8 @@ def evaluate_parts(
     shard : Shard, optional
         Which of the parts; by default all. All questions and samples are given all the same: random choices and the
         categories of captions depend on them.
+    skipped : Mapping, optional
+        Id or file name to the reason of each image that was left out, for the facts.
     model, processor, questions, samples, pruners, batch_size, max_new_tokens, progress
         As in `evaluate_grid`.
 
@@ -79,9 +82,11 @@ def evaluate_parts(
     ids = [image_id for image_id in session.samples if image_id in by_image]
     size = len(ids) if images_per_part is None else check_integer("images_per_part", images_per_part, 1)
     parts = [ids[start : start + size] for start in range(0, len(ids), size)]
-    chosen = parts if shard is None else shard.of(parts, size)
+    shard = shard or Shard()
+    chosen = shard.of(parts, size)
     if not chosen:
-        raise ParameterError("shard", str(shard), f"one of at most {len(parts)} parts of {size} images")
+        accepted = f"at most {len(parts)} shards, of {size} images each"
+        raise ParameterError("shard", f"{shard.number}/{shard.n_shards}", accepted)
     frames: list[list[pd.DataFrame]] = [[] for _ in listed]
     units = []
     for number, part in enumerate(chosen, 1):
@@ -102,4 +107,5 @@ def evaluate_parts(
         units,
     )
     settings = {setting_of(pruner): {"method": method} | pruner.description() for method, pruner in listed}
-    return pd.concat(tables, ignore_index=True), facts | {"settings": to_plain(settings)}
+    share = shard.share(ids, skipped or {})
+    return pd.concat(tables, ignore_index=True), facts | share | {"settings": to_plain(settings)}

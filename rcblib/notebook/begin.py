@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 
 from rcblib.notebook.paths import handed_over, settle_paths
+from rcblib.notebook.shards import shard_of
 from rcblib.reading.figures.style import use_style
 from rcblib.runs.parameters import notebook_config
 from rcblib.runs.paths import user_path
@@ -46,12 +47,15 @@ def begin(namespace: MutableMapping[str, Any]) -> Any:
     Raises
     ------
     ParameterError
-        On a misspelt name, a missing value, a value of another type or out of range, a path with an unset variable.
+        On a misspelt name, a missing value, a value of another type or out of range, a path with an unset variable, a
+        shard that there is not.
     """
     import torch
     from IPython.display import display
 
     config = notebook_config(namespace)
+    if hasattr(config, "n_shards"):
+        shard_of(config)  # so that a wrong one ends before any work
     if on_colab() and hasattr(config, "results_folder"):
         config = dataclasses.replace(config, results_folder=_beside_notebook(config.results_folder))
     here, root = namespace.setdefault("_started_in", Path.cwd()), project_root()

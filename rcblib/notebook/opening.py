@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from rcblib.data.opening import folder_of, images_for, open_images, usable_image
 from rcblib.data.skipped import record_skipped
 from rcblib.mllm import Adapter, adapter_for, load_model
 from rcblib.mllm.fingerprint import model_fingerprint
-from rcblib.records import Sample
+from rcblib.records import ImageId, Sample
 
 
 def open_model(config: Any) -> tuple[Any, Any, Adapter]:
@@ -54,7 +54,15 @@ def open_codebook(config: Any, adapter: Adapter) -> tuple[Any, Codebook]:
     return dataclasses.replace(config, codebook=name), book
 
 
-def open_samples(config: Any, adapter: Adapter) -> tuple[Any, list[Sample]]:
+class Opened(list[Sample]):
+    """List samples, with what was left out of them, as `rcblib.data.base.Dataset` has it."""
+
+    def __init__(self, samples: Iterable[Sample], skipped: Mapping[ImageId, str]):
+        super().__init__(samples)
+        self.skipped = skipped
+
+
+def open_samples(config: Any, adapter: Adapter) -> tuple[Any, Opened]:
     """Open the single images of the parameters ``images``, ``split`` and ``n_images``.
 
     Where the parameter ``on_error`` is ``"skip"``, those that cannot be read, or that the processor refuses, are left
@@ -63,18 +71,20 @@ def open_samples(config: Any, adapter: Adapter) -> tuple[Any, list[Sample]]:
     Returns
     -------
     tuple
-        The parameters with the name of the images (that of the model's world for ``"auto"``), and the samples. Raises
-        as `open_images`, and where the results folder is that of the images.
+        The parameters with the name of the images (that of the model's world for ``"auto"``), and the samples; their
+        ``skipped`` says of what was left out why. Raises as `open_images`, and where the results folder is that of the
+        images.
     """
     config = dataclasses.replace(config, images=images_for(config.images, adapter.model))
     if hasattr(config, "results_folder"):
         check_apart(folder_of(config.images), Path(config.results_folder))
     asked = config.images, config.split, config.n_images
     if getattr(config, "on_error", "stop") == "skip":
-        samples, skipped = usable_images(*asked, adapter.size_limit)
-        record_skipped(Path(config.results_folder), skipped, (sample.image_id for sample in samples))
+        samples = Opened(*usable_images(*asked, adapter.size_limit))
+        ids = (sample.image_id for sample in samples)
+        record_skipped(Path(config.results_folder), samples.skipped, ids)
     else:
-        samples = open_images(*asked)
+        samples = Opened(open_images(*asked), {})
     first = samples[0]
     grids = [view.grid for view in adapter.encode([first.image])[0].views]
     print(f"images      {len(samples)} from {config.images}, the first {first.width} x {first.height} px")

@@ -89,9 +89,18 @@ class ProbeResults:
 
 
 def read_results(
-    folder: Path, tables: Iterable[Path], description: Mapping[str, Any], skipped: Mapping[ImageId, str]
+    folder: Path,
+    tables: Iterable[Path],
+    description: Mapping[str, Any],
+    skipped: Mapping[ImageId, str],
+    share: Mapping[str, Any] | None = None,
 ) -> ProbeResults:
     """Read finished samples by their tables, those that the code of the description has probed.
+
+    Parameters
+    ----------
+    share : Mapping, optional
+        What `Shard.share` says of a shard; it may hold no image.
 
     Raises
     ------
@@ -104,9 +113,10 @@ def read_results(
         for table, made in read
         if made["code"] == description["code"]
     }
-    if not own:
+    if not own and not share:
         raise ParameterError("folder", f"{folder.name}, no finished image", "a folder with at least one")
     identities = {image_id: sample_hash(made["sample"]) for image_id, (_, made) in own.items()}
     facts = table_facts(description, ("view", "token"), identities, (made for _, made in own.values()))
-    table = pd.concat([table for table, _ in own.values()], ignore_index=True)
-    return ProbeResults(table, StoredTokens(folder, own), description, facts, skipped)
+    none = pd.DataFrame({"image_id": []})
+    table = pd.concat([table for table, _ in own.values()], ignore_index=True) if own else none
+    return ProbeResults(table, StoredTokens(folder, own), description, facts | dict(share or {}), skipped)

@@ -44,6 +44,7 @@ from rcblib.runs.files import (
 from rcblib.runs.paths import user_path
 from rcblib.runs.provenance import provenance
 from rcblib.runs.records import is_record, read_record
+from rcblib.runs.shards import Shard
 from rcblib.signals import SIGNALS, Signal
 
 
@@ -56,6 +57,7 @@ def probe_dataset(
     progress: bool = True,
     *,
     on_error: str = "stop",
+    shard: Shard | None = None,
 ) -> ProbeResults:
     """Probe samples one after the other into a folder, and go on where an earlier run of the same config stopped.
 
@@ -80,6 +82,9 @@ def probe_dataset(
     on_error : {"stop", "skip"}
         Whether samples that cannot be read, or that the processor refuses, stop the run before any is probed, or are
         left out; the folder keeps which and why in ``skipped/``.
+    shard : Shard, optional
+        Which of the samples, by their ids; by default all. Shards may share the folder, and are given all samples all
+        the same, so that `rcblib.runs.merging` can tell what is missing.
 
     Returns
     -------
@@ -98,7 +103,9 @@ def probe_dataset(
     if not isinstance(config, ProbeConfig):
         raise ParameterError("config", type(config).__name__, "a ProbeConfig")
     skipped, images_folder = dict(getattr(samples, "skipped", {})), getattr(samples, "folder", None)
-    samples = _checked(samples)
+    every, shard = _checked(samples), shard or Shard()
+    own = set(shard.of_images((sample.image_id for sample in every), skipped))
+    samples = [sample for sample in every if sample.image_id in own]
     adapter = adapter_for(model, processor)
     config.check_cls(adapter.has_cls)
     prompts = {
@@ -108,7 +115,8 @@ def probe_dataset(
     folder = user_path(folder, "folder")
     check_apart(images_folder, folder)
     _check_folder(folder, description)
-    identities, unread = identified(samples, on_error, size_limit(adapter, config))
+    limit = size_limit(adapter, config)
+    identities, unread = identified(samples, on_error, limit, are_some_of_many=shard.n_shards > 1)
     samples = [sample for sample in samples if sample.image_id in identities]
     states = {i: _state(folder, identity, description["code"]) for i, identity in identities.items()}
     unfinished = [s for s in samples if states[s.image_id] != "finished"]
@@ -143,7 +151,8 @@ def probe_dataset(
                 flush=True,
             )
     tables = [table_file(folder, sample.image_id) for sample in samples]
-    return read_results(folder, tables, description, skipped)
+    share = shard.share((sample.image_id for sample in every), skipped)
+    return read_results(folder, tables, description, skipped, share)
 
 
 def shared_probe(
@@ -153,12 +162,15 @@ def shared_probe(
     config: ProbeConfig,
     results_folder: str | os.PathLike,
     progress: bool = True,
+    *,
+    on_error: str = "stop",
+    shard: Shard | None = None,
 ) -> ProbeResults:
     """Probe images into the folder that every notebook with the same model, images and settings uses, or read a record.
 
     Parameters
     ----------
-    model, processor, samples, config, progress
+    model, processor, samples, config, progress, on_error, shard
         As for `probe_dataset`.
     results_folder : path-like
         Where results are kept; see `shared_folder`. A path to a recorded table (``.parquet``) instead: nothing is
@@ -175,12 +187,14 @@ def shared_probe(
     ImageError, ParameterError
         As `probe_dataset`; also if a record is damaged, of other settings, another model or other images.
     """
-    samples = _checked(samples)
     if not is_record(results_folder):
-        folder = shared_folder(model, processor, samples, config, results_folder)
-        results = probe_dataset(model, processor, samples, config, folder, progress)
+        samples = samples if hasattr(samples, "__len__") else list(samples)
+        folder = shared_folder(model, processor, _checked(samples), config, results_folder)
+        settings = {"on_error": on_error, "shard": shard}
+        results = probe_dataset(model, processor, samples, config, folder, progress, **settings)
         print(f"probing: computed here, code {results.description['code']}", flush=True)
         return results
+    samples = _checked(samples)
     record, adapter = read_record(results_folder), adapter_for(model, processor)
     description = _describe(adapter, config)
     table = recorded_rows(record, samples, description)

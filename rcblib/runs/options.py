@@ -114,6 +114,18 @@ def add_table(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--first", type=int, metavar="K", help="only the first K images, of those opened")
 
 
+def add_shards(parser: argparse.ArgumentParser) -> None:
+    """Add which tables of shards are put together, and where to."""
+    parser.add_argument(
+        "shards", type=path_option, nargs="+", help="tables that --table wrote, or a folder of them"
+    )
+    parser.add_argument(
+        "--table",
+        type=results_file,
+        help="written, with a record beside it (default: shards are only checked)",
+    )
+
+
 def add_images(parser: argparse.ArgumentParser) -> None:
     """Add which images are opened."""
     parser.add_argument("--images", required=True, help=IMAGES_HELP)

@@ -170,70 +170,36 @@ def table_facts(
         "keys": list(keys),
         "samples": {str(image_id): identity for image_id, identity in samples.items()},
         "seconds": sum(unit.get("seconds", 0.0) for unit in units),
-        "provenance": _machines(unit["provenance"] for unit in units),
-    }
-
-
-def merge_tables(paths: Iterable[str | os.PathLike]) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Put the tables of shards together; the result does not depend on how many there were.
-
-    Returns
-    -------
-    tuple
-        Table, by ascending image, the rows of an image in the order of its shard; and facts.
-
-    Raises
-    ------
-    ParameterError
-        If a table carries no facts, two differ in their description or code, or an image is in two of them.
-    """
-    import pandas as pd
-
-    read = {Path(path).name: read_table(path) for path in paths}
-    for name, (_, facts) in read.items():
-        if set(FACTS) - set(facts):
-            raise ParameterError("table", name, "a table that a command of the library wrote with --table")
-    (first, (_, facts)), *others = read.items()
-    for name, (_, other) in others:
-        here, there = ({**each["description"], "keys": each["keys"]} for each in (facts, other))
-        wrong = [key for key in dict.fromkeys([*here, *there]) if here.get(key) != there.get(key)]
-        if wrong:
-            raise ParameterError(
-                "shards", f"{first} and {name} with another {', '.join(wrong)}", "shards of one run"
-            )
-    samples: dict[str, str] = {}
-    for name, (_, own) in read.items():
-        if twice := samples.keys() & own["samples"].keys():
-            raise ParameterError("shards", f"{name} with images {sorted(twice)[:5]} again", "each image once")
-        samples |= own["samples"]
-    # Of a shard without images the types say nothing.
-    tables = [table for table, _ in read.values() if len(table)]
-    merged = pd.concat(tables, ignore_index=True).sort_values("image_id", kind="stable", ignore_index=True)
-    return merged, facts | {
-        "samples": {key: samples[key] for key in sorted(samples, key=lambda key: (len(key), key))},
-        "seconds": sum(own["seconds"] for _, own in read.values()),
-        "provenance": _machines(each for _, own in read.values() for each in own["provenance"]),
+        "provenance": machines(unit["provenance"] for unit in units),
     }
 
 
 def write_record(
-    path: str | os.PathLike, table: pd.DataFrame, facts: Mapping[str, Any], drop: Iterable[str] = ()
+    path: str | os.PathLike,
+    table: pd.DataFrame,
+    facts: Mapping[str, Any],
+    drop: Iterable[str] = (),
+    *,
+    is_shipped: bool = True,
 ) -> None:
-    """Write a table and its record, as small as its readers can do with.
+    """Write a table and its record; of one that is shipped as small as its readers can do with.
 
     Parameters
     ----------
     path : path-like
         ``<folder>/<model>/<what>.parquet``.
     table, facts
-        As `merge_tables` returns them; further facts are kept.
+        As `rcblib.runs.merging.merge_tables` returns them; further facts are kept.
     drop : iterable of str
         Columns that nothing reads.
+    is_shipped : bool
+        Whether long columns are narrowed to float32's precision, and `MAX_BYTES` is a limit.
 
     Raises
     ------
     ParameterError
-        If a column to drop is unknown or a key, or the folder's records exceed `MAX_BYTES`; the table is not written.
+        If a column to drop is unknown or a key, or the shipped records of the folder exceed `MAX_BYTES`; the table is
+        not written.
     """
     path, drop = user_path(path), list(drop)
     wrong = [name for name in drop if name not in table or name in ("image_id", *facts["keys"])]
@@ -242,18 +208,18 @@ def write_record(
     table = table.drop(columns=drop)
     dtypes = {name: str(dtype) for name, dtype in table.dtypes.items() if dtype.kind in "fiub"}
     long = [name for name in table if table[name].dtype.kind == "f" and table[name].nunique() > FEW_VALUES]
-    narrow = {name: "float32" for name in long if table[name].dtype.itemsize > 4}
+    narrow = {name: "float32" for name in long if is_shipped and table[name].dtype.itemsize > 4}
     settings = {
         "compression": "zstd",
-        "compression_level": 19,
+        "compression_level": 19 if is_shipped else 3,
         "use_dictionary": [name for name in table if name not in long],
         "use_byte_stream_split": long,
     }
     with atomic_path(path) as temporary:
         write_table(temporary, table.astype(narrow), {}, **settings)
-        others = sum(other.stat().st_size for other in path.parents[1].rglob("*.parquet") if other != path)
-        n_bytes = others + temporary.stat().st_size
-        if n_bytes > MAX_BYTES:
+        records = path.parents[1].rglob("*.parquet") if is_shipped else ()
+        n_bytes = sum(other.stat().st_size for other in records if other != path) + temporary.stat().st_size
+        if is_shipped and n_bytes > MAX_BYTES:
             raise ParameterError(
                 "recorded tables", f"{n_bytes / 1e6:.1f} MB", f"at most {MAX_BYTES / 1e6:g} MB"
             )
@@ -267,7 +233,7 @@ def sample_hash(identity: Mapping[str, Any]) -> str:
     return config_hash(identity)
 
 
-def _machines(made: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def machines(made: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """List where and with what something was made, once each, with the latest date."""
     latest: dict[str, dict[str, Any]] = {}
     for each in made:

@@ -1,12 +1,13 @@
-"""Share work among runs: the second of eight, or only the first images."""
+"""Share work among runs: the second of eight, or only the first images; and say of a table whose share it holds."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from rcblib.records import ParameterError
+from rcblib.records import ImageId, ParameterError
+from rcblib.runs.files import config_hash
 
 T = TypeVar("T")
 
@@ -46,3 +47,57 @@ class Shard:
         if self.first is not None:
             return list(pieces[: -(-self.first // n_images_each)])
         return list(pieces[self.number - 1 :: self.n_shards])
+
+    def of_images(self, image_ids: Iterable[ImageId], left_out: Iterable[ImageId] = ()) -> list[ImageId]:
+        """Return the ids of this shard's images, every `n_shards`-th in ascending order, or the first ones given.
+
+        Parameters
+        ----------
+        image_ids : iterable
+            Of all images, in any order.
+        left_out : iterable
+            Names of further images that cannot be read. Where images have their names for ids, these count too, so
+            that a photo that is damaged while shards run moves no other one to another shard.
+
+        Raises
+        ------
+        ParameterError
+            If there are more shards than images.
+        """
+        if self.first is not None:
+            return self.of(list(image_ids))
+        ids = set(image_ids)
+        kinds = {type(image_id) for image_id in ids}
+        counted = sorted(ids.union(name for name in left_out if type(name) in kinds))
+        if self.n_shards > len(counted):
+            raise ParameterError(
+                "shard", f"{self.number}/{self.n_shards}", f"at most {len(counted)} shards, of an image each"
+            )
+        return [image_id for image_id in self.of(counted) if image_id in ids]
+
+    def share(self, image_ids: Iterable[ImageId], left_out: Mapping[ImageId, str]) -> dict[str, Any]:
+        """Return what a table says of its share of the work, so that merging finds what is missing.
+
+        Parameters
+        ----------
+        image_ids : iterable
+            Of all images of all shards.
+        left_out : Mapping
+            Id or file name of each image that was left out, by any shard or this one, to the reason.
+        """
+        skipped = {str(name): reason for name, reason in left_out.items()}
+        images = images_digest({*map(str, image_ids), *skipped})
+        return {
+            "shard": {
+                "number": self.number,
+                "n_shards": self.n_shards,
+                "first": self.first,
+                "images": images,
+            },
+            "skipped": skipped,
+        }
+
+
+def images_digest(names: Iterable[str]) -> str:
+    """Hash ids of images, in any order."""
+    return config_hash({"images": sorted(names)})

@@ -1,0 +1,123 @@
+"""Share a notebook's or a command's images among runs: put together they are, byte for byte, what one run leaves."""
+
+import json
+import warnings
+from pathlib import Path
+
+import nbformat
+import pytest
+import tiny
+import torch
+import warm
+from papermill.exceptions import PapermillExecutionError
+
+from rcblib.__main__ import main
+from rcblib.codebook.codebook import Codebook
+from rcblib.runs.merging import merge_to
+from rcblib.runs.records import read_record
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    """Save a random model, its codebook, and four photos, the second damaged; return parameters for papermill."""
+    folder = tmp_path_factory.mktemp("own")
+    (folder / "photos").mkdir()
+    for number, image in enumerate(tiny.random_images(4, size=(64, 48))):
+        image.save(folder / "photos" / f"{number}.jpg")
+    damaged = folder / "photos" / "1.jpg"
+    damaged.write_bytes(damaged.read_bytes()[:200])
+    model, processor = tiny.tiny_llava()
+    width = model.config.text_config.hidden_size
+    prototypes = torch.randn(4, width, generator=torch.Generator().manual_seed(0))
+    Codebook(prototypes, family="llava").save_pretrained(folder / "codebook")
+    given = {"model": tiny.save(folder / "model", model, processor), "images": folder / "photos"}
+    return {name: str(path) for name, path in given.items()} | {"n_images": 4, "on_error": "skip"}
+
+
+def execute(name, folder, given, **changes):
+    """Execute a notebook; return what it printed."""
+    path = folder / "out.ipynb"
+    warm.execute(REPOSITORY / "notebooks" / f"{name}.ipynb", path, {**given, **changes}, REPOSITORY)
+    cells = nbformat.read(path, as_version=4).cells
+    outputs = [output for cell in cells if cell.cell_type == "code" for output in cell.outputs]
+    return "".join(output.text for output in outputs if output.output_type == "stream")
+
+
+@pytest.mark.parametrize(
+    ("name", "reads", "settings"),
+    [
+        ("token_centric", "probed", {}),
+        ("pruned_inference", "evaluated", {"max_new_tokens": 2, "images_per_part": 1, "n_checked": 1}),
+    ],
+)
+def test_a_notebook_in_shards_leaves_what_it_leaves_alone(name, reads, settings, own, tmp_path):
+    given = own | settings
+    if name == "pruned_inference":
+        given["codebook"] = str(Path(own["model"]).parent / "codebook")
+    for n_shards in (1, 2):
+        folder = tmp_path / f"of-{n_shards}"
+        for shard in range(1, n_shards + 1):
+            share = {"shard": shard, "n_shards": n_shards, "results_folder": str(folder)}
+            said = execute(name, tmp_path, given, **share)
+            assert f"shard       {shard}-of-{n_shards}: " in said and ", 1 left out in " in said
+        assert not (folder / f"{name}.json").exists()  # it ended with the shard
+        merge_to(tmp_path / f"{n_shards}.parquet", [folder / "shards" / name])
+    assert (tmp_path / "1.parquet").read_bytes() == (tmp_path / "2.parquet").read_bytes()
+    facts = read_record(tmp_path / "2.parquet").facts
+    assert list(facts["samples"]) == ["0.jpg", "2.jpg", "3.jpg"]
+    assert list(facts["skipped"]) == ["1.jpg"] and "1.jpg" in facts["skipped"]["1.jpg"]
+    results = {"results_folder": str(tmp_path / "results"), reads: str(tmp_path / "2.parquet")}
+    assert "ing: recorded: " in execute(name, tmp_path, given, **results)
+    written = json.loads((tmp_path / "results" / f"{name}.json").read_text(encoding="utf-8"))
+    assert written["config"]["n_shards"] == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"shard": 3, "n_shards": 2}, "shard: got 3; accepted: 1 to 2, n_shards"),
+        ({"n_shards": 2}, "shard: got 0; accepted: 1 to 2, n_shards"),
+        ({"shard": 1, "probed": "a.parquet"}, "probed: got 'a.parquet'; accepted: a folder or nothing"),
+    ],
+)
+def test_a_wrong_shard_ends_in_one_line_before_any_work(changes, message, own, tmp_path):
+    folder = tmp_path / "results"
+    with pytest.raises(PapermillExecutionError, match=message):
+        execute("context_centric", tmp_path, own, results_folder=str(folder), **changes)
+    assert not folder.exists()
+
+
+def test_a_command_in_shards_notes_what_it_left_out_and_merges(own, coco, tmp_path, capsys):
+    lost = coco / "val2014" / "COCO_val2014_000000000005.jpg"
+    lost.write_bytes(lost.read_bytes()[:300])
+    given = [
+        "probe",
+        "--model",
+        own["model"],
+        "--images",
+        f"coco:{coco}",
+        "--split",
+        "val2014",
+        "--positions",
+        "0,7",
+    ]
+    given += ["--on-error", "skip", "--folder", str(tmp_path / "kept")]
+    paths = [str(tmp_path / "shards" / f"{number}.parquet") for number in (1, 2)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for number, path in enumerate(paths, 1):
+            assert main([*given, "--shard", f"{number}/2", "--table", path]) == 0
+        assert main([*given, "--table", str(tmp_path / "whole.parquet")]) == 0
+    for name, tables in {"merged": paths, "alone": [str(tmp_path / "whole.parquet")]}.items():
+        capsys.readouterr()
+        assert main(["merge", *tables, "--table", str(tmp_path / f"{name}.parquet")]) == 0
+        assert capsys.readouterr().out == "1 images, 1 left out\n"
+    assert (tmp_path / "merged.parquet").read_bytes() == (tmp_path / "alone.parquet").read_bytes()
+    assert list(read_record(tmp_path / "merged.parquet").facts["skipped"]) == ["5"]
+    assert main(["merge", paths[0]]) == 2
+    assert (
+        "rcblib merge: shards: got 'no shard 2/2'; accepted: each of the 2 shards once"
+        in capsys.readouterr().err
+    )
