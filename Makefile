@@ -3,11 +3,14 @@
 # make faults   the checks' long form, with faults and damaged inputs, minutes: data/recorded/faults.json
 # make bench  times, memory and ratios beside their targets, 15 minutes: results/benchmarks (bench-gpu: of full size)
 # make full   recorded stages at their full setting, hours: data/recorded
+# make sweep  models by images by seeds, as SWEEP lists them, in shards: runs/sweeps
+# make slurm  a sweep on a cluster of this machine alone, a worker killed: data/recorded/slurm.json (as root, Debian)
 # make versions   contract tests with the oldest and the newest transformers of pyproject.toml
 #
 # MODELS    models that `make full` records           (all)
 # STAGES    stages that `make full` records           (all)
-# ARGS      further options of Snakemake, such as --executor slurm --jobs 20
+# SWEEP     what `make sweep` runs                    (workflow/sweep.yml)
+# ARGS      further options of Snakemake, such as --profile workflow/profiles/slurm
 # PYTHON    interpreter that makes the environment    (python3)
 # RCB_VENV  folder of the environment                 (.venv)
 # CORES     cores that experiments and checks may use (2)
@@ -15,6 +18,7 @@
 PYTHON ?= python3
 RCB_VENV ?= .venv
 CORES ?= 2
+SWEEP ?= workflow/sweep.yml
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -25,16 +29,24 @@ STAMP := $(subst $(SPACE),\ ,$(RCB_VENV))/.rcblib-installed
 export PATH := $(BIN):$(PATH)
 export PYTHONUNBUFFERED := 1
 
-.PHONY: bench bench-gpu book full test faults versions lint install format clean
+.PHONY: bench bench-gpu book full slurm sweep test faults versions lint install format clean
 
 book: $(STAMP)
 	python -m tools.run_workflow --cores $(CORES) --rerun-incomplete --quiet rules -p
 	@echo "book/_build/html/index.html"
 
 full: $(STAMP)
-	python -m tools.run_workflow --snakefile workflow/full.smk --cores $(CORES) --rerun-incomplete --keep-going \
+	python -m tools.run_workflow --snakefile workflow/shards.smk --cores $(CORES) --rerun-incomplete --keep-going \
 		--quiet rules -p $(ARGS) --config models="$(MODELS)" stages="$(STAGES)"
 	@echo "data/recorded"
+
+sweep: $(STAMP)
+	python -m tools.run_workflow --snakefile workflow/shards.smk --cores $(CORES) --rerun-incomplete --keep-going \
+		--quiet rules -p $(ARGS) --config sweep="$(SWEEP)"
+	python -m tools.sweep summary "$(SWEEP)"
+
+slurm: $(STAMP)
+	python -m benchmarks.slurm --output data/recorded/slurm.json
 
 bench: $(STAMP)
 	python -m benchmarks
