@@ -11,6 +11,7 @@ from rcblib import __version__
 from rcblib.records import ONE_WORD_QUESTION, ParameterError
 from rcblib.runs.command import OneLineParser, run_command
 from rcblib.runs.options import (
+    add_gates,
     add_images,
     add_model,
     add_pruners,
@@ -112,22 +113,7 @@ def _parser() -> argparse.ArgumentParser:
         "--folder", type=results_folder, required=True, help="results; what is there is not computed again"
     )
     add_questions(gates)
-    gates.add_argument(
-        "--retain-ratio", type=float, nargs="+", default=[0.2, 0.1], help="budgets of the oracle (0.2 0.1)"
-    )
-    gates.add_argument(
-        "--n-token-images", type=int, default=20, help="images whose tokens are measured (default: 20)"
-    )
-    gates.add_argument(
-        "--influence",
-        nargs="?",
-        type=int,
-        const=sys.maxsize,
-        default=0,
-        metavar="K",
-        help="measure the influence of tokens too, of the first K of these images (without a number of all), to "
-        "compare training seeds",
-    )
+    add_gates(gates)
     add_table(gates)
     gates.set_defaults(run=_gates)
 

@@ -54,7 +54,7 @@ def begin(namespace: MutableMapping[str, Any]) -> Any:
     from IPython.display import display
 
     config = notebook_config(namespace)
-    if hasattr(config, "n_shards"):
+    if hasattr(config, "shard"):
         shard_of(config)  # so that a wrong one ends before any work
     if on_colab() and hasattr(config, "results_folder"):
         config = dataclasses.replace(config, results_folder=_beside_notebook(config.results_folder))

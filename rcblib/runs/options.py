@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from rcblib.records import ParameterError
@@ -102,6 +103,26 @@ def add_pruners(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--retain-ratio", type=float, nargs="+", default=[], help="shares of tokens to keep")
     parser.add_argument(
         "--random-seeds", type=int, default=1, help="draws of the random baseline at each share (default: 1)"
+    )
+
+
+def add_gates(parser: argparse.ArgumentParser) -> None:
+    """Add what gates measure."""
+    parser.add_argument(
+        "--retain-ratio", type=float, nargs="+", default=[0.2, 0.1], help="budgets of the oracle (0.2 0.1)"
+    )
+    parser.add_argument(
+        "--n-token-images", type=int, default=20, help="images whose tokens are measured (default: 20)"
+    )
+    parser.add_argument(
+        "--influence",
+        nargs="?",
+        type=int,
+        const=sys.maxsize,
+        default=0,
+        metavar="K",
+        help="measure the influence of tokens too, of the first K of these images (without a number of all), to "
+        "compare training seeds",
     )
 
 
