@@ -265,10 +265,13 @@ class Reduced:
         read.
     rows : torch.Tensor or None
         ``(n_kept, d)`` new rows for those places, of merged or pooled tokens; ``None``: the tokens themselves.
+    sizes : torch.Tensor or None
+        ``(n_kept,)`` int64: how many tokens each row is made of; ``None``: one, or not told.
     """
 
     positions: torch.Tensor
     rows: torch.Tensor | None = None
+    sizes: torch.Tensor | None = None
 
     def check(self, n_tokens: int, width: int, method: str) -> None:
         """Raise a `ParameterError` where this is no choice among some tokens, or its rows are unlike them.
@@ -297,6 +300,11 @@ class Reduced:
             raise ParameterError("rows", given, f"{shape}, from {method}")
         if rows is not None and not rows.isfinite().all():
             raise ParameterError("rows", "NaN or infinity among them", f"finite values, from {method}")
+        sizes = self.sizes
+        if sizes is not None and (sizes.shape != positions.shape or not bool((sizes >= 1).all())):
+            raise ParameterError(
+                "sizes", sizes.tolist()[:8], f"{len(positions)} counts from 1, from {method}"
+            )
 
 
 @dataclass(frozen=True)

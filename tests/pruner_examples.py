@@ -33,9 +33,6 @@ class LastAttention(Pruner):
     layer: int = 1
     form: str = "gathered"
 
-    def select(self, views, context=None):
-        return torch.arange(sum(view.n_tokens for view in views))
-
     def inside(self, llm, spans):
         budget = Budget(retain_ratio=self.retain_ratio)
 
@@ -69,5 +66,5 @@ class Smaller(Pruner):
     def score(self, views, context=None):
         return torch.zeros(len(tokens_of(views)))
 
-    def resize(self, pictures):
+    def resize(self, pictures, adapter):
         return [picture.resize((picture.width // 2, picture.height // 2)) for picture in pictures]

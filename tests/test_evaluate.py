@@ -521,7 +521,7 @@ def test_methods_that_resize_get_pictures():
     asked = [Question(sample.image_id, "one_word", TEXTS[0], "cat") for sample in samples]
     frame = evaluate(*pair, asked, samples, Smaller(), max_new_tokens=N_NEW)
     small = [
-        Sample(s.image_id, lambda s=s: Smaller().resize([s.image])[0], s.width // 2, s.height // 2)
+        Sample(s.image_id, lambda s=s: Smaller().resize([s.image], None)[0], s.width // 2, s.height // 2)
         for s in samples
     ]
     plain = evaluate(*pair, asked, small, max_new_tokens=N_NEW)
@@ -542,9 +542,9 @@ def test_methods_that_resize_see_the_pictures_of_one_question(pair, questions, s
     seen = []
 
     class Counting(Smaller):
-        def resize(self, pictures):
+        def resize(self, pictures, adapter):
             seen.append(len(pictures))
-            return super().resize(pictures)
+            return super().resize(pictures, adapter)
 
     evaluate(*pair, questions, samples, Counting(), batch_size=N_IMAGES, max_new_tokens=1)
     assert seen == [1] * N_IMAGES

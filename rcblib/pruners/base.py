@@ -6,7 +6,7 @@ import functools
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -106,8 +106,8 @@ class Pruner:
         has_budget = self.retain_ratio is not None or self._overrides("budget")
         if has_budget or self._overrides("score"):
             self.budget()
-        if has_budget and not self._overrides("score", "select", "reduce"):
-            accepted = f"none; {type(self).__name__} overrides neither score, select nor reduce"
+        if has_budget and not self._overrides("score", "select", "reduce", "inside"):
+            accepted = f"none; {type(self).__name__} overrides neither score, select, reduce nor inside"
             raise ParameterError("budget", self.budget(), accepted)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -137,7 +137,7 @@ class Pruner:
         torch.Tensor
             ``(n_tokens of these views,)``, view after view; higher = keep.
         """
-        raise NotImplementedError(f"{type(self).__name__} overrides neither score, select nor reduce")
+        raise NotImplementedError(f"{type(self).__name__} does not override score")
 
     def select(self, views: tuple[VisualView, ...], context: PruningContext | None = None) -> torch.Tensor:
         """Choose the tokens of some views that survive.
@@ -151,9 +151,9 @@ class Pruner:
         -------
         torch.Tensor
             ``(n_kept,)`` int64 positions among the tokens of these views, ascending; none of them if the budget says
-            so; all of them where the method has neither budget nor scores.
+            so; all of them where the method has no scores, such as one that acts inside the LLM.
         """
-        if self.retain_ratio is None and not self._overrides("budget", "score"):
+        if not self._overrides("score"):
             return torch.arange(sum(view.n_tokens for view in views))
         return self.budget().keep(self.score(views, context))
 
@@ -172,7 +172,7 @@ class Pruner:
         """
         return Reduced(self.select(views, context))
 
-    def resize(self, pictures: Sequence[PIL.Image.Image]) -> list[PIL.Image.Image]:
+    def resize(self, pictures: Sequence[PIL.Image.Image], adapter: Adapter) -> list[PIL.Image.Image]:
         """Return the pictures that are processed instead of those given, such as smaller ones; by default the same.
 
         It is called for each question by itself: with its images, or the frames of a video.
@@ -293,7 +293,7 @@ class Pruner:
             reduced = self.reduce(own, PruningContext(image_index, first, adapter, prompt_ids))
             n_tokens = sum(view.n_tokens for view in own)
             reduced.check(n_tokens, own[0].tokens.shape[-1], type(self).__name__)
-            chosen.append(Reduced(reduced.positions.cpu() + n_before, reduced.rows))
+            chosen.append(replace(reduced, positions=reduced.positions.cpu() + n_before))
             n_before += n_tokens
         positions = torch.cat([own.positions for own in chosen])
         if len(positions) == 0:
@@ -306,14 +306,19 @@ class Pruner:
                 return Reduced(positions.new_zeros(1))
             scores = self.score(views, PruningContext(image_index, 0, adapter, prompt_ids))
             return Reduced((-scores).argmin().reshape(1).cpu())
+        sizes = None
+        if any(own.sizes is not None for own in chosen):
+            sizes = torch.cat(
+                [torch.ones_like(own.positions) if own.sizes is None else own.sizes.cpu() for own in chosen]
+            )
         if all(own.rows is None for own in chosen):
-            return Reduced(positions)
+            return Reduced(positions, sizes=sizes)
         tokens = torch.cat([view.tokens for view in views])
         rows = [
             tokens[own.positions.to(tokens.device)] if own.rows is None else own.rows.to(tokens)
             for own in chosen
         ]
-        return Reduced(positions, torch.cat(rows))
+        return Reduced(positions, torch.cat(rows), sizes)
 
     @contextmanager
     def __call__(

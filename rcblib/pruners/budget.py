@@ -49,6 +49,21 @@ class Budget:
         if self.retain_ratio is not None:
             check_budget(retain_ratio=self.retain_ratio)
 
+    def n_kept(self, n_tokens: int) -> int:
+        """Return how many of so many tokens stay, for methods that choose them jointly.
+
+        Raises
+        ------
+        ParameterError
+            If that depends on scores.
+        """
+        if self.retain_ratio is not None:
+            return round(n_tokens * self.retain_ratio)
+        if self.count is None:
+            given = "cut_off" if self.adaptive is None else "adaptive"
+            raise ParameterError("budget", given, "a share or a count, of a method without scores")
+        return min(self.count, n_tokens)
+
     def keep(self, scores: torch.Tensor) -> torch.Tensor:
         """Choose tokens by their scores.
 

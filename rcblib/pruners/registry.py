@@ -11,12 +11,20 @@ import pydantic
 
 from rcblib.codebook.codebook import Codebook, load_codebook
 from rcblib.pruners.all import AllTokens
+from rcblib.pruners.anti_oracle import AntiOraclePruner
 from rcblib.pruners.base import Pruner
+from rcblib.pruners.cls_attention import ClsAttentionPruner
 from rcblib.pruners.cls_similarity import ClsSimilarityPruner
 from rcblib.pruners.codebook import CodebookPruner
 from rcblib.pruners.context import QUESTION
+from rcblib.pruners.divprune import DivPrune
+from rcblib.pruners.holov import HoloV
 from rcblib.pruners.oracle import OraclePruner
+from rcblib.pruners.pooled import PooledPruner
 from rcblib.pruners.random import RandomPruner
+from rcblib.pruners.received_attention import ReceivedAttentionPruner
+from rcblib.pruners.strided import StridedPruner
+from rcblib.pruners.vispruner import ReceivedVisPruner, VisPruner
 from rcblib.records import ParameterError
 
 BASELINES = ("random", "cls_most", "cls_least")
@@ -262,4 +270,15 @@ register("codebook", CodebookPruner, "codebook", "the paper")
 register("random", RandomPruner, "random tokens", "the release's baseline")
 register("cls_most", ClsSimilarityPruner, "most similar to [CLS]", "the release's baseline", keep="most")
 register("cls_least", ClsSimilarityPruner, "least similar to [CLS]", "the release's baseline", keep="least")
+register("strided", StridedPruner, "evenly strided", "a control")
+register("pooled", PooledPruner, "pooled 2 x 2", "a control")
+register("cls_attention", ClsAttentionPruner, "[CLS] attention (FasterVLM)", "arXiv 2412.01818")
+register(
+    "received_attention", ReceivedAttentionPruner, "received attention", "as VisPruner's code for SigLIP"
+)
+register("vispruner", VisPruner, "VisPruner", "arXiv 2412.01818")
+register("vispruner_received", ReceivedVisPruner, "VisPruner, received attention", "its code for SigLIP")
+register("divprune", DivPrune, "DivPrune", "arXiv 2503.02175")
+register("holov", HoloV, "HoloV", "arXiv 2510.02912")
 register("oracle", OraclePruner, "oracle by masks", "a bound: it knows the masks")
+register("anti_oracle", AntiOraclePruner, "anti-oracle by masks", "a bound: it knows the masks")

@@ -83,6 +83,9 @@ class PruningSteps:
         among its visual tokens, view after view, int64, on the CPU.
     kept_by_view : list of tuple of torch.Tensor
         The same for each view by itself: positions in its grid.
+    sizes : list of torch.Tensor or None
+        For each of these images and videos how many tokens each row is made of, ``(n_kept,)`` int64, where the method
+        merges tokens and tells.
     n_tokens : list of int
         For each of these images and videos the rows that the LLM reads of it without pruning: visual tokens and
         newlines. Tokens of padding, which the model never reads, are not among them.
@@ -103,6 +106,7 @@ class PruningSteps:
         self.pruner, self.adapter, self._models = pruner, adapter, tuple(models)
         self.kept: list[torch.Tensor] = []
         self.kept_by_view: list[tuple[torch.Tensor, ...]] = []
+        self.sizes: list[torch.Tensor | None] = []
         self.n_tokens: list[int] = []
         self.n_retained: list[float] = []
         self.is_open, self.is_used, self.has_resized = True, False, False
@@ -130,7 +134,7 @@ class PruningSteps:
     def resize(self, pictures: Sequence[PIL.Image.Image]) -> list[PIL.Image.Image]:
         """Return the pictures of one question to process instead of those given; the method's `resize`."""
         self.has_resized = True
-        return self.pruner.resize(pictures)
+        return self.pruner.resize(pictures, self.adapter)
 
     def hand_in(self, images: Sequence[EncodedImage], image_indices: Sequence[int] | None = None) -> None:
         """Give the images and videos of the next prompts, so that they are not encoded again.
@@ -251,6 +255,7 @@ class PruningSteps:
         rows = self.adapter.gather(arranged, kept, new)
         self.kept.append(reduced.positions)
         self.kept_by_view.append(tuple(kept))
+        self.sizes.append(reduced.sizes)
         self.n_tokens.append(self.adapter.n_placeholders(placed.image))
         self.n_retained.append(len(rows))
         return rows

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Integral
+from numbers import Integral, Real
 
 import numpy as np
 import torch
@@ -24,6 +24,13 @@ def check_integer(parameter: str, value: object, minimum: int, maximum: int | No
         limits = f"at least {minimum}" if maximum is None else f"from {minimum} to {maximum}"
         raise ParameterError(parameter, value, f"an integer {limits}")
     return int(value)
+
+
+def check_share(parameter: str, value: object) -> float:
+    """Return `value` as a ``float`` if it is a number in [0, 1], else raise a `ParameterError`."""
+    if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= value <= 1:
+        raise ParameterError(parameter, value, "a number from 0 to 1")
+    return float(value)
 
 
 def check_features(parameter: str, features: object, shape: str) -> None:
