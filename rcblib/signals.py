@@ -20,10 +20,12 @@ NEEDS = {
     "received_attention": "attention maps of the vision encoder",
     "keys": "keys of the vision encoder",
     "hidden_states": "hidden states of the vision encoder",
+    "last_cls_attention": "attention of the encoder's last layer, with [CLS]",
+    "last_keys": "keys of the encoder's last layer",
     "text_attention": "attention maps of the LLM",
     "masks": "annotated objects",
 }
-"""What a signal may ask for, in words; the first five are encoder signals, as `VisualView.signals` names them."""
+"""What a signal may ask for, in words; the first seven are encoder signals, as `VisualView.signals` names them."""
 
 WITHOUT_UNIT = frozenset({"", "probability", "cosine", "share", "rank", "word", "token id", "yes or no"})
 """Units that an axis does not print, because the label says as much."""

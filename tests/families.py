@@ -19,8 +19,8 @@ IN_CHUNKS = pytest.mark.skipif(
     not READS_IMAGES_IN_CHUNKS, reason="this transformers gives no images to a prompt that is read in chunks"
 )
 
-WITHOUT_CLS = frozenset({"received_attention", "keys", "hidden_states"})
-WITH_CLS = WITHOUT_CLS | {"cls_similarity", "cls_attention"}
+WITHOUT_CLS = frozenset({"received_attention", "keys", "hidden_states", "last_keys"})
+WITH_CLS = WITHOUT_CLS | {"cls_similarity", "cls_attention", "last_cls_attention"}
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 import math
 
+import numpy as np
+
 
 def cosine(a, b):
     return float(a @ b) / (float(a.norm()) * float(b.norm()))
@@ -68,3 +70,82 @@ def holov(tokens, attention, n_kept, n_segments=16):
     for number in ranked(shares)[: n_kept - sum(counts)]:
         counts[number] += 1
     return counts, segments
+
+
+def visionzip(attention, keys, states, n_dominant, n_contextual):
+    """Keep the most attended; merge the rest into evenly strided ones of it, by keys.
+
+    Returns kept positions, and for each contextual one its target and state.
+    """
+    dominant = sorted(ranked(attention)[:n_dominant])
+    rest = [i for i in range(len(attention)) if i not in dominant]
+    step = max(1, len(rest) // n_contextual)
+    targets = rest[::step][:n_contextual]
+    joined = {target: [] for target in targets}
+    for i in rest:
+        if i not in targets:
+            joined[max(targets, key=lambda t: cosine(keys[i], keys[t]))].append(states[i])
+    merged = {}
+    for target, others in joined.items():
+        mean = sum(others) / len(others) if others else 0 * states[target]
+        merged[target] = states[target] + mean
+    return dominant, merged
+
+
+def prumerge(attention, keys, states, n_kept, near=32):
+    """Add to the most attended states those of the most similar keys, weighed by attention; sum up the others."""
+    kept = ranked(attention)[:n_kept]
+    rows = {}
+    for i in kept:
+        others = sorted((j for j in range(len(keys)) if j != i), key=lambda j: -cosine(keys[i], keys[j]))
+        rows[i] = states[i] + sum(float(attention[j]) * states[j] for j in others[:near])
+    total = sum(float(attention[j]) * states[j] for j in range(len(keys)) if j not in kept)
+    return rows, total
+
+
+def n_outliers(attention):
+    """Count what lies above the third quartile by one and a half interquartile ranges."""
+    values = sorted(map(float, attention))
+
+    def percentile(share):
+        place = share * (len(values) - 1)
+        low = math.floor(place)
+        return values[low] + (place - low) * (values[min(low + 1, len(values) - 1)] - values[low])
+
+    lower, upper = percentile(0.25), percentile(0.75)
+    return sum(value > upper + 1.5 * (upper - lower) for value in values)
+
+
+def tome_round(rows, sizes, n_merged):
+    """Merge tokens at even places into their most similar ones at odd places, the most similar pairs first."""
+    even, odd = range(0, len(rows), 2), range(1, len(rows), 2)
+    target = {i: max(odd, key=lambda j: cosine(rows[i], rows[j])) for i in even}
+    order = sorted(even, key=lambda i: -cosine(rows[i], rows[target[i]]))
+    gone = order[: min(n_merged, len(rows) // 2)]
+    sums = {i: rows[i] * sizes[i] for i in range(len(rows))}
+    counts = dict(enumerate(sizes))
+    for i in gone:
+        sums[target[i]] = sums[target[i]] + rows[i] * sizes[i]
+        counts[target[i]] += sizes[i]
+    left = [i for i in range(len(rows)) if i not in gone]
+    return [sums[i] / counts[i] for i in left], [counts[i] for i in left], left
+
+
+def cdpruner(tokens, relevance, n_kept):
+    """Choose greedily the rows of the conditional kernel whose determinant is largest, by determinants."""
+    low, high = float(relevance.min()), float(relevance.max())
+    r = [(float(value) - low + 1e-6) / (high - low) for value in relevance]
+    n = len(tokens)
+    kernel = [[r[i] * cosine(tokens[i], tokens[j]) * r[j] for j in range(n)] for i in range(n)]
+    chosen = []
+    for _ in range(n_kept):
+        best = None
+        for i in range(n):
+            if i in chosen:
+                continue
+            members = [*chosen, i]
+            volume = float(np.linalg.det(np.array([[kernel[a][b] for b in members] for a in members])))
+            if best is None or volume > best[0]:
+                best = (volume, i)
+        chosen.append(best[1])
+    return sorted(chosen)

@@ -227,6 +227,9 @@ def test_signals_are_those_computed_literally(family, layer):
         states = tower(pixels.flatten(0, -4), output_hidden_states=True).hidden_states
         hidden = norm(states[before])
         query, key = attend.q_proj(hidden), attend.k_proj(hidden)
+        last = attention_of(modules[-1])
+        hidden_last = children_of(modules[-1], torch.nn.LayerNorm)[0](states[n_layers - 1])
+        last_query, last_key = last.q_proj(hidden_last), last.k_proj(hidden_last)
         tower.set_attn_implementation("eager")
         maps = tower(pixels.flatten(0, -4), output_attentions=True).attentions[before].mean(1)
     assert len(image.views) == len(hidden)
@@ -250,15 +253,20 @@ def test_signals_are_those_computed_literally(family, layer):
             "received_attention": attention[n_cls:, n_cls:].mean(0),
             "keys": mean_key,
             "hidden_states": state[n_cls:],
+            "last_keys": last_key[g, n_cls:],
         }
         if adapter.has_cls:
             expected["cls_attention"] = attention[0, 1:]
+            weights = (
+                torch.stack([last_query[g, 0] @ k for k in last_key[g]]).div(vision.hidden_size**0.5).exp()
+            )
+            expected["last_cls_attention"] = (weights / weights.sum())[1:]
             expected["cls_similarity"] = torch.cosine_similarity(state[1:], state[:1], dim=-1)
             order = view.signals["cls_similarity"].argsort(descending=True, stable=True)
             assert torch.equal(order, rank_by_cls(state))
         assert view.signals.keys() == expected.keys()
         for name, values in expected.items():
-            atol = 1e-5 if name == "keys" else 1e-6
+            atol = 1e-5 if name.endswith("keys") else 1e-6
             torch.testing.assert_close(view.signals[name], values, rtol=0, atol=atol)
             assert values.std() > 1e-4
         assert (view.signals["received_attention"].sum() < 0.999) == adapter.has_cls

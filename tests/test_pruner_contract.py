@@ -2,25 +2,27 @@
 
 import dataclasses
 import functools
+import tempfile
 
 import pytest
 import tiny
 import torch
 from families import FAMILIES
-from pruner_examples import LastAttention, Merging
+from transformers import CLIPConfig, CLIPModel
 
 from rcblib.codebook.codebook import Codebook
 from rcblib.mllm import adapter_for
 from rcblib.pruners import PRUNERS
 from rcblib.pruners.context import OF_SAMPLES
+from rcblib.pruners.fastv import FastV
 from rcblib.pruners.registry import Method
 from rcblib.records import ParameterError
 
-METHODS = PRUNERS | {
-    "merging": Method("merging", Merging, "merged"),
-    "inside, gathered": Method("inside", LastAttention, "inside", settings={"form": "gathered"}),
-    "inside, masked": Method("inside", LastAttention, "inside", settings={"form": "masked"}),
-}
+METHODS = PRUNERS | {"fastv, masked": Method("fastv", FastV, "FastV, masked", settings={"form": "masked"})}
+SMALL = {"fastv": {"layer": 1}, "sparsevlm": {"layers": (1,)}, "pyramiddrop": {"layers": (1,)}}
+"""Settings for LLMs of two layers."""
+WITHOUT_WHOLE = {"prumerge_plus"}
+"""Methods whose budget is the picture's own, so that none retains everything."""
 WORDS = [
     "What does this image show ?",
     "Is there a cat on the left and a red bird on the right ?",
@@ -47,34 +49,85 @@ def pictures_of(family):
     return [tiny.random_images(1, sizes[i % len(sizes)], seed=i)[0] for i in range(sum(COUNTS))]
 
 
+@functools.cache
+def text_tower():
+    """Save a CLIP model whose image tower has the sizes of the tiny one, with a tokenizer; return the folder."""
+    folder = tempfile.TemporaryDirectory()
+    text = dict(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4, vocab_size=64
+    )
+    text |= dict(max_position_embeddings=16, eos_token_id=2)
+    torch.manual_seed(0)
+    CLIPModel(CLIPConfig(text, tiny.TINY_VISION, projection_dim=8)).save_pretrained(folder.name)
+    tiny.stand_in_tokenizer(tiny.TINY_IDS).save_pretrained(folder.name)
+    return folder
+
+
 def fitting(method, family, ratio=0.4):
-    """Return a pruner, or skip where the method needs what the family has not (checked by itself)."""
-    adapter, settings = adapter_of(family), {}
-    if method.needs - {"question"} - adapter.offers:
-        pytest.skip(f"{family} offers not what {method.name} needs")  # samples tell what an oracle needs
+    """Return a pruner, or skip where it does not serve the family (checked by itself) or only samples can tell."""
+    adapter, settings = adapter_of(family), dict(SMALL.get(method.name, {}))
+    if method.needs & OF_SAMPLES:
+        pytest.skip("samples tell what an oracle needs")
+    if ratio == 1.0 and method.name in WITHOUT_WHOLE:
+        pytest.skip(f"{method.name} has no budget that retains everything")
     if "retain_ratio" in method.parameters:
         settings["retain_ratio"] = ratio
+    if method.name == "pooled" and ratio == 1.0:
+        settings["side"] = 1
+    if "text_tower" in method.parameters:
+        settings["text_tower"] = text_tower().name
     if "codebook" in method.parameters:
         tokens = adapter.encode(tiny.random_images(1, seed=7))[0].views[0].tokens
-        settings["codebook"] = Codebook(tokens[::3].clone(), (), adapter.family)
-    return method.make(settings, family=adapter.family)
+        clusters = {"clusters": [i % 4 for i in range(len(tokens[::3]))]}
+        settings["codebook"] = Codebook(tokens[::3].clone(), (), adapter.family, metadata=clusters)
+    pruner = method.make(settings, family=adapter.family)
+    if not serves(method, adapter):
+        pytest.skip(f"{method.name} does not serve {family}")
+    return pruner
 
 
-def inputs_of(adapter, family, rows=(0, 1, 2)):
-    """Return what the processor makes of some of the prompts, and the numbers of their images."""
+def serves(method, adapter):
+    """Tell whether a method serves a model: it has all signals and, where asked for, CLIP's vision encoder."""
+    has_clip = adapter.model.config.vision_config.model_type == "clip_vision_model"
+    return method.needs - {"question"} <= adapter.offers and (
+        has_clip or "text_tower" not in method.parameters
+    )
+
+
+class Inputs(dict):
+    """What the processor makes of some of the prompts."""
+
+    def __init__(self, adapter, family, rows, resize=None):
+        images = [[pictures_of(family)[n] for n in numbers_of((row,))] for row in rows]
+        if resize is not None:
+            images = [resize(own) for own in images]
+        prompts = [adapter.prompt(WORDS[row], COUNTS[row]) for row in rows]
+        images = [picture for own in images for picture in own] or None
+        made = adapter.processor(text=prompts, images=images, return_tensors="pt", padding=True)
+        dtype = adapter.model.dtype
+        super().__init__({k: v.to(dtype) if v.is_floating_point() else v for k, v in made.items()})
+        self.again = lambda resize: Inputs(adapter, family, rows, resize)
+
+
+def numbers_of(rows):
     starts = [sum(COUNTS[:i]) for i in range(len(COUNTS))]
-    numbers = [n for row in rows for n in range(starts[row], starts[row] + COUNTS[row])]
-    images = [pictures_of(family)[n] for n in numbers]
-    prompts = [adapter.prompt(WORDS[row], COUNTS[row]) for row in rows]
-    inputs = adapter.processor(text=prompts, images=images or None, return_tensors="pt", padding=True)
-    dtype = adapter.model.dtype
-    return {k: v.to(dtype) if v.is_floating_point() else v for k, v in inputs.items()}, numbers
+    return [n for row in rows for n in range(starts[row], starts[row] + COUNTS[row])]
+
+
+def inputs_of(adapter, family, rows=(0, 1, 2), pruner=None):
+    """Return inputs, of smaller pictures where a pruner resizes them, and the numbers of their images."""
+    resize = None
+    if pruner is not None and pruner.resizes:
+        resize = functools.partial(pruner.resize, adapter=adapter)
+    return Inputs(adapter, family, rows, resize), numbers_of(rows)
 
 
 def generate(adapter, inputs, pruner=None, numbers=None, **settings):
     if pruner is None:
         return adapter.model.generate(**inputs, **SETTINGS | settings), None
     with pruner(adapter.model, adapter.processor, image_indices=numbers) as pruned:
+        if pruner.resizes and isinstance(inputs, Inputs):
+            inputs = inputs.again(pruned.resize)
         return adapter.model.generate(**inputs, **SETTINGS | settings), pruned
 
 
@@ -94,7 +147,7 @@ every_family = pytest.mark.parametrize("family", FAMILIES)
 def test_counts_are_what_the_llm_is_fed(method, family):
     """Kept positions ascend, views add up, and the rows that enter the LLM's layers are those counted."""
     adapter, pruner = adapter_of(family), fitting(method, family)
-    inputs, numbers = inputs_of(adapter, family)
+    inputs, numbers = inputs_of(adapter, family, pruner=pruner)
     seen = []
     layers = adapter.language_model.layers
     handles = [
@@ -125,13 +178,16 @@ def test_counts_are_what_the_llm_is_fed(method, family):
     n_newlines = [image.n_rows - image.n_tokens for image in images]
     entering = [len(kept) + n for kept, n in zip(pruned.kept, n_newlines, strict=True)]
     assert fed.tolist() == [entering[0], entering[1] + entering[2], 0]
-    if method.kind is LastAttention:
-        after = [round(n * 0.4) for n in entering]
-        n_layers = len(layers)
-        means = [(a + (n_layers - 1) * b) / n_layers for a, b in zip(entering, after, strict=True)]
-        assert pruned.n_retained == pytest.approx(means)
+    if pruner.acts_inside:
+        if method.name != "sparsevlm":  # which merges some more
+            after = [round(n * 0.4) for n in entering]
+            means = [(a + b) / 2 for a, b in zip(entering, after, strict=True)]
+            assert pruned.n_retained == pytest.approx(means)
+        read = sum(pruned.n_retained[1:]) * 2 - sum(
+            entering[1:]
+        )  # of the longest prompt, in the second layer
         if pruner.form == "gathered":
-            assert seen[0] > seen[1]
+            assert seen[1] - int(is_text[1].sum()) == read < entering[1] + entering[2]
     else:
         assert pruned.n_retained == entering
 
@@ -144,9 +200,7 @@ def test_retaining_all_is_plain_generation(method, family, dtype):
     inputs, numbers = inputs_of(adapter, family)
     expected = generate(adapter, inputs)[0]
     output, pruned = generate(adapter, inputs, pruner, numbers)
-    if (
-        method.kind is not LastAttention or dtype == torch.float32
-    ):  # whose masks make another kernel round otherwise
+    if not pruner.acts_inside or dtype == torch.float32:  # whose masks make another kernel round otherwise
         assert torch.equal(output, expected)
     assert output.shape == expected.shape
     assert pruned.n_retained == pruned.n_tokens
@@ -195,7 +249,7 @@ def test_the_model_is_left_clean_also_after_an_error(method, family):
 @every_method
 def test_features_handed_in_are_pruned_as_pixels_are(method):
     adapter, pruner = adapter_of("llava_next"), fitting(method, "llava_next")
-    inputs, numbers = inputs_of(adapter, "llava_next")
+    inputs, numbers = inputs_of(adapter, "llava_next", pruner=pruner)
     expected, from_pixels = generate(adapter, inputs, pruner, numbers)
     images = adapter.encode_pixels(inputs, pruner.signals)
     ids = {name: inputs[name] for name in ("input_ids", "attention_mask")}
@@ -210,29 +264,44 @@ def test_features_handed_in_are_pruned_as_pixels_are(method):
 @every_method
 def test_videos_are_read(method):
     family = "llava_onevision"
-    adapter, everything, pruner = adapter_of(family), fitting(method, family, 1.0), fitting(method, family)
+    adapter, pruner = adapter_of(family), fitting(method, family)
     frames = [tiny.random_images(3, (30, 22), seed=1), tiny.random_images(3, (30, 22), seed=5)]
     prompts = [adapter.prompt(words, 0, 1) for words in WORDS[:2]]
+
+    def answer(pruner, rows=(0, 1), numbers=None):
+        with pruner(adapter.model, adapter.processor, image_indices=numbers) as pruned:
+            videos = [pruned.resize(frames[row]) for row in rows]
+            text = [prompts[row] for row in rows]
+            inputs = dict(adapter.processor(text=text, videos=videos, return_tensors="pt", padding=True))
+            return adapter.model.generate(**inputs, **SETTINGS), pruned
+
+    if pruner.signals:  # frames are pooled, and have none
+        with pytest.raises(ParameterError, match="views without it") as error:
+            answer(pruner)
+        assert "\n" not in str(error.value)
+        return
     inputs = dict(adapter.processor(text=prompts, videos=frames, return_tensors="pt", padding=True))
-    output, pruned = generate(adapter, inputs, everything)
+    output, pruned = answer(fitting(method, family, 1.0))
     assert torch.equal(output, generate(adapter, inputs)[0])
     assert pruned.n_retained == pruned.n_tokens
-    output, pruned = generate(adapter, inputs, pruner)
+    output, pruned = answer(pruner)
     assert [len(views) for views in pruned.kept_by_view] == [3, 3]
     if method.name != "all":
         assert all(few < many for few, many in zip(pruned.n_retained, pruned.n_tokens, strict=True))
-    alone = dict(adapter.processor(text=prompts[1:], videos=frames[1:], return_tensors="pt"))
-    assert torch.equal(generate(adapter, alone, pruner, [1])[0][0, -N_NEW:], output[1, -N_NEW:])
+    assert torch.equal(answer(pruner, (1,), [1])[0][0, -N_NEW:], output[1, -N_NEW:])
 
 
 @every_family
 @every_method
 def test_what_does_not_serve_a_family_says_so_in_one_line(method, family):
     adapter = adapter_of(family)
-    missing = method.needs - {"question"} - OF_SAMPLES - adapter.offers
-    if not missing:
-        assert fitting(method, family).check(adapter) is None
+    if method.needs & OF_SAMPLES or serves(method, adapter):
         return
-    with pytest.raises(ParameterError, match="does not serve this one") as error:
-        method.make({"retain_ratio": 0.5})(adapter.model).__enter__()
+    settings = {"retain_ratio": 0.5} if "retain_ratio" in method.parameters else {}
+    if "text_tower" in method.parameters:
+        settings["text_tower"] = text_tower().name
+    with pytest.raises(
+        ParameterError, match="does not serve this one|one whose vision encoder is CLIP's"
+    ) as error:
+        method.make(settings)(adapter.model).__enter__()
     assert "\n" not in str(error.value)

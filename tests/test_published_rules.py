@@ -4,7 +4,8 @@ import published_rules as rules
 import pytest
 import torch
 
-from rcblib.pruners import PRUNERS
+from rcblib.pruners import PRUNERS, PruningContext
+from rcblib.pruners.cdpruner import conditional_kernel, largest_volume
 from rcblib.pruners.holov import allotted
 from rcblib.records import VisualView
 
@@ -23,9 +24,31 @@ def random_view(n, seed, width=12):
         "cls_attention": drawn(n).softmax(0) * 0.9,
         "received_attention": drawn(n).softmax(0),
         "keys": drawn(n, 5),
-        "hidden_states": drawn(n, 10),
+        "hidden_states": drawn(n, width),
+        "last_cls_attention": (2 * drawn(n)).softmax(0) * 0.9,
+        "last_keys": drawn(n, 7),
     }
-    return VisualView(drawn(n, width), (1, n), signals)
+    return VisualView(2 * signals["hidden_states"], (1, n), signals)
+
+
+class Connector:
+    """Stand in for a model: its connector doubles, its word embeddings are given."""
+
+    def __init__(self, words=None):
+        self.words = words
+
+    def connect(self, states):
+        return 2 * states
+
+    def embed(self, ids):
+        return self.words[ids]
+
+
+def reduced_by(name, view, **settings):
+    context = PruningContext(adapter=Connector())
+    reduced = PRUNERS[name].make(settings).reduce((view,), context)
+    reduced.check(view.n_tokens, view.tokens.shape[1], name)
+    return reduced
 
 
 def kept(name, view, **settings):
@@ -78,6 +101,86 @@ def test_holov(n, ratio, seed):
     assert len(given) == round(n * ratio)
 
 
+@seeds
+def test_visionzip(n, ratio, seed):
+    view = random_view(n, seed)
+    n_kept = round(n * ratio)
+    n_contextual = round(n_kept * 10 / 64)
+    signals = [view.signals[name] for name in ("cls_attention", "keys", "hidden_states")]
+    dominant, merged = rules.visionzip(*signals, n_kept - n_contextual, n_contextual)
+    reduced = reduced_by("visionzip", view, retain_ratio=ratio)
+    assert reduced.positions.tolist() == sorted([*dominant, *merged])
+    for position, row in zip(reduced.positions.tolist(), reduced.rows, strict=True):
+        torch.testing.assert_close(row, 2 * merged[position] if position in merged else view.tokens[position])
+    assert int(reduced.sizes.sum()) == n
+
+
+@seeds
+@pytest.mark.parametrize("is_adaptive", [False, True])
+def test_prumerge(is_adaptive, n, ratio, seed):
+    view = random_view(n, seed)
+    signals = [view.signals[name] for name in ("last_cls_attention", "last_keys", "hidden_states")]
+    n_top = rules.n_outliers(signals[0]) if is_adaptive else round(n * ratio) - 1
+    assert n_top > 0
+    rows, total = rules.prumerge(*signals, n_top)
+    reduced = reduced_by("prumerge", view, retain_ratio=None if is_adaptive else ratio)
+    (extra,) = set(reduced.positions.tolist()) - set(rows)
+    assert extra == max(set(range(n)) - set(rows)) and len(reduced.positions) == n_top + 1
+    for position, row in zip(reduced.positions.tolist(), reduced.rows, strict=True):
+        torch.testing.assert_close(
+            row, 2 * (rows[position] if position in rows else total), rtol=1e-4, atol=1e-5
+        )
+
+
+@seeds
+def test_prumerge_plus_keeps_strided_tokens_too(n, ratio, seed):
+    view = random_view(n, seed)
+    attention = view.signals["last_cls_attention"]
+    n_top = rules.n_outliers(attention)
+    expected = set(rules.ranked(attention)[:n_top]) | set(range(0, n - 1, max(int(int(n / n_top) / 3), 1)))
+    reduced = reduced_by("prumerge_plus", view)
+    given = set(reduced.positions.tolist())
+    assert expected <= given and len(given - expected) == 1
+
+
+@seeds
+def test_tome(n, ratio, seed):
+    view = random_view(n, seed)
+    rows, sizes, positions = list(view.tokens), [1] * n, list(range(n))
+    while len(rows) > round(n * ratio):
+        rows, sizes, left = rules.tome_round(rows, sizes, len(rows) - round(n * ratio))
+        positions = [positions[i] for i in left]
+    reduced = reduced_by("tome", view, retain_ratio=ratio)
+    assert reduced.positions.tolist() == positions and reduced.sizes.tolist() == sizes and sum(sizes) == n
+    torch.testing.assert_close(reduced.rows, torch.stack(rows))
+
+
+@pytest.mark.parametrize(("n", "n_kept", "seed"), [(12, 5, 0), (16, 8, 1), (9, 1, 2)])
+def test_cdpruner(n, n_kept, seed):
+    """The greedy choice by one row of a Cholesky factor a step is that by determinants."""
+    view, generator = random_view(n, seed), torch.Generator().manual_seed(seed)
+    relevance = torch.randn(n, generator=generator)
+    kernel = conditional_kernel(view.tokens, relevance)
+    assert largest_volume(kernel, n_kept).sort().values.tolist() == rules.cdpruner(
+        view.tokens, relevance, n_kept
+    )
+
+
+def test_cdpruner_goes_on_where_tokens_span_no_more_volume():
+    chosen = largest_volume(conditional_kernel(torch.ones(6, 3), torch.arange(6.0)), 4)
+    assert chosen.tolist() == [5, 4, 3, 2]
+
+
+def test_relevance_to_words_is_the_mean_cosine():
+    view, words = random_view(9, 0), torch.randn(5, 12, generator=torch.Generator().manual_seed(1))
+    adapter = Connector(words)
+    adapter.image_token_id, adapter.video_token_id = 4, None
+    context = PruningContext(adapter=adapter, prompt_ids=torch.tensor([0, 4, 4, 1, 3, 2]))
+    found = PRUNERS["cdpruner_llm"].make({"retain_ratio": 0.5}).relevance((view,), context)
+    expected = [sum(rules.cosine(row, words[i]) for i in (1, 3, 2)) / 3 for row in view.tokens]
+    torch.testing.assert_close(found, torch.tensor(expected))
+
+
 def test_holov_by_hand():
     """Weights 1, 2, 5 of 8: of 4 tokens 0.5, 1 and 2.5, hence 0, 1, 2 and one more for the largest."""
     assert allotted(torch.tensor([1.0, 2.0, 5.0]), [4, 4, 4], 4) == [0, 1, 3]
@@ -108,6 +211,24 @@ def test_divprune_by_hand():
     assert kept("divprune", view, retain_ratio=0.25) == [3]
     assert kept("divprune", view, retain_ratio=0.5) == [1, 3]
     assert kept("divprune", view, retain_ratio=0.75) == [1, 2, 3]
+
+
+def test_visionzip_by_hand():
+    """Tokens 0 and 5 are attended; of 1 to 4 the first is the target, and the mean of three joins it."""
+    states = torch.tensor([[9.0], [1], [2], [3], [4], [9]])
+    signals = {"cls_attention": torch.tensor([0.3, 0.01, 0.01, 0.01, 0.01, 0.3]), "hidden_states": states}
+    view = VisualView(2 * states, (2, 3), signals | {"keys": torch.ones(6, 2)})
+    reduced = reduced_by("visionzip", view, retain_ratio=0.5, contextual_ratio=1 / 3)
+    assert reduced.positions.tolist() == [0, 1, 5] and reduced.sizes.tolist() == [1, 4, 1]
+    assert reduced.rows.flatten().tolist() == [18, 2 * (1 + 3), 18]
+
+
+def test_tome_by_hand():
+    """Of four tokens the first equals the second and joins it; the third stays."""
+    view = VisualView(torch.tensor([[2.0, 0], [4, 0], [0, 1], [1, 1]]), (2, 2))
+    reduced = reduced_by("tome", view, retain_ratio=0.75)
+    assert reduced.positions.tolist() == [1, 2, 3] and reduced.sizes.tolist() == [2, 1, 1]
+    assert reduced.rows.tolist() == [[3, 0], [0, 1], [1, 1]]
 
 
 def test_copies_are_not_chosen_twice():

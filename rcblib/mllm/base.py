@@ -62,6 +62,11 @@ class Adapter(LanguageSide):
         By default nothing: its own files say it all.
         """
 
+    @property
+    def frame_side(self) -> int | None:
+        """Count the tokens along a side of the frame that the encoder gets; ``None`` where pictures have any size."""
+        return None
+
     @abstractmethod
     def encode_pixels(
         self, model_inputs: Mapping[str, Any], needs: Collection[str] = ()
@@ -84,6 +89,8 @@ class Adapter(LanguageSide):
               patches and heads; sums to 1, with a [CLS] to less.
             - ``"keys"``: ``(n_tokens, d_head)`` keys of each patch, mean over heads.
             - ``"hidden_states"``: ``(n_tokens, d_vision)`` the state of each patch, before the connector.
+            - ``"last_cls_attention"``, ``"last_keys"``: ``(n_tokens,)`` and ``(n_tokens, d_vision)`` the same as above
+              in the encoder's last layer, with all heads taken as one.
 
         Returns
         -------
@@ -92,6 +99,28 @@ class Adapter(LanguageSide):
             ``get_image_features`` and ``get_video_features``, in its dtype and on its device; signals are float32
             on the CPU.
         """
+
+    def connect(self, states: torch.Tensor) -> torch.Tensor:
+        """Return the rows that the connector makes of hidden states of the vision encoder, one by one.
+
+        Parameters
+        ----------
+        states : torch.Tensor
+            ``(n, d_vision)``, such as the signal ``"hidden_states"``.
+
+        Returns
+        -------
+        torch.Tensor
+            ``(n, d_model)``, in the model's dtype and on its device.
+
+        Raises
+        ------
+        UnsupportedModelError
+            Where a row is made of several states, or signals are not read.
+        """
+        raise UnsupportedModelError(
+            f"connector: the model's family, {self.family!r}, has none for single states"
+        )
 
     def encode(
         self, images: Sequence[PIL.Image.Image], needs: Collection[str] = (), one_prompt: bool = False

@@ -22,6 +22,7 @@ from rcblib.mllm.versions import CACHE
 from rcblib.records import ParameterError, Reduced, UnsupportedModelError
 
 FORMS = ("gathered", "masked")
+ATTENTION_OF = ("before", "next")
 
 
 @dataclass(frozen=True)
@@ -55,14 +56,20 @@ class LayerState:
     spans : tuple of torch.Tensor
         For each image of the prompt ``(n_span,)`` places of its rows among them.
     attention : torch.Tensor or None
-        ``(n_heads, n_rows, n_left)`` float32: the layer before, what the prompt's last `n_rows` rows attend to; each
-        sums to 1. ``None`` where it was not asked for.
+        ``(n_heads, n_rows, n_left)`` float32: what the prompt's last `n_rows` rows attend to, in the layer before or as
+        they would in the next; each sums to 1. ``None`` where it was not asked for.
+    entered : torch.Tensor
+        ``(n_prompt, d_model)`` all rows of the prompt as they entered the LLM.
+    entered_spans : tuple of torch.Tensor
+        For each image of the prompt the places of its rows among `entered`.
     """
 
     layer: int
     hidden_states: torch.Tensor
     spans: tuple[torch.Tensor, ...]
     attention: torch.Tensor | None
+    entered: torch.Tensor
+    entered_spans: tuple[torch.Tensor, ...]
 
 
 Choose = Callable[[LayerState], Sequence[Reduced]]
@@ -90,6 +97,7 @@ def dropping(
     *,
     form: str = "gathered",
     n_attention_rows: int = 0,
+    attention_of: str = "before",
 ) -> Iterator[RowCounts]:
     """Let an LLM read fewer visual rows from some layers on, while this thread runs it inside the ``with`` block.
 
@@ -110,6 +118,8 @@ def dropping(
         See the module.
     n_attention_rows : int
         Rows at the prompt's end whose attention `choose` gets; 1: that of the last token.
+    attention_of : {"before", "next"}
+        Whether it is that of the layer before, or of the next if it read what is left so far.
 
     Yields
     ------
@@ -126,8 +136,9 @@ def dropping(
         grow.
     """
     n_layers = len(llm.layers)
-    if form not in FORMS:
-        raise ParameterError("form", form, f"one of {FORMS}")
+    for name, given, accepted in (("form", form, FORMS), ("attention_of", attention_of, ATTENTION_OF)):
+        if given not in accepted:
+            raise ParameterError(name, given, f"one of {accepted}")
     if not layers or not all(isinstance(layer, int) and 1 <= layer < n_layers for layer in layers):
         raise ParameterError("layers", list(layers), f"layers from 1 to {n_layers - 1}")
     if llm.config._attn_implementation not in ("sdpa", "eager"):
@@ -136,7 +147,8 @@ def dropping(
         )
     counts = RowCounts(spans, n_layers)
     state = _Dropping(llm, spans, choose, sorted(set(layers)), form == "gathered", n_attention_rows, counts)
-    hooks = {llm.layers[number]: state.hook(number) for number in range(min(layers) - 1, n_layers)}
+    state.looks_ahead = attention_of == "next"
+    hooks = {llm.layers[number]: state.hook(number) for number in {0, *range(min(layers) - 1, n_layers)}}
     with hooked(hooks, before=True, with_kwargs=True):
         yield counts
 
@@ -146,6 +158,8 @@ class _Dropping:
 
     Attributes
     ----------
+    given : list of torch.Tensor
+        For each input of the batch its columns of the prompt, padding not among them.
     left, places : list of torch.Tensor
         For each input of the batch its columns of the prompt that are left, ascending, and where they lie in the
         hidden states; padding is in neither.
@@ -169,6 +183,9 @@ class _Dropping:
         self.spans, self.choose, self.layers, self.counts = spans, choose, layers, counts
         self.gathers, self.n_attention_rows = gathers, n_attention_rows
         self.n_columns = spans.n_columns
+        self.looks_ahead = False
+        self.entered = torch.empty(0)
+        self.given: list[torch.Tensor] = []
         self.left: list[torch.Tensor] = []
         self.places: list[torch.Tensor] = []
         self.images: list[dict[int, torch.Tensor]] = []
@@ -186,9 +203,13 @@ class _Dropping:
                 mask, there = named["attention_mask"], self.there[number]
                 named["attention_mask"] = self._mask_of_new(hidden, mask, there, n_cached)
             if n_cached == 0:  # the prompt
+                if number == 0:
+                    self.entered = hidden
                 if number == self.layers[0]:
                     self._begin(hidden, named["attention_mask"], cache)
                 if number in self.layers:
+                    if self.looks_ahead:
+                        self.before = (module, hidden, self._rotation(named, hidden.device))
                     hidden = self._drop(number, hidden)
                 if number >= self.layers[0]:
                     self._change_arguments(hidden, named)
@@ -215,6 +236,7 @@ class _Dropping:
         self.left = [torch.arange(n_columns)] * n_inputs
         if mask is not None:  # a prompt's last row attends to all that is no padding
             self.left = [own.nonzero().flatten() for own in self._allowed(mask, n_inputs)[:, -1].cpu()]
+        self.given = list(self.left)
         self.places = [own.to(hidden.device) for own in self.left]
         self.images = [
             {i: own for i, (prompt, own) in enumerate(self.spans.images) if prompt == row // n_each}
@@ -230,8 +252,7 @@ class _Dropping:
             spans = tuple(torch.searchsorted(left, columns) for columns in images.values())
             if row % n_each == 0:  # the first of a prompt's beams, which change places later
                 attention = self._attention(row) if self.n_attention_rows and images else None
-                state = LayerState(number, hidden[row, places], spans, attention)
-                reduced = self._chosen(state) if images else ()
+                reduced = self._chosen(self._state(number, hidden, row, attention)) if images else ()
             for i, span, own in zip(tuple(images), spans, reduced, strict=True):
                 positions = own.positions.cpu()
                 stays[span] = False
@@ -249,6 +270,18 @@ class _Dropping:
         index = torch.stack([F.pad(own, (longest - len(own), 0)) for own in self.places])
         self.places = [torch.arange(longest - len(own), longest, device=hidden.device) for own in self.left]
         return hidden.gather(1, index[..., None].expand(-1, -1, hidden.shape[-1]))
+
+    def _state(
+        self, number: int, hidden: torch.Tensor, row: int, attention: torch.Tensor | None
+    ) -> LayerState:
+        """Return what a method may look at of an input."""
+        left, given = self.left[row], self.given[row]
+        spans = tuple(torch.searchsorted(left, columns) for columns in self.images[row].values())
+        entered_spans = tuple(torch.searchsorted(given, self.spans.images[i][1]) for i in self.images[row])
+        entered = self.entered[row, given.to(self.entered.device)]
+        return LayerState(
+            number, hidden[row, self.places[row].to(hidden.device)], spans, attention, entered, entered_spans
+        )
 
     def _chosen(self, state: LayerState) -> Sequence[Reduced]:
         """Return what the method chooses, checked."""
@@ -294,10 +327,17 @@ class _Dropping:
         named["attention_mask"] = self.mask[1]
         if self.gathers:
             rows, index = torch.arange(len(self.left), device=device)[:, None], self._index.to(device)
-            rotation = (part.expand(len(rows), -1, -1) for part in named["position_embeddings"])
-            named["position_embeddings"] = tuple(part[rows, index] for part in rotation)
+            named["position_embeddings"] = self._rotation(named, device)
             if named.get("position_ids") is not None:
                 named["position_ids"] = named["position_ids"].expand(len(rows), -1)[rows, index]
+
+    def _rotation(self, named: dict[str, Any], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the position embeddings of the rows that are in the hidden states now, as a layer is given them."""
+        rotation = named["position_embeddings"]
+        if not self.gathers:
+            return rotation
+        rows, index = torch.arange(len(self.left), device=device)[:, None], self._index.to(device)
+        return tuple(part.expand(len(rows), -1, -1)[rows, index] for part in rotation)
 
     @property
     def _index(self) -> torch.Tensor:

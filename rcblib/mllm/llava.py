@@ -58,6 +58,17 @@ class LlavaTypeAdapter(Adapter):
         """Count the tokens along a side of the picture that the encoder gets."""
         return self.model.config.vision_config.image_size // self.patch_size
 
+    @property
+    def frame_side(self) -> int:
+        """Return `side`; see `Adapter.frame_side`."""
+        return self.side
+
+    @torch.no_grad()
+    def connect(self, states: torch.Tensor) -> torch.Tensor:
+        """Return the rows that the connector makes of hidden states; see `Adapter.connect`."""
+        connector = self.model.model.multi_modal_projector
+        return connector(states.to(module_device(connector), next(connector.parameters()).dtype))
+
     def complete_processor(self) -> None:
         """Say how tokens are counted, which files of older snapshots lack: processors then count wrong, or fail."""
         self.processor.vision_feature_select_strategy = self.model.config.vision_feature_select_strategy

@@ -73,3 +73,16 @@ def signal_of(views: tuple[VisualView, ...], name: str) -> torch.Tensor:
     if any(name not in view.signals for view in views):
         raise ParameterError("views", "views without it", f"views with the signal {name!r}")
     return torch.cat([view.signals[name] for view in views])
+
+
+def connected(context: PruningContext | None, states: torch.Tensor) -> torch.Tensor:
+    """Return the rows that the model's connector makes of ``(n, d_vision)`` hidden states, such as merged ones.
+
+    Raises
+    ------
+    ParameterError
+        Outside of a pruner's context, where no model is known.
+    """
+    if context is None or context.adapter is None:
+        raise ParameterError("context", None, "a pruner's context, whose model has a connector")
+    return context.adapter.connect(states)

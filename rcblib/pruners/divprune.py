@@ -23,8 +23,8 @@ class DivPrune(Pruner):
 
     Notes
     -----
-    Rule: :math:`S \leftarrow S \cup \{\arg\max_{i \notin S} \min_{j \in S} (1 - \cos(x_i, x_j))\}`, begun with the token
-    whose nearest neighbour is farthest
+    Rule: :math:`S \leftarrow S \cup \{\arg\max_{i \notin S} \min_{j \in S} (1 - \cos(x_i, x_j))\}`, begun with
+    the token whose nearest neighbour is farthest
     Cost: a matrix of :math:`n^2` cosines after the connector, and :math:`k` steps over :math:`n` tokens.
     Fails: it keeps outliers whatever they show, and thins out a large object as it does a plain background.
     Source: DivPrune (vbdi/divprune, commit 799e2d9), ``DivPrune`` of ``llava_arch.py``.

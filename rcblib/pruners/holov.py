@@ -29,9 +29,9 @@ class HoloV(Pruner):
 
     Notes
     -----
-    Rule: :math:`k_s = \lfloor k\,w_s / \sum_t w_t \rfloor` and one more for the largest :math:`w_s`, with :math:`w_s` the
-    mean over a segment of :math:`10^3 a_i + 0.09\,\hat v_i`, :math:`\hat v_i` the variance of a token's cosines to the
-    segment's others, scaled to the mean of :math:`10^3 a_i`; then :math:`\operatorname{top}_{k_s} a_i` in each
+    Rule: :math:`k_s = \lfloor k\,w_s / \sum_t w_t \rfloor` and one more for the largest :math:`w_s`, with :math:`w_s`
+    the mean over a segment of :math:`10^3 a_i + 0.09\,\hat v_i`, :math:`\hat v_i` the variance of a token's cosines to
+    the segment's others, scaled to the mean of :math:`10^3 a_i`; then :math:`\operatorname{top}_{k_s} a_i` in each
     Cost: one row of attention, and cosines inside segments.
     Fails: segments are bands of rows, whatever the picture shows; within one it chooses as [CLS] attention does.
     Source: HoloV (obananas/HoloV, commit 1d2e65e), ``HoloV`` of ``llava/model/utils.py``: tokens after the connector,

@@ -13,17 +13,26 @@ from rcblib.codebook.codebook import Codebook, load_codebook
 from rcblib.pruners.all import AllTokens
 from rcblib.pruners.anti_oracle import AntiOraclePruner
 from rcblib.pruners.base import Pruner
+from rcblib.pruners.cdpruner import CDPruner, LlmCDPruner
 from rcblib.pruners.cls_attention import ClsAttentionPruner
 from rcblib.pruners.cls_similarity import ClsSimilarityPruner
 from rcblib.pruners.codebook import CodebookPruner
+from rcblib.pruners.codebook_fewer import DistinctCodebookPruner, MedoidCodebookPruner
 from rcblib.pruners.context import QUESTION
 from rcblib.pruners.divprune import DivPrune
+from rcblib.pruners.downsampled import DownsampledPruner
+from rcblib.pruners.fastv import FastV
 from rcblib.pruners.holov import HoloV
 from rcblib.pruners.oracle import OraclePruner
 from rcblib.pruners.pooled import PooledPruner
+from rcblib.pruners.prumerge import PruMerge, PruMergePlus
+from rcblib.pruners.pyramiddrop import PyramidDrop
 from rcblib.pruners.random import RandomPruner
 from rcblib.pruners.received_attention import ReceivedAttentionPruner
+from rcblib.pruners.sparsevlm import SparseVLM
 from rcblib.pruners.strided import StridedPruner
+from rcblib.pruners.tome import ToMe
+from rcblib.pruners.visionzip import VisionZip
 from rcblib.pruners.vispruner import ReceivedVisPruner, VisPruner
 from rcblib.records import ParameterError
 
@@ -258,6 +267,10 @@ def _read(name: str, value: Any, kind: Any) -> Any:
     """Return a parameter as its type asks for it."""
     if kind is Codebook:
         return load_codebook(value)
+    if isinstance(value, str) and any(
+        typing.get_origin(own) is tuple for own in (kind, *typing.get_args(kind))
+    ):
+        value = value.split("+")  # as commas stand between parameters
     try:
         return pydantic.TypeAdapter(kind, config={"arbitrary_types_allowed": True}).validate_python(value)
     except pydantic.ValidationError as error:
@@ -267,11 +280,14 @@ def _read(name: str, value: Any, kind: Any) -> Any:
 
 register("all", AllTokens, "all tokens")
 register("codebook", CodebookPruner, "codebook", "the paper")
+register("codebook_distinct", DistinctCodebookPruner, "codebook without copies", "a variant of this project")
+register("codebook_medoids", MedoidCodebookPruner, "codebook's medoids", "a variant of this project")
 register("random", RandomPruner, "random tokens", "the release's baseline")
 register("cls_most", ClsSimilarityPruner, "most similar to [CLS]", "the release's baseline", keep="most")
 register("cls_least", ClsSimilarityPruner, "least similar to [CLS]", "the release's baseline", keep="least")
 register("strided", StridedPruner, "evenly strided", "a control")
 register("pooled", PooledPruner, "pooled 2 x 2", "a control")
+register("downsampled", DownsampledPruner, "smaller picture", "a control, arXiv 2510.07143")
 register("cls_attention", ClsAttentionPruner, "[CLS] attention (FasterVLM)", "arXiv 2412.01818")
 register(
     "received_attention", ReceivedAttentionPruner, "received attention", "as VisPruner's code for SigLIP"
@@ -279,6 +295,15 @@ register(
 register("vispruner", VisPruner, "VisPruner", "arXiv 2412.01818")
 register("vispruner_received", ReceivedVisPruner, "VisPruner, received attention", "its code for SigLIP")
 register("divprune", DivPrune, "DivPrune", "arXiv 2503.02175")
+register("cdpruner", CDPruner, "CDPruner", "arXiv 2506.10967")
+register("cdpruner_llm", LlmCDPruner, "CDPruner, word embeddings", "OpenVINO GenAI's port of CDPruner")
+register("visionzip", VisionZip, "VisionZip", "arXiv 2412.04467")
+register("prumerge", PruMerge, "PruMerge", "arXiv 2403.15388")
+register("prumerge_plus", PruMergePlus, "PruMerge+", "arXiv 2403.15388")
+register("tome", ToMe, "ToMe after the connector", "arXiv 2210.09461")
 register("holov", HoloV, "HoloV", "arXiv 2510.02912")
+register("fastv", FastV, "FastV", "arXiv 2403.06764")
+register("sparsevlm", SparseVLM, "SparseVLM", "arXiv 2410.04417")
+register("pyramiddrop", PyramidDrop, "PyramidDrop", "arXiv 2410.17247")
 register("oracle", OraclePruner, "oracle by masks", "a bound: it knows the masks")
 register("anti_oracle", AntiOraclePruner, "anti-oracle by masks", "a bound: it knows the masks")
