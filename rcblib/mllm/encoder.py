@@ -25,6 +25,12 @@ LAST_SIGNALS = frozenset({"last_cls_attention", "last_keys"})
 """Signals read inside the encoder's last layer, all heads taken as one."""
 
 
+def offered_signals(has_cls: bool) -> frozenset[str]:
+    """Return the names of the signals of an encoder with or without [CLS]."""
+    there = LAYER_SIGNALS | LAST_SIGNALS | CLS_SIGNALS | {"hidden_states"}
+    return there if has_cls else there - CLS_SIGNALS
+
+
 class EncoderSignals:
     """Read signals of every grid that goes through a vision encoder once.
 
@@ -55,8 +61,7 @@ class EncoderSignals:
             layers[selected % (len(layers) + 1) - 1],
             layers[-1],
         )  # state 0 is the embeddings
-        there = LAYER_SIGNALS | LAST_SIGNALS | CLS_SIGNALS | {"hidden_states"}
-        self.offers = there if has_cls else there - CLS_SIGNALS
+        self.offers = offered_signals(has_cls)
 
     @contextmanager
     def reading(self, needs: Collection[str]) -> Iterator[_Reading]:

@@ -13,12 +13,19 @@ from rcblib.records import VisualView
 
 @dataclass(frozen=True)
 class AllTokens(Pruner):
-    """Keep every token; the model answers as without a pruner.
+    r"""Keep every token; the model answers as without a pruner.
 
     Parameters
     ----------
     position_ids, layout, scope
         As in `Pruner`.
+
+    Notes
+    -----
+    Rule: :math:`k = n`
+    Cost: the LLM reads everything.
+    Fails: where the model does.
+    Source: the unpruned model.
     """
 
     retain_ratio: float = field(default=1.0, init=False)

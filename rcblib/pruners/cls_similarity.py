@@ -14,7 +14,7 @@ from rcblib.records import ParameterError, VisualView
 
 @dataclass(frozen=True)
 class ClsSimilarityPruner(Pruner):
-    """Keep the tokens most, or least, similar to the vision encoder's [CLS], in reading order.
+    r"""Keep the tokens most, or least, similar to the vision encoder's [CLS], in reading order.
 
     Parameters
     ----------
@@ -25,6 +25,9 @@ class ClsSimilarityPruner(Pruner):
 
     Notes
     -----
+    Rule: :math:`\operatorname{top}_k\ \pm\cos(h_i, h_{\mathrm{cls}})`
+    Cost: none beside the encoder.
+    Fails: patches like [CLS] hold what the encoder knows of the whole picture, often on background.
     Source: the ``high_sim_patch`` and ``low_sim_patch`` modes of the release. Similarity is the cosine of
     patch and [CLS] rows of the selected hidden state, before the connector.
     Differs: ``round(n_tokens * retain_ratio)`` tokens are kept, equal values by position; the release cuts

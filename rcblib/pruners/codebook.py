@@ -24,7 +24,7 @@ FAMILY_RULES = {"llava": "max_cosine", "llava_next": "max_cosine", "llava_onevis
 
 @dataclass(frozen=True)
 class CodebookPruner(Pruner):
-    """Drop each visual token that is close to a prototype of a codebook.
+    r"""Drop each visual token that is close to a prototype of a codebook.
 
     Exactly one budget is given.
 
@@ -45,6 +45,10 @@ class CodebookPruner(Pruner):
 
     Notes
     -----
+    Rule: drops where :math:`\max_p \cos(x_i, p)` is largest, or at or above a cut-off; or, double_softmax, where
+    :math:`\max_p \mathrm{softmax}_i(\cos)\,\mathrm{softmax}_p(\cos)` is; or, single_softmax, the second factor alone
+    Cost: one product of :math:`n` tokens and the prototypes; a codebook, built once for a model.
+    Fails: on pictures unlike those that the codebook was built from; with a cut-off, the count is the picture's.
     Source: pruning at inference; the released modes ``high_info_patch`` (``max_similarity``, 0.45 for
     LLaVA-1.5), ``_flatten`` (0.11 for LLaVA-NeXT, layout ``"flatten"``), ``_fix_num``, ``_double_smx``
     (``retain_ratio``, 0.5 for OneVision) and ``_single_smx``, of images and of videos.

@@ -16,7 +16,7 @@ from rcblib.tensors.checks import check_integer
 
 @dataclass(frozen=True)
 class OraclePruner(Pruner):
-    """Keep the tokens whose patches objects cover most, then others up to the budget.
+    r"""Keep the tokens whose patches objects cover most, then others up to the budget.
 
     No method for use: it asks whether pruning to a budget can succeed at all. The masks come from the samples of an
     evaluation; a context entered otherwise has none, which is an error of one line.
@@ -29,6 +29,13 @@ class OraclePruner(Pruner):
         Draws the order among equally covered tokens, such as those that no object touches. At least 0.
     position_ids : {"kept", "renumbered", "auto"}
         As in `Pruner`, but by default tokens keep their positions.
+
+    Notes
+    -----
+    Rule: :math:`\operatorname{top}_k\ c_i`, with :math:`c_i` the share of a patch that objects cover
+    Cost: none; masks must be known.
+    Fails: where an answer depends on what no mask covers, or not on pictures at all.
+    Source: a bound.
     """
 
     retain_ratio: float

@@ -280,11 +280,11 @@ def _read(name: str, value: Any, kind: Any) -> Any:
 
 register("all", AllTokens, "all tokens")
 register("codebook", CodebookPruner, "codebook", "the paper")
-register("codebook_distinct", DistinctCodebookPruner, "codebook without copies", "a variant of this project")
-register("codebook_medoids", MedoidCodebookPruner, "codebook's medoids", "a variant of this project")
 register("random", RandomPruner, "random tokens", "the release's baseline")
 register("cls_most", ClsSimilarityPruner, "most similar to [CLS]", "the release's baseline", keep="most")
 register("cls_least", ClsSimilarityPruner, "least similar to [CLS]", "the release's baseline", keep="least")
+register("codebook_distinct", DistinctCodebookPruner, "codebook without copies", "a variant of this project")
+register("codebook_medoids", MedoidCodebookPruner, "codebook's medoids", "a variant of this project")
 register("strided", StridedPruner, "evenly strided", "a control")
 register("pooled", PooledPruner, "pooled 2 x 2", "a control")
 register("downsampled", DownsampledPruner, "smaller picture", "a control, arXiv 2510.07143")
