@@ -149,3 +149,50 @@ def cdpruner(tokens, relevance, n_kept):
                 best = (volume, i)
         chosen.append(best[1])
     return sorted(chosen)
+
+
+def last_row_attention(attention, span, n_kept):
+    """Keep of a picture's rows those that the prompt's last row attends to most, mean over heads."""
+    n_heads = len(attention)
+    mean = [sum(float(attention[h][-1][i]) for h in range(n_heads)) / n_heads for i in span]
+    return sorted(ranked(mean)[:n_kept])
+
+
+def raters(visual, words):
+    """List the words to which the softmax over words of products with visual rows gives more than the mean."""
+    looks = [0.0] * len(words)
+    for row in visual:
+        products = [math.exp(float(row @ word)) for word in words]
+        for m, value in enumerate(products):
+            looks[m] += value / sum(products) / len(visual)
+    return [m for m in range(len(words)) if looks[m] > sum(looks) / len(looks)]
+
+
+def density_peaks(rows, n_clusters):
+    """Cluster by density peaks, as many neighbours as clusters; return the centre that each row belongs to."""
+    n, width = len(rows), len(rows[0])
+    distance = [[float((a - b).norm()) / math.sqrt(width) for b in rows] for a in rows]
+    density = [math.exp(-sum(d * d for d in sorted(distance[i])[:n_clusters]) / n_clusters) for i in range(n)]
+    largest = max(map(max, distance))
+    gaps = [
+        min([distance[i][j] for j in range(n) if density[j] > density[i]], default=largest) for i in range(n)
+    ]
+    centres = ranked([gap * own for gap, own in zip(gaps, density, strict=True)])[:n_clusters]
+    return [i if i in centres else min(centres, key=lambda c: distance[i][c]) for i in range(n)]
+
+
+def sparsevlm(attention, rows, words, n_kept):
+    """Keep what the raters attend to most; of the best three tenths of the others every ten become one.
+
+    `attention` is ``(n_heads, n_words, n_rows)``, of the words to the picture's rows; returns kept positions, and for
+    each merged row the position of its centre and its state.
+    """
+    score = [sum(float(attention[:, m, i].mean()) for m in words) / len(words) for i in range(len(rows))]
+    order = ranked(score)
+    kept, others = order[:n_kept], order[n_kept:]
+    best = others[: int(len(others) * 0.3) + 1]
+    centre = density_peaks([rows[i] for i in best], int(len(best) / 10) + 1)
+    groups = {}
+    for place, own in enumerate(centre):
+        groups.setdefault(best[own], []).append(rows[best[place]])
+    return sorted(kept), {position: sum(own) / len(own) for position, own in groups.items()}

@@ -6,7 +6,8 @@ import tiny_qwen
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from rcblib.mllm.layers import Spans, dropping
+from rcblib.mllm.layer_state import Spans
+from rcblib.mllm.layers import dropping
 from rcblib.records import ParameterError, Reduced, UnsupportedModelError
 
 TEXT = tiny.TINY_TEXT | {"num_hidden_layers": 4}
@@ -68,6 +69,7 @@ def every_third(state):
 METHODS = {
     "attention": (largest(3), (2,), 1),
     "twice": (lambda state: largest(5 if state.layer == 1 else 2)(state), (1, 3), 2),
+    "twice, ahead": (lambda state: largest(5 if state.layer == 1 else 2)(state), (1, 3), 1, "next"),
     "merging": (every_third, (1, 2), 0),
     "nothing": (lambda state: [Reduced(torch.arange(len(span))) for span in state.spans], (1,), 0),
     "everything": (lambda state: [Reduced(torch.empty(0, dtype=torch.long)) for _ in state.spans], (2,), 0),
@@ -81,8 +83,10 @@ def answers(model, decoder, given, form=None, method="attention", spans=SPANS, *
     if form is None:
         output = model.generate(**given, **settings)
         return output.sequences, torch.stack(output.logits), None
-    choose, layers, n_rows = METHODS[method]
-    with dropping(decoder, spans, choose, layers, form=form, n_attention_rows=n_rows) as counts:
+    choose, layers, n_rows, *which = METHODS[method]
+    which = which[0] if which else "before"
+    rows = {"n_attention_rows": n_rows, "attention_of": which}
+    with dropping(decoder, spans, choose, layers, form=form, **rows) as counts:
         output = model.generate(**given, **settings)
     return output.sequences, torch.stack(output.logits), counts
 
@@ -167,7 +171,8 @@ def test_layers_called_by_hand_give_the_same_logits(name):
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_attention_is_that_of_the_layer_before(attention):
+@pytest.mark.parametrize(("which", "layer"), [("before", 1), ("next", 2)])
+def test_attention_is_that_of_the_layer_before_or_next(attention, which, layer):
     model, decoder = build("qwen2", attention=attention)
     seen = []
 
@@ -177,11 +182,11 @@ def test_attention_is_that_of_the_layer_before(attention):
 
     given = inputs(rows=[1])
     spans = Spans(1, N_COLUMNS, ((0, SPANS.images[2][1]),))
-    with dropping(decoder, spans, choose, (2,), n_attention_rows=2), torch.no_grad():
+    with dropping(decoder, spans, choose, (2,), n_attention_rows=2, attention_of=which), torch.no_grad():
         model(**given)
     model.set_attn_implementation("eager")
     with torch.no_grad():
-        expected = model(**given, output_attentions=True).attentions[1][0, :, -2:, -13:]
+        expected = model(**given, output_attentions=True).attentions[layer][0, :, -2:, -13:]
     torch.testing.assert_close(seen[0], expected, rtol=0, atol=1e-5)
 
 

@@ -711,9 +711,9 @@ def test_a_method_that_acts_inside_the_llm_keeps_all_before_it_without_a_budget(
     assert torch.equal(generate(model, batch, pruner), generate(model, batch))
     assert [len(kept) for kept in pruner.kept] == [36] * 4
     with pytest.raises(
-        ParameterError, match="accepted: none; Inside overrides neither score, select nor reduce"
+        ParameterError, match="accepted: none; Pruner overrides neither score, select, reduce nor inside"
     ):
-        Inside(retain_ratio=0.2)
+        Pruner(retain_ratio=0.2)
 
 
 def test_a_budget_is_asked_for_and_checked_where_it_is_used():

@@ -4,10 +4,13 @@ import published_rules as rules
 import pytest
 import torch
 
+from rcblib.codebook.codebook import Codebook
+from rcblib.mllm.layer_state import LayerState
 from rcblib.pruners import PRUNERS, PruningContext
 from rcblib.pruners.cdpruner import conditional_kernel, largest_volume
 from rcblib.pruners.holov import allotted
-from rcblib.records import VisualView
+from rcblib.records import ParameterError, VisualView
+from rcblib.tensors.scoring import RULES
 
 SIZES = [(36, 0.4), (49, 0.3), (60, 0.75), (64, 0.1)]
 seeds = pytest.mark.parametrize(("n", "ratio", "seed"), [(*size, seed) for seed, size in enumerate(SIZES)])
@@ -181,6 +184,56 @@ def test_relevance_to_words_is_the_mean_cosine():
     torch.testing.assert_close(found, torch.tensor(expected))
 
 
+def layer_state(seed, n_first=20, n_second=70, n_words=6):
+    """Return a prompt of a word, a picture, a word, a picture and some words in front of a layer."""
+    generator = torch.Generator().manual_seed(seed)
+    n = n_first + n_second + 2 + n_words
+    spans = torch.arange(1, 1 + n_first), torch.arange(2 + n_first, n - n_words)
+    hidden, entered = torch.randn(2, n, 8, generator=generator)
+    attention = torch.randn(3, n_words, n, generator=generator).mul(2).softmax(-1)
+    return LayerState(1, hidden, spans, attention, entered, spans)
+
+
+@pytest.mark.parametrize("name", ["fastv", "pyramiddrop"])
+@pytest.mark.parametrize("seed", range(3))
+def test_last_row_attention(name, seed):
+    state = layer_state(seed)
+    pruner = PRUNERS[name].make({"retain_ratio": 0.5})
+    for span, reduced in zip(state.spans, pruner.reduced(state, (5, 31)), strict=True):
+        expected = rules.last_row_attention(state.attention, span.tolist(), {20: 5, 70: 31}[len(span)])
+        assert reduced.positions.tolist() == expected and reduced.rows is None
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_sparsevlm(seed):
+    state = layer_state(seed)
+    pruner = PRUNERS["sparsevlm"].make({"retain_ratio": 0.5})
+    words = rules.raters(state.entered[torch.cat(state.spans)], state.entered[-6:])
+    assert 0 < len(words) < 6
+    for span, n_kept, reduced in zip(state.spans, (5, 12), pruner.reduced(state, (5, 12)), strict=True):
+        rows = state.hidden_states[span]
+        kept, merged = rules.sparsevlm(state.attention[:, :, span], rows, words, n_kept)
+        assert reduced.positions.tolist() == sorted([*kept, *merged]) and len(merged) > 0
+        for position, row in zip(reduced.positions.tolist(), reduced.rows, strict=True):
+            torch.testing.assert_close(row, merged.get(position, rows[position]))
+    assert len(merged) == 2  # 17 of the 58 others, of which every ten become one
+
+
+def test_published_schedules():
+    """FastV's K = 2; SparseVLM's tables of 576 tokens; PyramidDrop's halving: all in LLMs of 32 layers, then of 4."""
+    assert PRUNERS["fastv"].make({"retain_ratio": 0.5}).schedule(32) == {2: 0.5}
+    pyramid = PRUNERS["pyramiddrop"].make({"retain_ratio": 0.125})
+    assert pyramid.schedule(32) == {8: 0.5, 16: 0.25, 24: 0.125} and list(pyramid.schedule(4)) == [1, 2, 3]
+    for n, counts in {192: (300, 200, 110), 128: (303, 110, 36), 64: (66, 30, 17)}.items():
+        schedule = PRUNERS["sparsevlm"].make({"retain_ratio": n / 576}).schedule(32)
+        assert (
+            list(schedule) == [3, 7, 16]
+            and tuple(round(576 * share) for share in schedule.values()) == counts
+        )
+    assert list(PRUNERS["sparsevlm"].make({"retain_ratio": 0.5}).schedule(4)) == [1, 2, 3]
+    assert PRUNERS["sparsevlm"].make({"retain_ratio": 1.0, "layers": "1+3"}).schedule(4) == {1: 1.0, 3: 1.0}
+
+
 def test_holov_by_hand():
     """Weights 1, 2, 5 of 8: of 4 tokens 0.5, 1 and 2.5, hence 0, 1, 2 and one more for the largest."""
     assert allotted(torch.tensor([1.0, 2.0, 5.0]), [4, 4, 4], 4) == [0, 1, 3]
@@ -249,3 +302,36 @@ def test_shares_are_checked(value):
     with pytest.raises(ValueError, match="important_ratio|validation|valid number") as error:
         PRUNERS["vispruner"].make({"retain_ratio": 0.5, "important_ratio": value})
     assert "\n" not in str(error.value)
+
+
+def test_the_anti_oracle_keeps_what_the_oracle_drops():
+    view = VisualView(torch.zeros(4, 2), (2, 2), {"object_coverage": torch.tensor([0.0, 1.0, 0.2, 0.6])})
+    assert kept("oracle", view, retain_ratio=0.5) == [1, 3]
+    assert kept("anti_oracle", view, retain_ratio=0.5) == [0, 2]
+
+
+CIRCLE = torch.deg2rad(torch.tensor([0.0, 10.0, 20.0, 90.0, 90.0, 90.0]))
+BOOK = Codebook(torch.stack([CIRCLE.cos(), CIRCLE.sin()], 1), metadata={"clusters": [0, 0, 0, 1, 1, 1]})
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_fewer_prototypes_by_hand(rule):
+    """Of six prototypes, three copies: the distinct ones are four; the middle of each cluster is its medoid."""
+    settings = {"codebook": BOOK, "retain_ratio": 0.5, "rule": rule}
+    distinct = PRUNERS["codebook_distinct"].make(settings)
+    assert torch.equal(distinct.codebook.prototypes, BOOK.prototypes[:4])
+    medoids = PRUNERS["codebook_medoids"].make(settings)
+    assert torch.equal(medoids.codebook.prototypes, BOOK.prototypes[[1, 3]])
+    assert medoids.codebook.metadata["clusters"] == [0, 1]
+    anew = PRUNERS["codebook_medoids"].make(settings | {"n_clusters": 2})
+    assert torch.equal(anew.codebook.prototypes, medoids.codebook.prototypes)
+    assert anew.description() != medoids.description() != distinct.description()
+
+
+def test_medoids_need_clusters():
+    settings = {"codebook": Codebook(BOOK.prototypes), "retain_ratio": 0.5}
+    with pytest.raises(
+        ParameterError, match="n_clusters: got None; accepted: a number, with a codebook that names"
+    ):
+        PRUNERS["codebook_medoids"].make(settings)
+    PRUNERS["codebook_medoids"].make(settings | {"n_clusters": 6})

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from rcblib.mllm.caches import CachedPrompts
-from rcblib.mllm.layers import Spans
+from rcblib.mllm.layer_state import Spans
 from rcblib.mllm.prompt import Batch, Prompt, VisualRows
 from rcblib.records import EncodedImage, ParameterError
 

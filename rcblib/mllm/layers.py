@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,74 +17,15 @@ from transformers.cache_utils import DynamicLayer
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from rcblib.mllm.hooks import hooked
+from rcblib.mllm.layer_state import Choose, LayerState, RowCounts, Spans
 from rcblib.mllm.versions import CACHE
 from rcblib.records import ParameterError, Reduced, UnsupportedModelError
 
 FORMS = ("gathered", "masked")
 ATTENTION_OF = ("before", "next")
 
-
-@dataclass(frozen=True)
-class Spans:
-    """Say where the visual rows of a batch of assembled prompts are.
-
-    Attributes
-    ----------
-    n_prompts, n_columns : int
-        Prompts, and columns of the longest; shorter ones are padded on the left.
-    images : tuple of (int, torch.Tensor)
-        For each image and video, in prompt order, the prompt it is in and the ascending columns of its rows there,
-        newlines included, int64 on the CPU.
-    """
-
-    n_prompts: int
-    n_columns: int
-    images: tuple[tuple[int, torch.Tensor], ...]
-
-
-@dataclass(frozen=True)
-class LayerState:
-    """Hold what a method may look at when it drops rows of one prompt in front of a layer.
-
-    Attributes
-    ----------
-    layer : int
-        The layer that reads next.
-    hidden_states : torch.Tensor
-        ``(n_left, d_model)`` rows of the prompt that are still there, text among them, padding not.
-    spans : tuple of torch.Tensor
-        For each image of the prompt ``(n_span,)`` places of its rows among them.
-    attention : torch.Tensor or None
-        ``(n_heads, n_rows, n_left)`` float32: what the prompt's last `n_rows` rows attend to, in the layer before or as
-        they would in the next; each sums to 1. ``None`` where it was not asked for.
-    entered : torch.Tensor
-        ``(n_prompt, d_model)`` all rows of the prompt as they entered the LLM.
-    entered_spans : tuple of torch.Tensor
-        For each image of the prompt the places of its rows among `entered`.
-    """
-
-    layer: int
-    hidden_states: torch.Tensor
-    spans: tuple[torch.Tensor, ...]
-    attention: torch.Tensor | None
-    entered: torch.Tensor
-    entered_spans: tuple[torch.Tensor, ...]
-
-
-Choose = Callable[[LayerState], Sequence[Reduced]]
-"""Says for each of `LayerState.spans` which of its rows stay, and what new hidden states stand in their places."""
-
-
-class RowCounts:
-    """Tell how many rows of each image the layers of an LLM read."""
-
-    def __init__(self, spans: Spans, n_layers: int):
-        self.by_layer = [[len(columns)] * n_layers for _, columns in spans.images]
-
-    @property
-    def means(self) -> list[float]:
-        """Return for each image its rows, as the mean over all layers."""
-        return [sum(counts) / len(counts) for counts in self.by_layer]
+ROTATION = "position_embeddings"
+"""Argument of a layer: cosines and sines by which queries and keys are turned."""
 
 
 @contextmanager
@@ -209,12 +149,14 @@ class _Dropping:
                     self._begin(hidden, named["attention_mask"], cache)
                 if number in self.layers:
                     if self.looks_ahead:
-                        self.before = (module, hidden, self._rotation(named, hidden.device))
+                        is_gathered = self.gathers and number > self.layers[0]
+                        rotation = self._rotation(named, hidden.device) if is_gathered else named[ROTATION]
+                        self.before = (module, hidden, rotation)
                     hidden = self._drop(number, hidden)
                 if number >= self.layers[0]:
                     self._change_arguments(hidden, named)
                     self.there[number] = self._is_there
-                self.before = (module, hidden, named["position_embeddings"])
+                self.before = (module, hidden, named[ROTATION])
             return (hidden, *arguments[1:]), named
 
         return change
@@ -327,15 +269,13 @@ class _Dropping:
         named["attention_mask"] = self.mask[1]
         if self.gathers:
             rows, index = torch.arange(len(self.left), device=device)[:, None], self._index.to(device)
-            named["position_embeddings"] = self._rotation(named, device)
+            named[ROTATION] = self._rotation(named, device)
             if named.get("position_ids") is not None:
                 named["position_ids"] = named["position_ids"].expand(len(rows), -1)[rows, index]
 
     def _rotation(self, named: dict[str, Any], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the position embeddings of the rows that are in the hidden states now, as a layer is given them."""
-        rotation = named["position_embeddings"]
-        if not self.gathers:
-            return rotation
+        """Return the position embeddings of the rows that are left, gathered as the hidden states are."""
+        rotation = named[ROTATION]
         rows, index = torch.arange(len(self.left), device=device)[:, None], self._index.to(device)
         return tuple(part.expand(len(rows), -1, -1)[rows, index] for part in rotation)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from rcblib.mllm.layers import Spans
+from rcblib.mllm.layer_state import Spans
 from rcblib.records import ParameterError
 
 

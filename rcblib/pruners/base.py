@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from rcblib.mllm import Adapter
-from rcblib.mllm.layers import RowCounts, Spans
+from rcblib.mllm.layer_state import RowCounts, Spans
 from rcblib.pruners.budget import Budget
 from rcblib.pruners.context import OF_SAMPLES, QUESTION, PruningContext
 from rcblib.pruners.entering import pruning

@@ -12,7 +12,8 @@ from typing import Any, ClassVar
 import torch
 
 from rcblib.mllm import Adapter
-from rcblib.mllm.layers import FORMS, LayerState, RowCounts, Spans, dropping
+from rcblib.mllm.layer_state import LayerState, RowCounts, Spans
+from rcblib.mllm.layers import FORMS, dropping
 from rcblib.pruners.base import Pruner
 from rcblib.pruners.budget import Budget
 from rcblib.records import ParameterError, Reduced

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from rcblib.mllm.layers import LayerState, Spans
+from rcblib.mllm.layer_state import LayerState, Spans
 from rcblib.pruners.inside import InsidePruner, scaled_layers
 from rcblib.records import ParameterError, Reduced
 from rcblib.tensors.clustering import dpc_knn

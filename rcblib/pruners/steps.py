@@ -15,7 +15,7 @@ import torch
 from rcblib.mllm import Adapter
 from rcblib.mllm.caches import CachedPrompts, cached_prompts, given_cache
 from rcblib.mllm.given import GivenPrompts, PlacedImage
-from rcblib.mllm.layers import Spans
+from rcblib.mllm.layer_state import Spans
 from rcblib.mllm.placement import module_device
 from rcblib.mllm.prompt import VisualRows
 from rcblib.mllm.versions import READS_IMAGES_IN_CHUNKS
