@@ -2,13 +2,12 @@
 
 import dataclasses
 import functools
-import tempfile
 
 import pytest
 import tiny
 import torch
 from families import FAMILIES
-from transformers import CLIPConfig, CLIPModel
+from tiny_clip import text_tower
 
 from rcblib.codebook.codebook import Codebook
 from rcblib.mllm import adapter_for
@@ -47,22 +46,6 @@ def adapter_of(family, dtype=torch.float32):
 def pictures_of(family):
     sizes = FAMILIES[family].sizes
     return [tiny.random_images(1, sizes[i % len(sizes)], seed=i)[0] for i in range(sum(COUNTS))]
-
-
-@functools.cache
-def text_tower():
-    """Save a CLIP model whose image tower has the sizes of the tiny one, with a tokenizer; return the folder."""
-    folder = tempfile.TemporaryDirectory()
-    text = dict(
-        hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4, vocab_size=64
-    )
-    text |= dict(max_position_embeddings=16, eos_token_id=2)
-    torch.manual_seed(0)
-    CLIPModel(CLIPConfig(text_config=text, vision_config=tiny.TINY_VISION, projection_dim=8)).save_pretrained(
-        folder.name
-    )
-    tiny.stand_in_tokenizer(tiny.TINY_IDS).save_pretrained(folder.name)
-    return folder
 
 
 def fitting(method, family, ratio=0.4):

@@ -10,7 +10,7 @@ import transformers
 
 from rcblib.mllm.base import Adapter
 from rcblib.records import ParameterError, UnsupportedModelError
-from rcblib.runs.errors import first_line
+from rcblib.runs.errors import in_one_line
 
 
 class TextTower:
@@ -33,7 +33,7 @@ class TextTower:
             self.model = transformers.CLIPModel.from_pretrained(name, use_safetensors=True).eval()
             self.tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         except (OSError, ValueError) as error:
-            accepted = f"a CLIP model in safetensors with its tokenizer ({first_line(error)})"
+            accepted = f"a CLIP model in safetensors with its tokenizer ({in_one_line(error)})"
             raise UnsupportedModelError(f"text_tower: got {name!r}; accepted: {accepted}") from None
 
     def check_fits(self, adapter: Adapter) -> None:
