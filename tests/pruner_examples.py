@@ -33,14 +33,16 @@ class LastAttention(Pruner):
     layer: int = 1
     form: str = "gathered"
 
-    def inside(self, llm, spans):
+    def inside(self, adapter, spans):
         budget = Budget(retain_ratio=self.retain_ratio)
 
         def choose(state):
             last = state.attention.mean(0)[-1]
             return [Reduced(budget.keep(last[span.to(last.device)])) for span in state.spans]
 
-        return dropping(llm, spans, choose, (self.layer,), form=self.form, n_attention_rows=1)
+        return dropping(
+            adapter.language_model, spans, choose, (self.layer,), form=self.form, n_attention_rows=1
+        )
 
 
 @dataclass(frozen=True)

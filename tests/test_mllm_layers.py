@@ -76,7 +76,7 @@ METHODS = {
 }
 
 
-def answers(model, decoder, given, form=None, method="attention", spans=SPANS, **settings):
+def answers(model, decoder, given, form=None, method="attention", spans=SPANS, n_renumbered=0, **settings):
     """Return what is generated, and the logits of every step."""
     settings = {"max_new_tokens": N_NEW, "do_sample": False} | settings
     settings |= {"output_logits": True, "return_dict_in_generate": True, "pad_token_id": 0}
@@ -85,7 +85,7 @@ def answers(model, decoder, given, form=None, method="attention", spans=SPANS, *
         return output.sequences, torch.stack(output.logits), None
     choose, layers, n_rows, *which = METHODS[method]
     which = which[0] if which else "before"
-    rows = {"n_attention_rows": n_rows, "attention_of": which}
+    rows = {"n_attention_rows": n_rows, "attention_of": which, "n_renumbered": n_renumbered}
     with dropping(decoder, spans, choose, layers, form=form, **rows) as counts:
         output = model.generate(**given, **settings)
     return output.sequences, torch.stack(output.logits), counts
@@ -135,39 +135,68 @@ def test_rows_are_counted_layer_by_layer():
     assert counts.means == [4.75, 4.25, 5.25]
 
 
+def by_hand(model, decoder, ids, spans, is_renumbered):
+    """Run two layers on everything, take rows of the prompt out, run the others on what is left; return logits."""
+    n = ids.shape[1]
+    hidden = decoder.embed_tokens(ids)
+    rotation = decoder.rotary_emb(hidden, position_ids=torch.arange(n)[None])
+    causal = torch.full((1, 1, n, n), -1e300, dtype=torch.float64).triu(1)
+    weights = []
+    handle = decoder.layers[1].self_attn.register_forward_hook(
+        lambda _m, _a, output: weights.append(output[1])
+    )
+    for layer in decoder.layers[:2]:
+        hidden = layer(hidden, attention_mask=causal, position_embeddings=rotation)
+    handle.remove()
+    last = weights[0][0].mean(0)[N_COLUMNS - 1]
+    left = torch.ones(n, dtype=torch.bool)
+    for _, columns in spans.images:
+        left[columns] = False
+        left[columns[last[columns].topk(3).indices]] = True
+    n_left = int(left.sum())
+    hidden, rotation = hidden[:, left], tuple(part[:, left] for part in rotation)
+    if is_renumbered:
+        rotation = decoder.rotary_emb(hidden, position_ids=torch.arange(n_left)[None])
+    for layer in decoder.layers[2:]:
+        hidden = layer(hidden, attention_mask=causal[:, :, :n_left, :n_left], position_embeddings=rotation)
+    return model.lm_head(decoder.norm(hidden))[0, -1].double()
+
+
+@pytest.mark.parametrize("n_renumbered", [0, 1], ids=["kept", "renumbered"])
 @pytest.mark.parametrize("name", ["llama", "qwen2"])
-def test_layers_called_by_hand_give_the_same_logits(name):
-    """Run the first layers on everything, take rows out by hand, and run the others on what is left."""
+def test_layers_called_by_hand_give_the_same_logits(name, n_renumbered):
+    """Also of tokens behind the prompt, which go on where it ended, or where what is left of it ends."""
     model, decoder = build(name, torch.float64)
     given = {key: value[:, :] for key, value in inputs(rows=[0]).items()}
     spans = Spans(1, N_COLUMNS, SPANS.images[:2])
-    with torch.no_grad():
-        hidden = decoder.embed_tokens(given["input_ids"])
-        places = torch.arange(N_COLUMNS)[None]
-        rotation = decoder.rotary_emb(hidden, position_ids=places)
-        model.set_attn_implementation("eager")
-        causal = torch.full((1, 1, N_COLUMNS, N_COLUMNS), -1e300, dtype=torch.float64).triu(1)
-        weights = []
-        handle = decoder.layers[1].self_attn.register_forward_hook(
-            lambda _m, _a, output: weights.append(output[1])
-        )
-        for layer in decoder.layers[:2]:
-            hidden = layer(hidden, attention_mask=causal, position_embeddings=rotation)
-        handle.remove()
-        last = weights[0][0].mean(0)[-1]
-        left = torch.ones(N_COLUMNS, dtype=torch.bool)
-        for _, columns in spans.images:
-            left[columns] = False
-            left[columns[last[columns].topk(3).indices]] = True
-        hidden, rotation = hidden[:, left], tuple(part[:, left] for part in rotation)
-        causal = causal[:, :, : int(left.sum()), : int(left.sum())]
-        for layer in decoder.layers[2:]:
-            hidden = layer(hidden, attention_mask=causal, position_embeddings=rotation)
-        expected = model.lm_head(decoder.norm(hidden))[0, -1]
-        model.set_attn_implementation("sdpa")
     for form in ("gathered", "masked"):
-        logits = answers(model, decoder, given, form, "attention", spans)[1]
-        torch.testing.assert_close(logits[0, 0].double(), expected.double(), rtol=0, atol=1e-5)
+        ids, logits, _ = answers(model, decoder, given, form, "attention", spans, n_renumbered)
+        model.set_attn_implementation("eager")
+        for n_new in range(3):
+            with torch.no_grad():
+                expected = by_hand(model, decoder, ids[:, : N_COLUMNS + n_new], spans, bool(n_renumbered))
+            torch.testing.assert_close(logits[n_new, 0].double(), expected, rtol=0, atol=1e-5)
+        model.set_attn_implementation("sdpa")
+    if n_renumbered:
+        kept = answers(model, decoder, given, "gathered", "attention", spans)[1]
+        assert (kept[0] - logits[0]).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2_5_vl"])
+def test_renumbered_rows_of_a_batch_are_those_of_single_prompts(name):
+    model, decoder = build(name, torch.float64)
+    n_axes = 3 if name == "qwen2_5_vl" else 1
+    given = inputs()
+    if n_axes == 3:  # prompts that are numbered the same on all axes
+        given["position_ids"] = (given["attention_mask"].cumsum(-1) - 1).clamp(min=0).expand(3, -1, -1)
+    found = {}
+    for form in ("gathered", "masked"):
+        found[form] = answers(model, decoder, given, form, "twice, ahead", SPANS, n_axes)[1]
+    torch.testing.assert_close(found["gathered"], found["masked"], rtol=0, atol=1e-9)
+    own = {key: value[..., 1:2, :] for key, value in given.items()}
+    spans = Spans(1, N_COLUMNS, tuple((0, columns) for _, columns in SPANS.images[2:]))
+    alone = answers(model, decoder, own, "gathered", "twice, ahead", spans, n_axes)[1]
+    torch.testing.assert_close(alone[:, 0], found["gathered"][:, 1], rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

@@ -702,7 +702,7 @@ def test_rows_that_a_model_cannot_read_end_in_one_line(model, single, rows):
 class Inside(Pruner):
     """Do something inside the LLM only."""
 
-    def inside(self, llm, spans):
+    def inside(self, adapter, spans):
         return contextlib.nullcontext()
 
 

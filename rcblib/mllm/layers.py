@@ -38,11 +38,12 @@ def dropping(
     form: str = "gathered",
     n_attention_rows: int = 0,
     attention_of: str = "before",
+    n_renumbered: int = 0,
 ) -> Iterator[RowCounts]:
     """Let an LLM read fewer visual rows from some layers on, while this thread runs it inside the ``with`` block.
 
-    Rows are chosen while the prompt is read; tokens generated afterwards see the same rows. What stays keeps its
-    position ids. Rows are chosen once for a prompt; its beams and returned sequences share them.
+    Rows are chosen while the prompt is read; tokens generated afterwards see the same rows. Rows are chosen once for a
+    prompt; its beams and returned sequences share them.
 
     Parameters
     ----------
@@ -60,6 +61,10 @@ def dropping(
         Rows at the prompt's end whose attention `choose` gets; 1: that of the last token.
     attention_of : {"before", "next"}
         Whether it is that of the layer before, or of the next if it read what is left so far.
+    n_renumbered : int
+        0: what stays keeps its positions, and new tokens theirs. Else the number of axes on which the LLM counts: from
+        each layer that drops rows on, what is left is numbered one after the other, the same on all axes, as prompts
+        must have been before.
 
     Yields
     ------
@@ -87,7 +92,7 @@ def dropping(
         )
     counts = RowCounts(spans, n_layers)
     state = _Dropping(llm, spans, choose, sorted(set(layers)), form == "gathered", n_attention_rows, counts)
-    state.looks_ahead = attention_of == "next"
+    state.looks_ahead, state.n_renumbered = attention_of == "next", n_renumbered
     hooks = {llm.layers[number]: state.hook(number) for number in {0, *range(min(layers) - 1, n_layers)}}
     with hooked(hooks, before=True, with_kwargs=True):
         yield counts
@@ -120,6 +125,7 @@ class _Dropping:
         counts: RowCounts,
     ):
         self.is_eager = llm.config._attn_implementation == "eager"
+        self.turn, self.n_renumbered = llm.rotary_emb, 0
         self.spans, self.choose, self.layers, self.counts = spans, choose, layers, counts
         self.gathers, self.n_attention_rows = gathers, n_attention_rows
         self.n_columns = spans.n_columns
@@ -142,6 +148,8 @@ class _Dropping:
             if n_cached and number >= self.layers[0]:
                 mask, there = named["attention_mask"], self.there[number]
                 named["attention_mask"] = self._mask_of_new(hidden, mask, there, n_cached)
+                if self.n_renumbered:
+                    named[ROTATION] = self._rotation_of_new(hidden, there, n_cached)
             if n_cached == 0:  # the prompt
                 if number == 0:
                     self.entered = hidden
@@ -149,8 +157,8 @@ class _Dropping:
                     self._begin(hidden, named["attention_mask"], cache)
                 if number in self.layers:
                     if self.looks_ahead:
-                        is_gathered = self.gathers and number > self.layers[0]
-                        rotation = self._rotation(named, hidden.device) if is_gathered else named[ROTATION]
+                        is_first = number == self.layers[0]
+                        rotation = named[ROTATION] if is_first else self._rotation(named, hidden.device)
                         self.before = (module, hidden, rotation)
                     hidden = self._drop(number, hidden)
                 if number >= self.layers[0]:
@@ -267,17 +275,33 @@ class _Dropping:
         if self.mask is None or self.mask[0] is not mask:
             self.mask = (mask, self._mask_of_prompts(hidden, mask))
         named["attention_mask"] = self.mask[1]
+        named[ROTATION] = self._rotation(named, device)
         if self.gathers:
             rows, index = torch.arange(len(self.left), device=device)[:, None], self._index.to(device)
-            named[ROTATION] = self._rotation(named, device)
             if named.get("position_ids") is not None:
                 named["position_ids"] = named["position_ids"].expand(len(rows), -1)[rows, index]
 
     def _rotation(self, named: dict[str, Any], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the position embeddings of the rows that are left, gathered as the hidden states are."""
+        """Return the position embeddings of the rows that are left, where they are in the hidden states."""
         rotation = named[ROTATION]
+        if not self.gathers and not self.n_renumbered:
+            return rotation
         rows, index = torch.arange(len(self.left), device=device)[:, None], self._index.to(device)
+        if self.n_renumbered:  # positions of the first rows of the prompt, as many as are left
+            index = torch.arange(self.n_columns).expand(len(self.left), -1).clone()
+            for row, (given, left, places) in enumerate(zip(self.given, self.left, self.places, strict=True)):
+                index[row, places.cpu()] = given[: len(left)]
+            index = index[:, : max(map(len, self.left)) if self.gathers else None].to(device)
         return tuple(part.expand(len(rows), -1, -1)[rows, index] for part in rotation)
+
+    def _rotation_of_new(
+        self, hidden: torch.Tensor, there: torch.Tensor, n_cached: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the position embeddings of rows behind the prompts, numbered on from what is left of those."""
+        begin = there.sum(1, keepdim=True) + n_cached - there.shape[1]
+        places = (begin + torch.arange(hidden.shape[1])).to(hidden.device)
+        places = places.expand(self.n_renumbered, -1, -1) if self.n_renumbered > 1 else places
+        return self.turn(hidden, position_ids=places)
 
     @property
     def _index(self) -> torch.Tensor:

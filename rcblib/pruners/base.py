@@ -179,13 +179,13 @@ class Pruner:
         """
         return list(pictures)
 
-    def inside(self, llm: Any, spans: Spans) -> AbstractContextManager[RowCounts | None]:
+    def inside(self, adapter: Adapter, spans: Spans) -> AbstractContextManager[RowCounts | None]:
         """Return the context in which an LLM reads assembled prompts, for methods that drop rows at its layers.
 
         Parameters
         ----------
-        llm : transformers.PreTrainedModel
-            The decoder.
+        adapter : Adapter
+            The model.
         spans : Spans
             Where the visual rows are that were left before.
 

@@ -18,6 +18,8 @@ class FastV(InsidePruner):
         Share of the rows that stays from that layer on, in [0, 1].
     layer : int
         From 1, the number of layers that read all rows.
+    position_ids : {"kept", "renumbered", "auto"}
+        As in `InsidePruner`, but by default rows keep their positions, as in the code.
 
     Notes
     -----
@@ -30,6 +32,7 @@ class FastV(InsidePruner):
     that `rcblib.mllm.layers` reads will do.
     """
 
+    position_ids: str = "kept"
     layer: int = 2
 
     def __post_init__(self):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 
@@ -35,6 +35,8 @@ class InsidePruner(Pruner):
         Share of the rows that the method's schedule aims at, in [0, 1].
     form : {"gathered", "masked"}
         See `rcblib.mllm.layers`.
+    position_ids : {"auto", "renumbered", "kept"}
+        As in `Pruner`; where rows are renumbered, so they are at every layer that drops some, as are new tokens.
     """
 
     retain_ratio: float
@@ -77,8 +79,9 @@ class InsidePruner(Pruner):
             Reduced(Budget(count=n).keep(relevance[span.to(relevance.device)]).cpu()) for span, n in pairs
         ]
 
-    def inside(self, llm: Any, spans: Spans) -> AbstractContextManager[RowCounts]:
+    def inside(self, adapter: Adapter, spans: Spans) -> AbstractContextManager[RowCounts]:
         """Drop rows by the schedule."""
+        llm = adapter.language_model
         shares = self.schedule(len(llm.layers))
 
         def choose(state: LayerState) -> list[Reduced]:
@@ -93,6 +96,7 @@ class InsidePruner(Pruner):
             form=self.form,
             n_attention_rows=self.n_rows(spans),
             attention_of=self.attention_of,
+            n_renumbered=0 if self.keeps_positions(adapter) else adapter.n_position_axes,
         )
 
 

@@ -29,7 +29,8 @@ class PyramidDrop(InsidePruner):
     Cost: the first quarter of the layers reads everything; one row of attention a stage, computed beside the layer.
     Fails: as FastV, later; what an early stage drops no later one can ask for.
     Source: PyramidDrop (Cooperx521/PyramidDrop, commit 6444f30), ``pdrop_rank_drop`` at inference.
-    Differs: rows keep their positions; counts are rounded, not cut off.
+    Differs: counts are rounded, not cut off. Rows are numbered anew after each stage, as there, where the LLM counts on
+    one axis.
     """
 
     layers: tuple[int, ...] | None = None

@@ -43,8 +43,9 @@ class SparseVLM(InsidePruner):
     Cost: the first layers read everything; attention of all text rows in three layers; clustering of a few rows.
     Fails: raters are often punctuation and template words; merged hidden states belong to no place.
     Source: SparseVLM 1.0 (Gumpest/SparseVLMs, commit 26a5f48), ``score.py`` and ``modelling_sparse_llama.py``.
-    Differs: rows keep their positions, and a merged row stands at its cluster's centre, where the code renumbers, and
-    puts merged rows behind the others; the words are those behind the prompt's last image; no noise breaks ties.
+    Differs: a merged row stands at its cluster's centre, where the code puts merged rows behind the others; the words
+    are those behind the prompt's last image; no noise breaks ties. Rows are numbered anew after each layer, as there,
+    where the LLM counts on one axis.
     """
 
     layers: tuple[int, ...] | None = None
@@ -89,7 +90,7 @@ def rating_words(visual: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
     """Return the positions among ``(m, d)`` words that look at ``(n, d)`` visual rows more than the mean; or all."""
     looks = (visual.float() @ words.float().T).softmax(-1).mean(0)
     raters = (looks > looks.mean()).nonzero().flatten()
-    return raters if len(raters) else torch.arange(len(words), device=words.device)
+    return raters.cpu() if len(raters) else torch.arange(len(words))
 
 
 def keep_and_merge(relevance: torch.Tensor, rows: torch.Tensor, n_kept: int) -> Reduced:

@@ -219,7 +219,7 @@ class PruningSteps:
     @contextmanager
     def reading(self, prepared: Prepared) -> Iterator[None]:
         """Let the LLM read prepared prompts inside the ``with`` block, methods inside it at work."""
-        with at_work(), self.pruner.inside(self.adapter.language_model, prepared.spans) as counts:
+        with at_work(), self.pruner.inside(self.adapter, prepared.spans) as counts:
             yield
         if counts is not None:
             self.n_retained[prepared.images.start : prepared.images.stop] = counts.means
