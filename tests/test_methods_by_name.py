@@ -6,10 +6,11 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 import tiny
-from test_pruner_contract import text_tower
+from tiny_clip import text_tower
 
 from rcblib.__main__ import main
 from rcblib.codebook.codebook import Codebook
+from rcblib.data.opening import open_images
 from rcblib.data.questions import questions_for
 from rcblib.evaluate.lmms.plugin import ModelArguments, RcbModel
 from rcblib.evaluate.lmms.runs import missing_packages
@@ -17,7 +18,6 @@ from rcblib.evaluate.timing import latency_and_memory
 from rcblib.mllm import adapter_for
 from rcblib.pruners import PRUNERS, read_pruner
 from rcblib.runs.files import read_table
-from worlds.datasets import SceneDataset
 
 SHARE = 0.5
 OWN = {"fastv": {"layer": 1}, "sparsevlm": {"layers": "1"}, "pyramiddrop": {"layers": "1"}}
@@ -31,7 +31,7 @@ def setting(tmp_path_factory):
     folder = tmp_path_factory.mktemp("setting")
     model, processor = tiny.tiny_llava()
     tiny.save(folder / "model", model, processor)
-    scenes = list(SceneDataset("test", 2))
+    scenes = list(open_images("scenes", "test", 2))
     adapter = adapter_for(model, processor)
     tokens = adapter.encode([scenes[0].image])[0].tokens
     Codebook(
@@ -63,18 +63,7 @@ def table(setting):
             given = settings_of(name, setting)
             given.pop("retain_ratio", None)
             named += ["--pruner", f"{name}:" + ",".join(f"{key}={value}" for key, value in given.items())]
-    options = [
-        "--images",
-        "scenes",
-        "--n-images",
-        "2",
-        "--tasks",
-        "count",
-        "--n-per-task",
-        "2",
-        "--seed",
-        "0",
-    ]
+    options = "--images scenes --split test --n-images 2 --tasks count --n-per-task 2".split()
     options += ["--retain-ratio", str(SHARE), "--max-new-tokens", "2", *named]
     options += ["--folder", str(setting.folder / "kept"), "--table", str(setting.folder / "all.parquet")]
     assert main(["evaluate", "--model", str(setting.folder / "model"), *options]) == 0
@@ -135,26 +124,17 @@ def test_lmms_eval_s_model_answers_as_the_command_line(name, table, setting):
     arguments |= settings_of(name, setting)
     assert ModelArguments.read(arguments).pruner == name
     model = RcbModel(**arguments)
-    documents = [{"picture": sample.image} for sample in sorted(setting.scenes, key=lambda own: own.image_id)]
-    numbers = {
-        sample.image_id: i for i, sample in enumerate(sorted(setting.scenes, key=lambda own: own.image_id))
-    }
-    model.task_dict["scenes"] = {"test": documents}
+    scenes = sorted(setting.scenes, key=lambda own: own.image_id)
+    numbers = {scene.image_id: i for i, scene in enumerate(scenes)}
+    model.task_dict["scenes"] = {"test": [{"picture": scene.image} for scene in scenes]}
     asked = table[table["method"] == PRUNERS[name].label]
-    requests = [
-        SimpleNamespace(
-            args=(
-                row.question,
-                {"max_new_tokens": 2},
-                lambda d: [d["picture"]],
-                numbers[row.image_id],
-                "scenes",
-                "test",
-            ),
-            metadata={},
-        )
-        for row in asked.itertuples()
-    ]
+
+    def request(row):
+        place = (numbers[row.image_id], "scenes", "test")
+        shown = (row.question, {"max_new_tokens": 2}, lambda document: [document["picture"]])
+        return SimpleNamespace(args=shown + place, metadata={})
+
+    requests = [request(row) for row in asked.itertuples()]
     assert model.generate_until(requests) == asked["prediction"].tolist()
     counts = pd.DataFrame(model.counts).set_index("doc_id").loc[[numbers[i] for i in asked["image_id"]]]
     assert counts["n_retained"].tolist() == asked["n_retained"].tolist()

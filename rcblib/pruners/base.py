@@ -103,10 +103,9 @@ class Pruner:
         for name, accepted in choices.items():
             if getattr(self, name) not in accepted:
                 raise ParameterError(name, getattr(self, name), f"one of {accepted}")
-        has_budget = self.retain_ratio is not None or self._overrides("budget")
-        if has_budget or self._overrides("score"):
+        if self.has_budget or self._overrides("score"):
             self.budget()
-        if has_budget and not self._overrides("score", "select", "reduce", "inside"):
+        if self.has_budget and not self._overrides("score", "select", "reduce", "inside"):
             accepted = f"none; {type(self).__name__} overrides neither score, select, reduce nor inside"
             raise ParameterError("budget", self.budget(), accepted)
 
@@ -216,6 +215,16 @@ class Pruner:
                 raise ParameterError("pruner", f"{type(self).__name__}.{name}", accepted)
         own = {entry.name: getattr(self, entry.name) for entry in fields(self)}
         return {"class": type(self).__name__} | own
+
+    @property
+    def has_budget(self) -> bool:
+        """Tell whether how many tokens stay is asked for, and not the method's own affair."""
+        return self.retain_ratio is not None or self._overrides("budget")
+
+    @property
+    def share(self) -> float | None:
+        """Return the share of the tokens that is asked for; ``None`` where it is a count, a cut-off or nothing."""
+        return self.budget().retain_ratio if self.has_budget else None
 
     @property
     def signals(self) -> frozenset[str]:
