@@ -101,6 +101,6 @@ def lies_on_picture(view: VisualView, scale: float) -> torch.Tensor:
     """Tell which tokens of a view have their middle on a picture in the frame's upper left corner."""
     left, top, right, bottom = view.region or (0.0, 0.0, 1.0, 1.0)
     height, width = view.grid
-    x = left + (torch.arange(width) + 0.5) / width * (right - left)
-    y = top + (torch.arange(height) + 0.5) / height * (bottom - top)
+    x = left + (torch.arange(width, dtype=torch.float64) + 0.5) * (right - left) / width
+    y = top + (torch.arange(height, dtype=torch.float64) + 0.5) * (bottom - top) / height
     return (((y >= 0) & (y < scale))[:, None] & ((x >= 0) & (x < scale))).flatten()
