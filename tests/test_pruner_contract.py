@@ -251,6 +251,24 @@ def test_features_handed_in_are_pruned_as_pixels_are(method):
 
 
 @every_method
+@pytest.mark.parametrize(
+    "settings", [{"scope": "image"}, {"layout": "flatten"}, {"position_ids": "kept"}], ids=str
+)
+def test_budgets_of_a_whole_image_other_layouts_and_positions_work(method, settings):
+    adapter, pruner = adapter_of("llava_next"), fitting(method, "llava_next")
+    pruner = dataclasses.replace(pruner, **settings)
+    inputs, numbers = inputs_of(adapter, "llava_next", pruner=pruner)
+    together, pruned = generate(adapter, inputs, pruner, numbers)
+    for image, kept in zip(adapter.encode_pixels(inputs), pruned.kept, strict=True):
+        assert (kept.diff() > 0).all() and int(kept[-1]) < image.arranged(pruner.layout).n_tokens
+        has_share = pruner.share is not None and not pruner.acts_inside and not pruner.resizes
+        if settings == {"scope": "image"} and has_share:
+            assert len(kept) == round(image.n_tokens * pruner.share)
+    own, own_numbers = inputs_of(adapter, "llava_next", (1,), pruner)
+    assert torch.equal(generate(adapter, own, pruner, own_numbers)[0][0, -N_NEW:], together[1, -N_NEW:])
+
+
+@every_method
 def test_videos_are_read(method):
     family = "llava_onevision"
     adapter, pruner = adapter_of(family), fitting(method, family)

@@ -5,8 +5,9 @@ from rcblib.pruners.base import Pruner
 from rcblib.pruners.budget import Budget
 from rcblib.pruners.cls_similarity import ClsSimilarityPruner
 from rcblib.pruners.codebook import FAMILY_RULES, CodebookPruner
-from rcblib.pruners.context import PruningContext, signal_of, tokens_of
+from rcblib.pruners.context import PruningContext, connected, signal_of, tokens_of
 from rcblib.pruners.generation import Pruned
+from rcblib.pruners.inside import InsidePruner
 from rcblib.pruners.oracle import OraclePruner
 from rcblib.pruners.random import RandomPruner
 from rcblib.pruners.registry import PRUNERS, baseline_pruners, find_method, read_pruner, register
@@ -18,6 +19,7 @@ __all__ = [
     "PRUNERS",
     "AllTokens",
     "Budget",
+    "InsidePruner",
     "OraclePruner",
     "ClsSimilarityPruner",
     "CodebookPruner",
@@ -27,6 +29,7 @@ __all__ = [
     "RandomPruner",
     "Reduced",
     "baseline_pruners",
+    "connected",
     "find_method",
     "read_pruner",
     "register",
