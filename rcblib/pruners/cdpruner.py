@@ -132,5 +132,5 @@ def largest_volume(kernel: torch.Tensor, n_kept: int) -> torch.Tensor:
         row = kernel[best] - found[:number, best] @ found[:number]
         found[number] = row / rest[best].sqrt()
         rest -= found[number].square()
-        rest[chosen] = -torch.inf
+        rest[best] = -torch.inf
     return torch.tensor(chosen, dtype=torch.long)

@@ -32,7 +32,7 @@ class VisPruner(Pruner):
     -----
     Rule: :math:`\operatorname{top}_{\lfloor rk \rfloor} a_i`; from the rest, in turns, the eight of every other token
     whose :math:`\max_j \cos(h_i, h_j)` to the tokens between is largest are removed until :math:`k` are left
-    Cost: one row of attention, and about :math:`(n-k)/8` products of halves of the remaining tokens.
+    Cost: one row of attention, a matrix of cosines, and about :math:`(n-k)/8` rounds over the remaining tokens.
     Fails: as [CLS] attention does, softened by the diverse half; near-copies survive at the last rounds' odd counts.
     Source: VisPruner (Theia-4869/VisPruner, commit aefa01a), ``encode_images``: features before the connector.
     Differs: of an odd count the longer half is matched, where the code fails.
@@ -93,14 +93,15 @@ def distinct_tokens(features: torch.Tensor, n_left: int, n_each: int = N_EACH) -
     torch.Tensor
         ``(n_left,)`` int64 positions, in the order in which the last round leaves them.
     """
-    unit = F.normalize(features, dim=-1)
     left = torch.arange(len(features), device=features.device)
     if n_left == 0:
         return left[:0]
+    unit = F.normalize(features, dim=-1)
+    cosine = unit @ unit.T
     while len(left) > n_left:
         first, second = left[::2], left[1::2]
         n_removed = min(n_each, len(left) - n_left, len(first))
-        closest = (unit[first] @ unit[second].T).amax(-1)
+        closest = cosine[first[:, None], second].amax(-1)
         order = closest.argsort(descending=True, stable=True)
         left = torch.cat([first[order[n_removed:]], second])
     return left
