@@ -8,7 +8,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 
 from rcblib.mllm.layer_state import Spans
 from rcblib.mllm.layers import dropping
-from rcblib.records import ParameterError, Reduced, UnsupportedModelError
+from rcblib.mllm.reduced import Reduced
+from rcblib.records import ParameterError, UnsupportedModelError
 
 TEXT = tiny.TINY_TEXT | {"num_hidden_layers": 4}
 N_COLUMNS, N_NEW = 20, 5

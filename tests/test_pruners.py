@@ -16,13 +16,13 @@ from transformers import GenerationConfig
 from benchmarks.checkpoints import CHECKPOINTS, empty_model
 from rcblib.codebook.codebook import Codebook
 from rcblib.mllm import adapter_for
+from rcblib.mllm.reduced import Reduced
 from rcblib.pruners import ClsSimilarityPruner, CodebookPruner, Pruner, RandomPruner, register
 from rcblib.pruners.context import tokens_of
 from rcblib.records import (
     ONE_WORD_QUESTION,
     CodebookError,
     ParameterError,
-    Reduced,
     UnsupportedModelError,
     VisualView,
 )

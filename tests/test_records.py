@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from rcblib.records import ParameterError, Reduced, SequenceSample
+from rcblib.mllm.reduced import Reduced
+from rcblib.records import ParameterError, SequenceSample
 from worlds.datasets import SceneDataset
 
 

@@ -8,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 
+from rcblib.mllm.reduced import Reduced
 from rcblib.pruners.base import Pruner
 from rcblib.pruners.context import (
     COVERAGE,
@@ -17,7 +18,7 @@ from rcblib.pruners.context import (
     signal_of,
     tokens_of,
 )
-from rcblib.records import ParameterError, Reduced, VisualView
+from rcblib.records import ParameterError, VisualView
 
 WHAT = ("image", "background", "objects")
 

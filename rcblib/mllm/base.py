@@ -101,22 +101,9 @@ class Adapter(LanguageSide):
         """
 
     def connect(self, states: torch.Tensor) -> torch.Tensor:
-        """Return the rows that the connector makes of hidden states of the vision encoder, one by one.
+        """Return the rows ``(n, d_model)`` that the connector makes of ``(n, d_vision)`` states, such as merged ones.
 
-        Parameters
-        ----------
-        states : torch.Tensor
-            ``(n, d_vision)``, such as the signal ``"hidden_states"``.
-
-        Returns
-        -------
-        torch.Tensor
-            ``(n, d_model)``, in the model's dtype and on its device.
-
-        Raises
-        ------
-        UnsupportedModelError
-            Where a row is made of several states, or signals are not read.
+        They are of the signal ``"hidden_states"``; families without it raise an `UnsupportedModelError`.
         """
         raise UnsupportedModelError(
             f"connector: the model's family, {self.family!r}, has none for single states"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from rcblib.records import Reduced
+from rcblib.mllm.reduced import Reduced
 
 
 @dataclass(frozen=True)

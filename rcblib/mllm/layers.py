@@ -18,8 +18,9 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from rcblib.mllm.hooks import hooked
 from rcblib.mllm.layer_state import Choose, LayerState, RowCounts, Spans
+from rcblib.mllm.reduced import Reduced
 from rcblib.mllm.versions import CACHE
-from rcblib.records import ParameterError, Reduced, UnsupportedModelError
+from rcblib.records import ParameterError, UnsupportedModelError
 
 FORMS = ("gathered", "masked")
 ATTENTION_OF = ("before", "next")

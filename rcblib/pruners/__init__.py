@@ -1,5 +1,6 @@
 """Give the LLM fewer visual tokens: a base class that works through `generate`, a registry, and one file a method."""
 
+from rcblib.mllm.reduced import Reduced
 from rcblib.pruners.all import AllTokens
 from rcblib.pruners.base import Pruner
 from rcblib.pruners.budget import Budget
@@ -12,7 +13,6 @@ from rcblib.pruners.oracle import OraclePruner
 from rcblib.pruners.random import RandomPruner
 from rcblib.pruners.registry import PRUNERS, baseline_pruners, find_method, read_pruner, register
 from rcblib.pruners.steps import split_by_view
-from rcblib.records import Reduced
 
 __all__ = [
     "FAMILY_RULES",

@@ -13,11 +13,12 @@ import torch
 
 from rcblib.mllm import Adapter
 from rcblib.mllm.layer_state import RowCounts, Spans
+from rcblib.mllm.reduced import Reduced
 from rcblib.pruners.budget import Budget
 from rcblib.pruners.context import OF_SAMPLES, QUESTION, PruningContext
 from rcblib.pruners.entering import pruning
 from rcblib.pruners.generation import Pruned
-from rcblib.records import LAYOUTS, EncodedImage, ParameterError, Reduced, VisualView
+from rcblib.records import LAYOUTS, EncodedImage, ParameterError, VisualView
 
 if TYPE_CHECKING:
     import PIL.Image

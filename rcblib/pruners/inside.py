@@ -14,9 +14,10 @@ import torch
 from rcblib.mllm import Adapter
 from rcblib.mllm.layer_state import LayerState, RowCounts, Spans
 from rcblib.mllm.layers import FORMS, dropping
+from rcblib.mllm.reduced import Reduced
 from rcblib.pruners.base import Pruner
 from rcblib.pruners.budget import Budget
-from rcblib.records import ParameterError, Reduced
+from rcblib.records import ParameterError
 
 PUBLISHED_LAYERS = 32
 """Layers of the LLMs (7B) for which published schedules name layers."""

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 
 import torch
 
+from rcblib.mllm.reduced import Reduced
 from rcblib.pruners.base import Pruner
 from rcblib.pruners.context import PruningContext, tokens_of
-from rcblib.records import Reduced, VisualView
+from rcblib.records import VisualView
 from rcblib.tensors.checks import check_integer
 
 

@@ -8,9 +8,10 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 
+from rcblib.mllm.reduced import Reduced
 from rcblib.pruners.base import Pruner
 from rcblib.pruners.context import PruningContext, connected, signal_of
-from rcblib.records import Reduced, VisualView
+from rcblib.records import VisualView
 
 N_NEAR = 32
 """Tokens of the most similar keys that are added to a kept one."""

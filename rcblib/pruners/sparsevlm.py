@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 from rcblib.mllm.layer_state import LayerState, Spans
+from rcblib.mllm.reduced import Reduced
 from rcblib.pruners.inside import InsidePruner, scaled_layers
-from rcblib.records import ParameterError, Reduced
+from rcblib.records import ParameterError
 from rcblib.tensors.clustering import dpc_knn
 
 BUDGETS = (0, 64, 96, 128, 192, 576)

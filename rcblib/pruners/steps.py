@@ -18,9 +18,10 @@ from rcblib.mllm.given import GivenPrompts, PlacedImage
 from rcblib.mllm.layer_state import Spans
 from rcblib.mllm.placement import module_device
 from rcblib.mllm.prompt import VisualRows
+from rcblib.mllm.reduced import Reduced
 from rcblib.mllm.versions import READS_IMAGES_IN_CHUNKS
 from rcblib.pruners.settings import Settings
-from rcblib.records import EncodedImage, ParameterError, Reduced, VisualView
+from rcblib.records import EncodedImage, ParameterError, VisualView
 from rcblib.tensors.checks import check_features
 
 if TYPE_CHECKING:

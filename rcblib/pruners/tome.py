@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from rcblib.mllm.reduced import Reduced
 from rcblib.pruners.base import Pruner
 from rcblib.pruners.context import PruningContext, tokens_of
-from rcblib.records import Reduced, VisualView
+from rcblib.records import VisualView
 
 
 @dataclass(frozen=True)

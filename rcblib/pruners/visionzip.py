@@ -8,9 +8,10 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 
+from rcblib.mllm.reduced import Reduced
 from rcblib.pruners.base import Pruner
 from rcblib.pruners.context import PruningContext, connected, signal_of, tokens_of
-from rcblib.records import Reduced, VisualView
+from rcblib.records import VisualView
 from rcblib.tensors.checks import check_share
 
 
