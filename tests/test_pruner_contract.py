@@ -261,9 +261,9 @@ def test_budgets_of_a_whole_image_other_layouts_and_positions_work(method, setti
     together, pruned = generate(adapter, inputs, pruner, numbers)
     for image, kept in zip(adapter.encode_pixels(inputs), pruned.kept, strict=True):
         assert (kept.diff() > 0).all() and int(kept[-1]) < image.arranged(pruner.layout).n_tokens
-        has_share = pruner.share is not None and not pruner.acts_inside and not pruner.resizes
+        has_share = pruner.asked_share is not None and not pruner.acts_inside and not pruner.resizes
         if settings == {"scope": "image"} and has_share:
-            assert len(kept) == round(image.n_tokens * pruner.share)
+            assert len(kept) == round(image.n_tokens * pruner.asked_share)
     own, own_numbers = inputs_of(adapter, "llava_next", (1,), pruner)
     assert torch.equal(generate(adapter, own, pruner, own_numbers)[0][0, -N_NEW:], together[1, -N_NEW:])
 

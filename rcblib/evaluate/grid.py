@@ -255,11 +255,11 @@ def budget_columns(pruner: Pruner) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``retain_ratio`` (`Pruner.share`, 1 without pruner; NaN where the budget is another),
+        ``retain_ratio`` (`Pruner.asked_share`, 1 without pruner; NaN where the budget is another),
         ``max_similarity`` (NaN without), ``settings`` (text: its other parameters that are not at their default, such
         as ``"layer=2, share=0.5"``, a codebook left out) and ``seed`` (missing where nothing is drawn).
     """
-    numbers = {"retain_ratio": pruner.share}
+    numbers = {"retain_ratio": pruner.asked_share}
     numbers["max_similarity"] = getattr(pruner, "max_similarity", None)
     columns = {name: float("nan") if value is None else float(value) for name, value in numbers.items()}
     seed = {"seed": getattr(pruner, "seed", pd.NA)}

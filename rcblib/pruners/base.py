@@ -223,7 +223,7 @@ class Pruner:
         return self.retain_ratio is not None or self._overrides("budget")
 
     @property
-    def share(self) -> float | None:
+    def asked_share(self) -> float | None:
         """Return the share of the tokens that is asked for; ``None`` where it is a count, a cut-off or nothing."""
         return self.budget().retain_ratio if self.has_budget else None
 
