@@ -16,6 +16,10 @@ from pathlib import Path
 
 LOCK = Path(".snakemake/running")
 
+MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**30)}
+"""Bytes of freed memory that glibc keeps for a job's next tensors. By default it gives large ones back to the kernel at
+once and asks for zeroed pages again, which takes a tenth to a fifth of the time of probing small models."""
+
 
 def settle_times(now: float) -> None:
     """Give files whose time is yet to come the present one: Snakemake makes nothing of them, now or the next time.
@@ -54,7 +58,7 @@ def main(arguments: list[str]) -> None:
             flush=True,
         )
     settle_times(time.time())
-    os.execv(command[0], command)
+    os.execve(command[0], command, MEMORY | os.environ)
 
 
 if __name__ == "__main__":
