@@ -12,7 +12,7 @@ from small_project import COMMAND, LIST, make_full, make_project, snakemake
 
 from rcblib.runs.files import read_json, read_table, write_json, write_table
 from rcblib.runs.records import MAX_BYTES, read_record
-from tools import name_run, record
+from tools import make_pages, record
 from tools.notebook_list import Recorded, read_notebook_list
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -176,12 +176,12 @@ def test_pages_say_what_was_recorded_and_what_this_build_computed(listed, tmp_pa
         ),
     ):
         notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# A title\n\nText")])
-        name_run.name_run(notebook, run, found, tmp_path)
+        make_pages.name_run(notebook, run, found, tmp_path)
         assert notebook.cells[0].source == expected
 
 
 def test_a_page_stamped_before_any_build_says_no_more_than_that_it_reads_a_record(listed, tmp_path):
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# A title\n\nText")])
-    name_run.name_run(notebook, "a-large", listed[0], tmp_path)
+    make_pages.name_run(notebook, "a-large", listed[0], tmp_path)
     expected = "# A title: Large\n\n*Probing: recorded, not computed again here.*\n\nText"
     assert notebook.cells[0].source == expected

@@ -13,7 +13,8 @@ import pytest
 import yaml
 from papermill import inspect_notebook
 
-from tools import book_extension, check_expected, check_site, make_config, name_run
+from rcblib.records import ParameterError
+from tools import book_extension, check_expected, check_site, make_config, make_pages
 from tools.notebook_list import Notebook, read_notebook_list
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -203,9 +204,9 @@ def test_the_copy_of_another_model_is_named_and_links_to_that_models_pages(tmp_p
     found = read_notebook_list(write_list(tmp_path, BY_MODEL))
     cells = ["# A title\n\nText", "[](first.ipynb), [](third.ipynb), [code](first.py)"]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text) for text in cells])
-    name_run.name_run(notebook, "second", found)
+    make_pages.name_run(notebook, "second", found)
     assert [cell.source for cell in notebook.cells] == cells
-    name_run.name_run(notebook, "second-other-model", found)
+    make_pages.name_run(notebook, "second-other-model", found)
     assert [cell.source for cell in notebook.cells] == [
         "# A title: Other\n\nText",
         "[](first-other-model.ipynb), [](third.ipynb), [code](first.py)",
@@ -228,12 +229,12 @@ def test_commands_on_the_page_of_another_model_run_that_model(tmp_path):
     ]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text) for text in cells])
     leading = copy.deepcopy(notebook)
-    name_run.name_run(leading, "first", found)
+    make_pages.name_run(leading, "first", found)
     assert [cell.source for cell in leading.cells] == [
         f"# A title\n\n{command[:-1]} -p n_images 2`",
         *cells[1:],
     ]
-    name_run.name_run(notebook, "first-other", found)
+    make_pages.name_run(notebook, "first-other", found)
     always = f"{command[:-1]} -p model other -p results_folder results/other"
     assert [cell.source for cell in notebook.cells] == [
         f'# A title: Other\n\n{always} -p n_images 3 -y "budgets: [0.1, 0.2]"`',
@@ -590,7 +591,7 @@ def test_a_changed_notebook_runs_again_with_what_depends_on_it(project):
     assert planned(project) == ["a", "b", "c", "expected"]
     answer = snakemake(project, "results/expected.tsv")
     assert answer.returncode == 0, answer.stdout + answer.stderr
-    executed = json.loads((project / "book/notebooks/b.ipynb").read_text(encoding="utf-8"))
+    executed = json.loads((project / "results/executed/b.ipynb").read_text(encoding="utf-8"))
     assert executed["cells"][-1]["execution_count"] == 1
     assert "[b]" in answer.stdout + answer.stderr
     assert planned(project) == []
@@ -601,6 +602,54 @@ def test_a_changed_notebook_runs_again_with_what_depends_on_it(project):
     write_notebook(project, "a", value=2)
     assert set(planned(project)) >= {"a", "b", "expected"}
     assert "c" not in planned(project)
+
+
+def test_a_change_of_words_makes_pages_only(project):
+    site = "book/_build/html/index.html"
+    for name in ("book/what_can_go_wrong.yml", "book/intro.md"):
+        (project / name).write_text("", encoding="utf-8")
+    assert snakemake(project, "results/expected.tsv").returncode == 0
+    (project / site).parent.mkdir(parents=True)
+    (project / "book/_build/parts").touch()
+    (project / site).write_text("built", encoding="utf-8")
+    assert planned(project, site) == []
+
+    (project / "book/intro.md").write_text("In other words.", encoding="utf-8")
+    assert planned(project, site) == ["book"]
+    (project / site).write_text("built again", encoding="utf-8")
+    path = project / "notebooks/b.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells.insert(0, nbformat.v4.new_markdown_cell("# In other words"))
+    nbformat.write(notebook, path)
+    assert planned(project, site) == ["book"]
+    assert make_pages.write_pages(project) == 3
+    page = nbformat.read(project / "book/notebooks/b.ipynb", as_version=4)
+    assert page.cells[0].source == "# In other words" and page.cells[-1].execution_count == 1
+    assert make_pages.write_pages(project) == 0
+
+    notebook.cells[-1].metadata["tags"] = ["hide-input"]
+    nbformat.write(notebook, path)
+    assert planned(project, site) == ["b", "book", "expected"]
+    notebook.cells[-1].source += "\nEDITED = True"
+    nbformat.write(notebook, path)
+    with pytest.raises(ParameterError, match="executed notebook: got 'other cells of code'"):
+        make_pages.write_pages(project)
+
+
+def test_words_are_the_source_s_and_injected_parameters_stay():
+    code = nbformat.v4.new_code_cell
+    parameters = code("n = 1", metadata={"tags": ["parameters"]})
+    source = nbformat.v4.new_notebook(
+        cells=[parameters, nbformat.v4.new_markdown_cell("New words."), code("n")]
+    )
+    injected = code("n = 2", metadata={"tags": ["injected-parameters"]})
+    last = code("n", execution_count=3)
+    executed = nbformat.v4.new_notebook(
+        cells=[parameters, injected, nbformat.v4.new_markdown_cell("Old."), last]
+    )
+    make_pages.take_words(executed, source)
+    assert [cell.source for cell in executed.cells] == ["n = 1", "n = 2", "New words.", "n"]
+    assert executed.cells[-1].execution_count == 3
 
 
 def test_a_change_of_code_runs_again_what_imports_it(project):
@@ -641,7 +690,7 @@ def test_a_failing_notebook_fails_the_build_and_stays_for_inspection(project):
     assert answer.returncode != 0
     assert "ZeroDivisionError" in answer.stdout + answer.stderr
     assert (project / "results/logs/c.ipynb").is_file()
-    assert not (project / "book/notebooks/c.ipynb").exists()
+    assert not (project / "results/executed/c.ipynb").exists()
 
 
 @pytest.mark.parametrize(

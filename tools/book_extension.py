@@ -5,6 +5,8 @@ be read as one more item of the last section, such as an exception that is raise
 
 Jupyter Book registers some scripts twice, and declaring a constant again is an error in the browser.
 
+Pages are read by several processes, which Sphinx does only if every extension says that it may.
+
 Where the address is known under which notebooks can be opened on Colab, each notebook's page gets a badge below its
 title while it is read; the executed copies, from which the pages are made, stay as they are.
 """
@@ -26,6 +28,8 @@ from tools.stamp_notebooks import insert_badge  # noqa: E402
 
 # The site loads nothing from other hosts, so it has a picture of its own.
 _BADGE = "../_static/open_in_colab.svg"
+_KEEP_NOTHING = {"sphinx_multitoc_numbering", "sphinx-mathjax-offline", "sphinx_jupyterbook_latex"}
+"""Extensions that keep nothing of a page while it is read, and do not say so."""
 _LINE = re.compile(r"(Source|Differs): +(.*)")
 
 
@@ -67,10 +71,17 @@ def show_badge(app: Any, docname: str, source: list[str]) -> None:
     source[0] = nbformat.writes(notebook)
 
 
+def read_in_parallel(app: Any) -> None:
+    """Say of extensions that several processes may read pages."""
+    for name in _KEEP_NOTHING & set(app.extensions):
+        app.extensions[name].parallel_read_safe = True
+
+
 def setup(app: Any) -> dict[str, bool]:
     """Connect ahead of napoleon, which reads the sections, and behind what adds scripts."""
     app.connect("autodoc-process-docstring", process_docstring, priority=400)
     app.connect("html-page-context", keep_scripts_once, priority=900)
     app.add_config_value("launch_folder", "", "env")
     app.connect("source-read", show_badge)
+    app.connect("builder-inited", read_in_parallel)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

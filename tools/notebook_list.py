@@ -141,8 +141,13 @@ class Notebook:
 
     @property
     def page(self) -> str:
-        """Return the executed copy, without its suffix, below ``book``."""
+        """Return the page that is made of the executed copy, without its suffix, below ``book``."""
         return f"notebooks/{self.run}"
+
+    @property
+    def executed(self) -> str:
+        """Return the copy that papermill executes."""
+        return f"results/executed/{self.run}.ipynb"
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -26,7 +26,7 @@ import nbformat
 
 from rcblib.runs.command import OneLineParser
 from rcblib.runs.records import is_record
-from tools.name_run import name_run
+from tools.make_pages import name_run
 from tools.notebook_list import Notebook, read_notebook_list
 
 ROOT = Path(__file__).resolve().parents[1]

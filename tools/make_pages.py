@@ -1,16 +1,17 @@
-"""Say in the executed copy of a notebook what was computed by this build and what recorded, and name another model.
+"""Make pages of executed notebooks: with today's words, what was computed and what recorded, and the model's name.
 
-Below the first heading of a notebook that reads stages stands what it read: a table of this build, or a recorded one,
-with its date, hardware and code. The first command that runs the notebook has all parameters of this run. A notebook
-that ran on a further model gains that model's title, so that two pages of one notebook can be told apart; links to
-other notebooks lead to the pages of the same model where the book has them, and further commands name the model and
-where its results go.
+The words of a page are those of the notebook's source, so that changing them runs nothing. Below the first heading of a
+notebook that reads stages stands what it read: a table of this build, or a recorded one, with its date, hardware and
+code. The first command that runs the notebook has all parameters of this run. A notebook that ran on a further model
+gains that model's title, so that two pages of one notebook can be told apart; links to other notebooks lead to the
+pages of the same model where the book has them, and further commands name the model and where its results go.
 
-    python -m tools.name_run COPY RUN      COPY is written anew; RUN as in workflow/notebooks.yml, name-model
+    python -m tools.make_pages      writes those that differ from what is there
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import sys
@@ -20,6 +21,7 @@ from typing import Any
 
 import nbformat
 
+from rcblib.records import ParameterError
 from rcblib.runs.command import OneLineParser, run_command
 from rcblib.runs.files import read_json
 from tools.notebook_list import NotebookList, Stage, read_notebook_list
@@ -58,6 +60,30 @@ def name_run(notebook: nbformat.NotebookNode, run: str, listed: NotebookList, ro
         cell.source = re.sub(r"\]\(([a-z0-9_]+)\.ipynb\)", own_page, cell.source)
 
 
+def take_words(executed: nbformat.NotebookNode, source: nbformat.NotebookNode) -> None:
+    """Put the words of a source around the executed cells of code, in place.
+
+    Raises
+    ------
+    ParameterError
+        If the cells of code are not those of the source, besides what papermill injects.
+    """
+    ran = [cell for cell in executed.cells if cell.cell_type == "code"]
+    injected = [cell for cell in ran if "injected-parameters" in cell.metadata.get("tags", [])]
+    waiting = [cell for cell in ran if cell not in injected]
+    if [cell.source for cell in waiting] != [
+        cell.source for cell in source.cells if cell.cell_type == "code"
+    ]:
+        raise ParameterError(
+            "executed notebook", "other cells of code", "those of its source: make book runs it"
+        )
+    executed.cells = []
+    for cell in source.cells:
+        executed.cells.append(waiting.pop(0) if cell.cell_type == "code" else copy.deepcopy(cell))
+        if "parameters" in cell.metadata.get("tags", []):
+            executed.cells += injected
+
+
 def _origin(stage: Stage, root: Path) -> str:
     """Say of a stage whether this build computed it, or what it checked of the record."""
     what = stage.name.replace("_", " ").capitalize()
@@ -84,19 +110,25 @@ def _options(parameters: Mapping[str, Any]) -> str:
     )
 
 
+def write_pages(root: Path = ROOT) -> int:
+    """Write the pages that differ from what is there, so that no other is read again; return how many."""
+    listed, n_written = read_notebook_list(root / "workflow" / "notebooks.yml"), 0
+    for entry in listed.notebooks:
+        notebook = nbformat.read(root / entry.executed, as_version=4)
+        take_words(notebook, nbformat.read(root / "notebooks" / f"{entry.name}.ipynb", as_version=4))
+        name_run(notebook, entry.run, listed, root)
+        page, text = root / "book" / f"{entry.page}.ipynb", nbformat.writes(notebook) + "\n"
+        if not page.is_file() or page.read_text(encoding="utf-8") != text:
+            page.parent.mkdir(exist_ok=True)
+            page.write_text(text, encoding="utf-8")
+            n_written += 1
+    return n_written
+
+
 def main(arguments: list[str]) -> int:
-    """Rewrite one executed copy."""
-    parser = OneLineParser(prog="name_run", description=__doc__.splitlines()[0])
-    parser.add_argument("notebook", type=Path, help="an executed copy, which is rewritten")
-    parser.add_argument("run", help="its name in the list of notebooks")
-    options = parser.parse_args(arguments)
-
-    def rewrite() -> None:
-        notebook = nbformat.read(options.notebook, as_version=4)
-        name_run(notebook, options.run, read_notebook_list(ROOT / "workflow" / "notebooks.yml"))
-        nbformat.write(notebook, options.notebook)
-
-    return run_command("name_run", rewrite)
+    """Write all pages."""
+    OneLineParser(prog="make_pages", description=__doc__.splitlines()[0]).parse_args(arguments)
+    return run_command("make_pages", lambda: print(f"{write_pages()} pages of notebooks written"))
 
 
 if __name__ == "__main__":
