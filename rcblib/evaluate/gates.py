@@ -69,7 +69,8 @@ def measure_gates(
     n_influence_images : int
         Of the first so many of these images the influence of tokens is measured too, for G5: about five times as long.
     batch_size, max_new_tokens, folder, images_per_part, shard, skipped, progress
-        As in `evaluate_parts`; what is finished stays in the folder under a hash of all that it depends on.
+        As in `evaluate_parts`; what is finished stays in the folder under a hash of all that it depends on. Of the
+        first images of a shard no more is returned than was asked for, though their last part is answered whole.
 
     Returns
     -------
@@ -102,6 +103,10 @@ def measure_gates(
         skipped=skipped,
         progress=progress,
     )
+    first = None if shard is None else shard.first
+    if first is not None:  # tokens cost most: not those of all images of the last part
+        facts["samples"] = dict(list(facts["samples"].items())[:first])
+        answers = answers[answers["image_id"].astype(str).isin(facts["samples"])]
     parts = [answers.assign(part=ANSWERS)]
     chosen = [sample for sample in listed if sample.kind == "image"][:n_token_images]
     for influence, some in ((True, chosen[:n_influence_images]), (False, chosen[n_influence_images:])):
