@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rcblib.records import ParameterError
-from rcblib.tensors import clustering
+from rcblib.tensors import clustering, neighbours
 from rcblib.tensors.clustering import NOISE_SCALE, dpc_knn
+from rcblib.tensors.neighbours import exact_distances
 
 
 def blobs(n_blobs, n_each, d=8, seed=0):
@@ -95,15 +96,6 @@ def test_limits_of_the_counts():
     assert dpc_knn(points[:1], 1, k=1).tolist() == [0]
 
 
-def test_blocks_of_rows_do_not_change_the_result(monkeypatch):
-    points, _ = blobs(6, 25)
-    whole = dpc_knn(points, 10, return_details=True)
-    monkeypatch.setattr(clustering, "MAX_DISTANCES", 1000)
-    blocked = dpc_knn(points, 10, return_details=True)
-    for a, b in zip(whole, blocked, strict=True):
-        torch.testing.assert_close(a, b, atol=1e-6, rtol=0)
-
-
 @pytest.mark.parametrize("n_near", [1, 6, 1000])
 def test_how_many_neighbours_are_looked_at_first_changes_nothing(n_near, monkeypatch):
     points, _ = blobs(6, 25)
@@ -136,12 +128,63 @@ def test_labels_are_in_range_and_no_cluster_is_empty(seed, n_points, d, data):
     assert set(labels.tolist()) == set(range(n_clusters))
 
 
-@given(st.integers(0, 2**32 - 1), st.integers(5, 40))
-def test_labels_follow_their_points_without_noise(seed, n_points):
+def with_copies(seed, n_points, n_copies):
+    """Draw points of which some are copies of others; of none as many as make a density."""
     generator = torch.Generator().manual_seed(seed)
-    points = torch.randn(n_points, 4, generator=generator)
-    shuffle = torch.randperm(n_points, generator=generator)
-    assert (dpc_knn(points[shuffle], 5) == dpc_knn(points, 5)[shuffle]).all()
+    points = torch.randn(n_points, 4, generator=generator).repeat(n_copies, 1)
+    return points[torch.randperm(len(points), generator=generator)[: max(n_points, 5)]]
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(5, 40), st.integers(1, 4), st.integers(1, 5))
+def test_clusters_do_not_depend_on_the_order_of_points(seed, n_points, n_copies, n_clusters):
+    # Without noise, and but for ties: where n_copies is 1 no two points tie, else copies change places.
+    points = with_copies(seed, n_points, n_copies)
+    shuffle = torch.randperm(len(points), generator=torch.Generator().manual_seed(seed))
+    labels, shuffled = dpc_knn(points, n_clusters), dpc_knn(points[shuffle], n_clusters)
+    if n_copies == 1:
+        assert torch.equal(shuffled, labels[shuffle])
+    partitions = [
+        sorted(sorted(map(tuple, given[found == number].tolist())) for number in range(n_clusters))
+        for given, found in ((points, labels), (points[shuffle], shuffled))
+    ]
+    assert partitions[0] == partitions[1]
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(5, 60), st.integers(1, 12), st.integers(1, 5), st.data())
+def test_blocks_change_no_bit_of_anything(seed, n_points, n_copies, n_clusters, data):
+    points = with_copies(seed, n_points, n_copies)
+    noise = torch.Generator().manual_seed(seed) if seed % 2 else None
+    whole = dpc_knn(points, n_clusters, generator=noise and noise.clone_state(), return_details=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(neighbours, "DIRECT_POINTS", 0)
+        patch.setattr(neighbours, "N_ROWS", data.draw(st.integers(1, n_points)))
+        patch.setattr(neighbours, "MOST_NUMBERS", data.draw(st.integers(1, 8 * n_points)))
+        patch.setattr(clustering, "N_NEAR", data.draw(st.integers(1, 40)))
+        patch.setattr(clustering, "N_DENSER", data.draw(st.integers(1, 9)))
+        blocked = dpc_knn(points, n_clusters, generator=noise, return_details=True)
+    for a, b in zip(whole, blocked, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("precision", ["highest", "medium"])
+def test_many_points_have_the_labels_of_the_plain_form(precision):
+    # More than are clustered without products, in every precision that these may have.
+    points = blobs(40, 50, d=24)[0]
+    distances = exact_distances(points.double(), points.double()) / math.sqrt(24)
+    density = (-distances.topk(5, largest=False).values.square().mean(-1)).exp()
+    to_denser = distances.masked_fill(density[None, :] <= density[:, None], math.inf).amin(-1)
+    score = density * to_denser.clamp(max=distances.max())
+    centres = score.argsort(descending=True, stable=True)[:48]
+    labels = distances[:, centres].argmin(-1)
+    labels[centres] = torch.arange(48)
+    torch.set_float32_matmul_precision(precision)
+    try:
+        found = dpc_knn(points, 48, return_details=True)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert len(points) > neighbours.DIRECT_POINTS
+    assert torch.equal(found.density, density) and torch.equal(found.score, score)
+    assert torch.equal(found.labels, labels)
 
 
 @pytest.mark.parametrize(

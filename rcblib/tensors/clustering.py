@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import math
 from numbers import Integral
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from rcblib.records import ParameterError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
+from rcblib.tensors.neighbours import Points, blocks, diameter, exact_distances, nearest
 
 NOISE_SCALE = 1e-6
 """Largest noise added to a density to break ties."""
 
-N_NEAR = 32
+N_NEAR = 16
 """Nearest points in which a denser one is looked for first."""
 
-MAX_DISTANCES = 2**24
-"""Most distances held at once (128 MiB); above about 4,000 points rows are computed block by block."""
+N_DENSER = 8
+"""Denser points that are looked at more closely where none of the nearest is denser."""
 
 
 class DensityPeaks(NamedTuple):
@@ -48,7 +46,7 @@ class DensityPeaks(NamedTuple):
 
 
 def dpc_knn(
-    points: torch.Tensor,
+    points: Points,
     n_clusters: int,
     k: int = 5,
     generator: torch.Generator | None = None,
@@ -64,8 +62,8 @@ def dpc_knn(
 
     Parameters
     ----------
-    points : torch.Tensor
-        ``(n_points, d)``.
+    points : torch.Tensor or LazyRows
+        ``(n_points, d)``, in memory or read in parts.
     n_clusters : int
         Number of clusters, at most ``n_points``.
     k : int
@@ -94,68 +92,54 @@ def dpc_knn(
     Source: Du, Ding & Jia (2016), in the form used for tokens by TCFormer and Chat-UniVi; stage 1 and 2 of
     the released codebook script. The point among its own neighbours and equal densities not being "denser"
     are as there.
-    Differs: distances are computed in float64, up to about 4,000 points by direct differences and above that
-    through a matrix product, whose error is about 1e-8 of the points' length; the original's float32 product
-    reports up to 1e-2 between a point and itself. Noise comes from a generator that is passed in. Time grows
-    with ``n_points**2 * d``; memory beyond a float64 copy of the points stays bounded.
+    Differs: distances are differences in float64, also among many points, whose neighbours are found by products in
+    float32 (`rcblib.tensors.neighbours`); the original's float32 product reports up to 1e-2 between a point and itself.
+    So labels are those of all distances at once, whatever the blocks; points that tie exactly, such as copies without
+    noise, are told apart by their order. Noise comes from a generator that is passed in. Time grows with
+    ``n_points**2 * d``; memory beyond the points is some blocks, and half a kilobyte a point.
     """
     _check(points, n_clusters, k, generator)
-    points = points.detach().double()
-    n_points = points.shape[0]
+    points = points.detach() if isinstance(points, torch.Tensor) else points
+    n_points, scale = len(points), math.sqrt(points.shape[1])
 
-    n_near = min(n_points, max(k, N_NEAR))
-    near = torch.empty(n_points, n_near, dtype=torch.float64, device=points.device)
-    near_points = torch.empty(n_points, n_near, dtype=torch.long, device=points.device)
-    largest = 0.0
-    is_exact = n_points**2 <= MAX_DISTANCES
-    for rows, distances in _distance_blocks(points, points, is_exact):
-        near[rows], near_points[rows] = distances.topk(n_near, dim=-1, largest=False)
-        largest = max(largest, distances.max().item())
-    density = (-near[:, :k].square().mean(-1)).exp()
+    near = nearest(points, k, max(k, N_NEAR))
+    density = (-(near.distances[:, :k] / scale).square().mean(-1)).exp()
     if generator is not None:
         noise = torch.rand(n_points, generator=generator, device=generator.device)
         density += NOISE_SCALE * noise.to(density)
 
-    # Nearly all points have a denser one among the nearest; only for the others all are looked at again.
-    not_denser = density[near_points] <= density[:, None]
-    distance = near.masked_fill_(not_denser, math.inf).amin(-1)
-    far = distance.isinf().nonzero().flatten()
-    for rows, distances in _distance_blocks(points[far], points, is_exact):
-        not_denser = density[None, :] <= density[far[rows], None]
-        distance[far[rows]] = distances.masked_fill_(not_denser, math.inf).amin(-1)
-    distance.clamp_(max=largest)
+    # Nearly all points have a denser one among their nearest; only for the others all are looked at again.
+    not_denser = density[near.indices] <= density[:, None]
+    distance = near.distances.masked_fill(not_denser, math.inf).amin(-1)
+    far = (distance > near.reach).nonzero().flatten()
+    if len(far):
+        denser = nearest(
+            points,
+            1,
+            N_DENSER,
+            far,
+            allowed=lambda rows, columns: density[None, columns] > density[rows, None],
+        )
+        distance[far] = denser.distances[:, 0]
+    distance.clamp_(max=diameter(points, near)).div_(scale)
 
     score = density * distance
     centres = score.argsort(descending=True, stable=True)[:n_clusters]
-    is_exact = n_points * n_clusters <= MAX_DISTANCES
-    to_centres = _distance_blocks(points, points[centres], is_exact)
-    labels = torch.cat([distances.argmin(-1) for _, distances in to_centres])
+    middles = points[centres].double()
+    to_centres = (exact_distances(rows, middles) for _, rows in blocks(points, n_clusters))
+    labels = torch.cat([distances.argmin(-1) for distances in to_centres])
     labels[centres] = torch.arange(n_clusters, device=labels.device)
     return DensityPeaks(labels, centres, density, distance, score) if return_details else labels
-
-
-def _distance_blocks(
-    points: torch.Tensor, others: torch.Tensor, is_exact: bool
-) -> Iterable[tuple[slice, torch.Tensor]]:
-    """Yield rows of the ``(n_points, n_others)`` scaled distances, few enough at once to bound memory.
-
-    Differences are exact (0 between copies of a point) but slow; many distances go through a matrix product.
-    """
-    mode = "donot_use_mm_for_euclid_dist" if is_exact else "use_mm_for_euclid_dist"
-    n_rows = max(1, MAX_DISTANCES // len(others))
-    for start in range(0, len(points), n_rows):
-        rows = slice(start, min(start + n_rows, len(points)))
-        yield rows, torch.cdist(points[rows], others, compute_mode=mode).div_(math.sqrt(points.shape[1]))
 
 
 def _check(points: object, n_clusters: object, k: object, generator: object) -> None:
     """Raise a `ParameterError` for the first parameter of `dpc_knn` that cannot be used."""
     accepted = "a floating-point tensor (n_points, d), not empty"
-    if not isinstance(points, torch.Tensor):
+    if not isinstance(points, Points):
         raise ParameterError("points", type(points).__name__, accepted)
-    if points.ndim != 2 or not points.is_floating_point() or points.numel() == 0:
+    if len(points.shape) != 2 or not points.dtype.is_floating_point or 0 in points.shape:
         raise ParameterError("points", f"{points.dtype} {tuple(points.shape)}", accepted)
-    if not torch.isfinite(points).all():
+    if not all(block.isfinite().all() for _, block in blocks(points)):
         raise ParameterError("points", "NaN or infinity among its values", "finite values")
     for parameter, value in (("n_clusters", n_clusters), ("k", k)):
         if not isinstance(value, Integral) or not 1 <= value <= points.shape[0]:
