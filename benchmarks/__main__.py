@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import clustering, memory, probing, pruning
+from benchmarks import clustering, memory, neighbours, pooling, probing, pruning
 from benchmarks.results import RECORDED, read_targets
 from rcblib.records import ParameterError
 from rcblib.runs.command import INTERRUPTED, OneLineParser, run_command
@@ -39,7 +39,9 @@ CPU = {
     "probing-embedded": (probing.main, ""),
     "probing-photographs": (probing.main, FEW),
     "probing-photographs-half": (probing.main, f"{FEW} {HALF} --released-dtype float32"),
-    "clustering": (clustering.main, "--sizes 1000 3000 10000"),
+    "clustering": (clustering.main, "--sizes 1000 3000 10000 50000"),
+    "neighbours": (neighbours.main, ""),
+    "pooling": (pooling.main, ""),
     "pruning-scenes": (pruning.main, f"--model llava-scenes --codebook llava-scenes {BATCHES}"),
     "pruning-next": (pruning.main, f"--model llava-next-scenes --codebook llava-next-scenes {BATCHES}"),
     "pruning-onevision": (
@@ -61,6 +63,7 @@ GPU = {
     "probing-7b-compiled": (probing.main, f"{FULL_SIZE} {HALF} --positions 4 --repeats 2 --compiled"),
     "memory-7b": (memory.main, FULL_SIZE),
     "pruning-7b": (pruning.main, f"{FULL_SIZE} --dtype bfloat16 --batch-size 1 8 --repeats 3"),
+    "clustering-gpu": (clustering.main, "--device cuda --sizes 100000 --width 4096 --forms blockwise"),
 }
 
 

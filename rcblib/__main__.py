@@ -92,6 +92,13 @@ def _parser() -> argparse.ArgumentParser:
     codebook.add_argument(
         "--folder", type=results_folder, required=True, help="where the codebook is written"
     )
+    codebook.add_argument(
+        "--pool",
+        type=results_folder,
+        help="keep what images add to the codebook's pool here, where it is more than memory holds; a run that was "
+        "killed goes on there (default: in memory)",
+    )
+    codebook.add_argument("--device", default="cpu", help="where the pool is clustered (default: cpu)")
     codebook.add_argument("--seed", type=int, help="draw the noise that breaks ties (default: no noise)")
     codebook.set_defaults(run=_codebook)
 
@@ -207,26 +214,22 @@ def _probe(options: argparse.Namespace) -> None:
 def _codebook(options: argparse.Namespace) -> None:
     import torch
 
-    from rcblib.codebook.build import build_codebook
+    from rcblib.codebook.build import build_codebook_by_image
     from rcblib.codebook.criterion import CodebookCriterion
-    from rcblib.probe.store import read_probe
+    from rcblib.codebook.pooling import ProbedImage
+    from rcblib.probe.store import read_probe_by_image
 
     criterion = CodebookCriterion.from_preset(options.criterion)
-    results = read_probe(options.probed)
-    table = results.table
+    description, probed = read_probe_by_image(options.probed)
     generator = None if options.seed is None else torch.Generator().manual_seed(options.seed)
-    codebook = build_codebook(
-        results.row_tokens(),
-        table["image_id"].tolist(),
-        table["top1_probability"],
-        table["region_divergence"],
-        table["global_divergence"],
+    codebook = build_codebook_by_image(
+        (ProbedImage.from_table(table, tokens) for table, tokens in probed),
         criterion,
         generator,
-        positions=table["position"].tolist(),
-        views=table["view"].tolist(),
-        family=results.description["family"],
-        metadata={"model": results.description["model"], "config": results.description["config"]},
+        pool=options.pool or "",
+        device=options.device,
+        family=description["family"],
+        metadata={name: description[name] for name in ("model", "model_fingerprint", "config")},
     )
     codebook.save_pretrained(options.folder)
     print(f"{len(codebook)} prototypes from {len(set(codebook.image_ids))} images in {options.folder}")

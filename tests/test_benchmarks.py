@@ -3,6 +3,7 @@
 import argparse
 import math
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ import tiny
 import torch
 
 from benchmarks import __main__ as everything
-from benchmarks import clustering, memory, probing, pruning, results
+from benchmarks import clustering, memory, neighbours, pooling, probing, pruning, results
+from benchmarks.processes import Measured, measured
 from rcblib.mllm import adapter_for
 from rcblib.pruners.registry import PRUNERS
 from rcblib.records import ParameterError
@@ -150,27 +152,90 @@ def test_wrong_options_of_memory_end_before_any_work(option, capsys):
     assert option.split("=")[0] in capsys.readouterr().err
 
 
+def here(prepare, work, *given):
+    """Do the work of a benchmark in this process, as the libraries need not be imported again."""
+    return Measured(work(prepare(*given)), 0.5, 2**21, 2**20)
+
+
 def test_forms_of_clustering_are_compared_as_points_become_more(tmp_path, capsys, monkeypatch):
-    def here(name, n, width):
-        return np.asarray(clustering.FORMS[name](clustering.points_of(n, width))), 0.5, 2**20
-
     monkeypatch.setattr(clustering, "measured", here)
-    monkeypatch.setitem(clustering.LARGEST, "Ward", 100)
+    monkeypatch.setattr(clustering, "ROWS", 70)
+    monkeypatch.setitem(clustering.FORMS, "Ward", (clustering.FORMS["Ward"][0], 100))
+    monkeypatch.setattr(clustering, "SPEED_POINTS", 300)
     clustering.main(["--sizes", "100", "300", "--width", "16", "--output", str(tmp_path / "o.json")])
-    table = pd.DataFrame(read_json(tmp_path / "o.json")["clustering"])
+    results = read_json(tmp_path / "o.json")
+    table = pd.DataFrame(results["clustering"])
     assert table.groupby("n")["form"].apply(list).to_dict() == {
-        100: ["blockwise", "plain", "k-means", "Ward"],
-        300: ["blockwise", "plain", "k-means"],
+        100: list(clustering.FORMS),
+        300: [name for name in clustering.FORMS if name != "Ward"],
     }
-    assert (table.loc[table["form"] == "plain", "same_labels"] == 1).all()
+    exact = table["form"].isin(["plain", "plain, by rows"])
+    assert (table.loc[exact, "same_labels"] == 1).all() and (table.loc[exact, "rand_index"] == 1).all()
     assert (table.loc[table["form"] == "k-means", "rand_index"] < 1).all()
-    assert len(capsys.readouterr().out.splitlines()) == len(table)
+    assert [target["value"] for target in results["targets"]] == [
+        None,
+        100,
+        1,
+    ]  # 50,000 points were not among them
+    assert "clustering up to 300: labels as in the plain form" in capsys.readouterr().out
 
 
-def test_a_form_is_measured_in_a_process_of_its_own():
-    labels, took, peak = clustering.measured("plain", 300, 16)
-    assert labels.tolist() == clustering.FORMS["blockwise"](clustering.points_of(300, 16)).tolist()
-    assert took > 0 <= peak  # no more than the imports needed, with so few points
+def test_a_gpu_has_a_target_of_its_own(monkeypatch, capsys):
+    found = Measured((np.zeros(80, int), 2**30), 7.0, 2**21, 2**20)
+    monkeypatch.setattr(clustering, "measured", lambda *given: found)
+    monkeypatch.setattr(clustering, "GPU_POINTS", 80)
+    clustering.main(["--device", "cuda", "--sizes", "80", "--width", "8", "--forms", "blockwise"])
+    assert (
+        "clustering 80 x 8 on a GPU" in (said := capsys.readouterr().out) and "7 s, at most 60 s: met" in said
+    )
+
+
+def test_work_is_measured_in_a_process_of_its_own():
+    labels, seconds, peak, grown = measured(clustering._drawn, clustering._clustered, "plain", 300, 16, "cpu")
+    assert labels[0].tolist() == clustering.blockwise(clustering.points_of(300, 16)).tolist()
+    assert seconds > 0 and 0 <= grown < peak
+
+
+def test_ways_to_find_neighbours_are_compared_by_what_they_change(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(neighbours, "measured", here)
+    monkeypatch.setattr(neighbours, "N_CLUSTERS", 12)
+    ways = {name: way for name, way in neighbours.WAYS.items() if way[0] in ("torch", "sklearn")}
+    ways["the first five"] = ("torch", lambda points: torch.arange(5).repeat(len(points), 1).numpy())
+    monkeypatch.setattr(neighbours, "WAYS", ways | {"none": ("no_such_package", None)})
+    model = tiny.save(tmp_path / "model", *tiny.tiny_llava())
+    neighbours.main(["--model", str(model), "--n-images", "4", "--output", str(tmp_path / "o.json")])
+    results = read_json(tmp_path / "o.json")
+    table = pd.DataFrame(results["neighbours"]).set_index("way")
+    complete = table.drop("the first five")
+    assert len(complete) == 2 and (complete["recall"] == 1).all()
+    assert (complete[["changed_labels", "changed_prototypes"]] == 0).all(axis=None)
+    assert table.loc["the first five", "recall"] < 0.5 and table.loc["the first five", "changed_labels"] > 0
+    assert (table["n_prototypes"] > 0).all() and results["targets"][0]["value"] == 100
+    assert "none: left out, as no_such_package is not installed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", [name for name in neighbours.WAYS if name.startswith("faiss")])
+def test_other_libraries_find_neighbours(name):
+    pytest.importorskip("faiss")
+    points = clustering.points_of(400, 8)
+    found = torch.from_numpy(neighbours.WAYS[name][1](points).astype(np.int64))
+    exact = neighbours.nearest(points, 5, 5).indices
+    assert (found[:, :, None] == exact[:, None, :]).any(2).float().mean() > 0.8
+
+
+def test_codebooks_from_files_are_compared_as_images_become_more(tmp_path, monkeypatch):
+    monkeypatch.setattr(pooling, "measured", here)
+    monkeypatch.setattr(
+        pooling, "CRITERION", replace(pooling.CRITERION, min_images=3, n_prototype_clusters=4)
+    )
+    pooling.main(["--sizes", "12", "8", "--width", "16", "--output", str(tmp_path / "o.json")])
+    results = read_json(tmp_path / "o.json")
+    table = pd.DataFrame(results["pooling"])
+    assert (
+        table["form"].tolist() == list(pooling.FORMS) * 2 and table["n_images"].tolist() == [8] * 3 + [12] * 3
+    )
+    assert table["same"].all() and (table["n_prototypes"] > 0).all()
+    assert [target["value"] for target in results["targets"]] == [0, 100]
 
 
 def test_every_pruner_is_timed_beside_the_unpruned_and_a_plain_model(tmp_path, capsys):

@@ -9,13 +9,16 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import tiny
+import torch
 from families import FAMILIES
 from picture_files import save_picture
 from pruner_examples import First, Smaller
 
 from rcblib import __version__
 from rcblib.__main__ import main
+from rcblib.codebook.build import build_codebook
 from rcblib.codebook.codebook import Codebook, load_codebook
+from rcblib.codebook.criterion import CodebookCriterion
 from rcblib.data.opening import open_images
 from rcblib.data.questions import questions_for
 from rcblib.evaluate.grid import evaluate_grid, setting_of
@@ -140,6 +143,29 @@ def test_codebook_builds_from_what_was_probed(probed, tmp_path, capsys):
     codebook = Codebook.from_pretrained(tmp_path / "book")
     assert f"{len(codebook)} prototypes" in capsys.readouterr().out
     assert codebook.family == "llava"
+    assert not list(Path().glob("part-*"))
+    # With the pool in files it is the same; all together, too.
+    pool = ["--pool", str(tmp_path / "pool"), "--device", "cpu"]
+    for _ in range(2):
+        assert (
+            main(["codebook", "--probed", str(probed), "--folder", str(tmp_path / "same"), *options, *pool])
+            == 0
+        )
+        same = Codebook.from_pretrained(tmp_path / "same")
+        assert torch.equal(same.prototypes, codebook.prototypes)
+        assert same.metadata["selection"] == codebook.metadata["selection"]
+    results = read_probe(probed)
+    signals = (results.table[name] for name in ("top1_probability", "region_divergence", "global_divergence"))
+    together = build_codebook(
+        results.row_tokens(),
+        results.table["image_id"],
+        *signals,
+        CodebookCriterion.from_preset(tmp_path / "criterion.json"),
+        torch.Generator().manual_seed(0),
+        views=results.table["view"],
+    )
+    assert torch.equal(together.prototypes, codebook.prototypes)
+    assert together.metadata["selection"] == codebook.metadata["selection"]
     tokens = read_probe(probed).tokens
     assert all(
         (tokens[i] == row).all(1).any()

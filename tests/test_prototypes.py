@@ -16,6 +16,7 @@ from rcblib.reading.prototypes import (
     prototypes_by_position,
 )
 from rcblib.records import CodebookError, ParameterError, Question
+from rcblib.tensors.scoring import redundancy_scores
 
 
 def codebook(rows, **changes):
@@ -80,17 +81,21 @@ def test_coverage_of_kept_and_dropped_patches():
 def test_a_codebook_agrees_with_itself_and_not_with_its_opposite():
     angles = torch.linspace(0.1, 1.4, 20)
     images = [torch.stack([(angles + shift).cos(), (angles + shift).sin()], 1) for shift in (0.0, 0.05)]
-    book, opposite = codebook([[1.0, 0.0]]), codebook([[0.0, 1.0]])
+    right, up = (
+        [redundancy_scores(own, torch.tensor([to])) for own in images] for to in ([1.0, 0.0], [0.0, 1.0])
+    )
     generator = np.random.default_rng(0)
-    same = codebook_agreement(book, book, images, 0.25, generator=generator)
+    same = codebook_agreement(right, right, 0.25, generator=generator)
     assert (same["rank_correlation"].value, same["kept_overlap"].value) == (1.0, 1.0)
-    other = codebook_agreement(book, opposite, images, 0.25, generator=generator)
+    other = codebook_agreement(right, up, 0.25, generator=generator)
     assert (other["rank_correlation"].value, other["kept_overlap"].value) == (-1.0, 0.0)
     assert other["kept_overlap"].n == 2
     with pytest.raises(ParameterError, match="retain_ratio"):
-        codebook_agreement(book, book, images, 0.01, generator=generator)
-    with pytest.raises(CodebookError):
-        codebook_agreement(book, codebook([[1.0]]), images, 0.25, generator=generator)
+        codebook_agreement(right, right, 0.01, generator=generator)
+    with pytest.raises(
+        ParameterError, match="scores: got '40 of 2 images and 20 of 1 images'; accepted: of the same"
+    ):
+        codebook_agreement(right, right[:1], 0.25, generator=generator)
 
 
 def test_the_central_prototype_is_nearest_to_the_others():

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,14 +12,16 @@ import torch
 
 from rcblib.codebook.codebook import Codebook, image_identifiers
 from rcblib.codebook.criterion import CodebookCriterion, as_doubles
+from rcblib.codebook.pooling import (
+    N_NEIGHBOURS,
+    Pool,
+    ProbedImage,
+    clusters,
+    pool_on_disk,
+    pool_tokens,
+)
 from rcblib.records import CodebookError, ImageId, ParameterError
 from rcblib.runs.provenance import provenance
-from rcblib.tensors.clustering import dpc_knn
-
-N_NEIGHBOURS = 5
-"""Neighbours that give DPC-KNN its density; an image needs at least as many tokens."""
-
-_Grid = tuple[int | str, int | None]  # image of a token, and its view where an image has several
 
 
 def build_codebook(
@@ -83,96 +85,138 @@ def build_codebook(
     two views of an image share because it is read twice, as a whole and as a tile. The script knows no views; that
     grids are clustered one by one follows from their being pruned one by one.
     """
-    grids, signals = _checked_selection(tokens, image_ids, top1, region, global_, criterion, positions, views)
-    image_ids = tuple(image_id for image_id, _ in grids)
-    low = criterion.low_information(*signals)
-    rows_of: dict[_Grid, list[int]] = {}
-    for row, grid in enumerate(grids):
-        rows_of.setdefault(grid, []).append(row)
+    images = _checked_images(tokens, image_ids, top1, region, global_, criterion, positions, views)
+    return _selected(pool_tokens(images, criterion, generator), criterion, generator, family, metadata)
 
-    pooled: list[int] = []
-    for rows in rows_of.values():
-        for members in _clusters(tokens, rows, criterion.n_clusters, generator):
-            if len(members) <= criterion.cluster_size_max:
-                pooled += [row for row in members if low[row]]
-    pooled = _without_copies(tokens, pooled, grids)
+
+def build_codebook_by_image(
+    images: Iterable[ProbedImage],
+    criterion: CodebookCriterion,
+    generator: torch.Generator | None = None,
+    *,
+    pool: str | os.PathLike = "",
+    device: str | torch.device = "cpu",
+    family: str = "",
+    metadata: Mapping[str, Any] | None = None,
+) -> Codebook:
+    """Select redundant prototypes of more images than memory holds: the codebook of `build_codebook`, to the last bit.
+
+    Each image is read, clustered and let go. What it adds to the pool is kept in memory, or in files, which the
+    clustering of the pool reads block by block: then memory grows by a kilobyte for each pooled token, whatever its
+    width, and by nothing for the others.
+
+    Parameters
+    ----------
+    images : iterable of ProbedImage
+        One after the other; `ProbedImage.from_table` makes them of a probed image's table.
+    criterion, generator
+        As for `build_codebook`.
+    pool : path-like
+        Folder for the pooled tokens. A run that was killed goes on there with the first images that it lacks; what was
+        pooled by another criterion, seed, model or code is pooled anew. Empty: they stay in memory.
+    device : str or torch.device
+        Where the pool is clustered.
+    family, metadata
+        As for `build_codebook`. Of a pool in files `metadata` says of which model and probing the tokens are.
+
+    Returns
+    -------
+    Codebook
+
+    Raises
+    ------
+    ParameterError
+        As `build_codebook`, but of an image only when it is its turn, and of too few images at the end.
+    CodebookError
+        As `build_codebook`.
+    """
+    _check_criterion(criterion)
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):  # of a name, of a build without the device
+        raise ParameterError("device", str(device), "a device that this machine has") from None
+    if pool:
+        source = {"family": family, "metadata": metadata or {}}
+        pooled = pool_on_disk(images, criterion, generator, pool, source, device)
+    else:
+        pooled = pool_tokens(images, criterion, generator)
+        pooled = dataclasses.replace(pooled, tokens=pooled.tokens.to(device))
+    _check_number(pooled.counts["n_images"], criterion)
+    return _selected(pooled, criterion, generator, family, metadata)
+
+
+def _selected(
+    pool: Pool,
+    criterion: CodebookCriterion,
+    generator: torch.Generator | None,
+    family: str,
+    metadata: Mapping[str, Any] | None,
+) -> Codebook:
+    """Keep the clusters of the pool that recur across images (stage 2)."""
     counts = (
-        f"{len(image_ids)} tokens of {len(set(image_ids))} images, {int(low.sum())} low-information (top-1 "
-        f"probability < {criterion.tau_p}, influence < {criterion.tau_jsd}), {len(pooled)} of them in "
-        f"clusters of at most {criterion.cluster_size_max}"
+        f"{pool.counts['n_tokens']} tokens of {pool.counts['n_images']} images, "
+        f"{pool.counts['n_low_information']} low-information (top-1 probability < {criterion.tau_p}, influence < "
+        f"{criterion.tau_jsd}), {len(pool.image_ids)} of them in clusters of at most {criterion.cluster_size_max}"
     )
     n_needed = max(criterion.n_prototype_clusters, N_NEIGHBOURS)
-    if len(pooled) < n_needed:
+    if len(pool.image_ids) < n_needed:
         raise CodebookError(
             f"no codebook: {counts}; {criterion.n_prototype_clusters} prototype clusters need {n_needed}"
         )
-
     kept: list[int] = []
-    clusters: list[int] = []
+    of_cluster: list[int] = []
     images_per_cluster: list[int] = []
     most_images = 0
-    for members in _clusters(tokens, pooled, criterion.n_prototype_clusters, generator):
-        n_images = len({image_ids[row] for row in members})
+    for members in clusters(pool.tokens, criterion.n_prototype_clusters, generator):
+        n_images = len({pool.image_ids[row] for row in members})
         most_images = max(most_images, n_images)
         if n_images > criterion.min_images:
             kept += members
-            clusters += [len(images_per_cluster)] * len(members)
+            of_cluster += [len(images_per_cluster)] * len(members)
             images_per_cluster.append(n_images)
     if not kept:
         raise CodebookError(
             f"no codebook: {counts}; of {criterion.n_prototype_clusters} prototype clusters none draws from "
             f"more than {criterion.min_images} images, the widest from {most_images}"
         )
+    numbers = {name: [values[row] for row in kept] for name, values in pool.numbers.items()}
     selection = {
-        "n_images": len(set(image_ids)),
-        "n_tokens": len(image_ids),
-        "n_low_information": int(low.sum()),
-        "n_after_stage_1": len(pooled),
+        **{name: pool.counts[name] for name in ("n_images", "n_tokens", "n_low_information")},
+        "n_after_stage_1": len(pool.image_ids),
         "n_clusters_kept": len(images_per_cluster),
         "images_per_cluster": images_per_cluster,
-        "rows": kept,
+        "rows": numbers["rows"],
     }
     return Codebook(
-        tokens.detach().cpu()[kept],
-        tuple(image_ids[row] for row in kept),
+        pool.tokens[torch.tensor(kept)].detach().cpu(),
+        tuple(pool.image_ids[row] for row in kept),
         family,
-        None if positions is None else tuple(positions[row] for row in kept),
+        tuple(numbers["positions"]) if "positions" in numbers else None,
         {
             "criterion": dataclasses.asdict(criterion),
             "n_neighbours": N_NEIGHBOURS,
             "selection": selection,
-            "clusters": clusters,
-            **({} if views is None else {"views": [grids[row][1] for row in kept]}),
+            "clusters": of_cluster,
+            **({"views": numbers["views"]} if "views" in numbers else {}),
             "provenance": provenance(),
             **(metadata or {}),
         },
     )
 
 
-def _without_copies(tokens: torch.Tensor, rows: list[int], grids: Sequence[_Grid]) -> list[int]:
-    """Leave out rows whose token, to the last bit, another view of the same image has given before."""
-    first_view: dict[tuple[int | str, bytes], int | None] = {}
-    distinct = []
-    for row in rows:
-        image_id, view = grids[row]
-        token = tokens[row].detach().cpu().double().numpy().tobytes()
-        if first_view.setdefault((image_id, token), view) == view:
-            distinct.append(row)
-    return distinct
+def _check_criterion(criterion: Any) -> None:
+    if not isinstance(criterion, CodebookCriterion):
+        raise ParameterError("criterion", criterion, "a CodebookCriterion")
 
 
-def _clusters(
-    tokens: torch.Tensor, rows: list[int], n_clusters: int, generator: torch.Generator | None
-) -> list[list[int]]:
-    """Cluster some rows; members of each cluster in the order of `rows`, clusters by first appearance."""
-    members: dict[int, list[int]] = {}
-    labels = dpc_knn(tokens[rows], n_clusters, k=N_NEIGHBOURS, generator=generator).tolist()
-    for row, label in zip(rows, labels, strict=True):
-        members.setdefault(label, []).append(row)
-    return list(members.values())
+def _check_number(n_images: int, criterion: CodebookCriterion) -> None:
+    if n_images <= criterion.min_images:
+        raise ParameterError(
+            "min_images", criterion.min_images, f"fewer than the {n_images} images that the tokens come from"
+        )
 
 
-def _checked_selection(
+def _checked_images(
     tokens: Any,
     image_ids: Any,
     top1: Any,
@@ -181,10 +225,9 @@ def _checked_selection(
     criterion: CodebookCriterion,
     positions: Any,
     views: Any,
-) -> tuple[list[_Grid], tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Check everything `build_codebook` is given; return each row's grid and the three signals as doubles."""
-    if not isinstance(criterion, CodebookCriterion):
-        raise ParameterError("criterion", criterion, "a CodebookCriterion")
+) -> list[ProbedImage]:
+    """Check everything `build_codebook` is given; return the images by first appearance."""
+    _check_criterion(criterion)
     if not isinstance(tokens, torch.Tensor) or tokens.ndim != 2 or not tokens.is_floating_point():
         given = tuple(getattr(tokens, "shape", ())) or type(tokens).__name__
         raise ParameterError("tokens", given, "a floating-point tensor (n_tokens, d_model)")
@@ -199,23 +242,15 @@ def _checked_selection(
     for name, values in named.items():
         if len(values) != len(tokens) or getattr(values, "ndim", 1) != 1:
             raise ParameterError(name, f"{len(values)} values", f"one for each of the {len(tokens)} tokens")
-    for name in ("top1", "region", "global_"):
-        if not np.isfinite(named[name]).all():
-            raise ParameterError(name, "NaN or infinite values", "finite values")
-    outside = signals[0][(signals[0] < 0) | (signals[0] > 1)]
-    if len(outside):
-        raise ParameterError("top1", float(outside[0]), "probabilities in [0, 1]")
-    view_of_row = [None] * len(tokens) if views is None else [int(view) for view in views]
-    grids = list(zip(image_ids, view_of_row, strict=True))
-    n_needed = max(criterion.n_clusters, N_NEIGHBOURS)
-    for (image_id, view), n_tokens in Counter(grids).items():
-        if n_tokens < n_needed:
-            what, of = ("image", "") if view is None else ("view", f"{view} of image ")
-            accepted = f"at least {n_needed} of every {what} (n_clusters, k)"
-            raise ParameterError("tokens", f"{n_tokens} of {what} {of}{image_id!r}", accepted)
-    n_images = len(set(image_ids))
-    if n_images <= criterion.min_images:
-        raise ParameterError(
-            "min_images", criterion.min_images, f"fewer than the {n_images} images that the tokens come from"
-        )
-    return grids, signals
+    rows_of: dict[ImageId, list[int]] = {}
+    for row, image_id in enumerate(image_ids):
+        rows_of.setdefault(image_id, []).append(row)
+    given = [None if values is None else np.asarray(values) for values in (positions, views)]
+    images = []
+    for image_id, rows in rows_of.items():
+        of_image = [None if values is None else values[rows] for values in given]
+        own = tuple(values[rows] for values in signals)
+        images.append(ProbedImage(image_id, lambda rows=rows: tokens[rows], np.asarray(rows), own, *of_image))
+        images[-1].check(criterion)
+    _check_number(len(images), criterion)
+    return images

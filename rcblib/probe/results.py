@@ -37,7 +37,7 @@ class StoredTokens(Mapping):
     """
 
     def __init__(self, folder: Path, image_ids: Iterable[ImageId]):
-        self._folder, self._image_ids = folder, tuple(image_ids)
+        self._folder, self._image_ids = folder, dict.fromkeys(image_ids)
 
     def __getitem__(self, image_id: ImageId) -> torch.Tensor:
         if image_id not in self._image_ids:
@@ -88,6 +88,21 @@ class ProbeResults:
         return torch.cat(gathered)[order.argsort()]
 
 
+def finished(
+    tables: Iterable[Path], description: Mapping[str, Any]
+) -> Iterator[tuple[pd.DataFrame, dict[str, Any]]]:
+    """Read the tables of finished samples, those that the code of the description has probed, one after the other."""
+    for path in tables:
+        table, made = read_table(path)
+        if made["code"] == description["code"]:
+            yield table, made
+
+
+def no_image(folder: Path) -> ParameterError:
+    """Make the error for a folder in which no sample is finished."""
+    return ParameterError("folder", f"{folder.name}, no finished image", "a folder with at least one")
+
+
 def read_results(
     folder: Path,
     tables: Iterable[Path],
@@ -107,14 +122,9 @@ def read_results(
     ParameterError
         If there is none.
     """
-    read = [read_table(path) for path in tables]
-    own = {
-        made["sample"]["image_id"]: (table, made)
-        for table, made in read
-        if made["code"] == description["code"]
-    }
+    own = {made["sample"]["image_id"]: (table, made) for table, made in finished(tables, description)}
     if not own and not share:
-        raise ParameterError("folder", f"{folder.name}, no finished image", "a folder with at least one")
+        raise no_image(folder)
     identities = {image_id: sample_hash(made["sample"]) for image_id, (_, made) in own.items()}
     facts = table_facts(description, ("view", "token"), identities, (made for _, made in own.values()))
     none = pd.DataFrame({"image_id": []})

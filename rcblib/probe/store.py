@@ -6,9 +6,9 @@ import os
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import save
 
@@ -25,6 +25,9 @@ from rcblib.probe.recorded import EncodedTokens, recorded_rows
 from rcblib.probe.results import (
     DESCRIPTION_FILE,
     ProbeResults,
+    StoredTokens,
+    finished,
+    no_image,
     read_results,
     table_file,
     tokens_file,
@@ -46,6 +49,9 @@ from rcblib.runs.provenance import provenance
 from rcblib.runs.records import is_record, read_record
 from rcblib.runs.shards import Shard
 from rcblib.signals import SIGNALS, Signal
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def probe_dataset(
@@ -232,11 +238,47 @@ def read_probe(folder: str | os.PathLike) -> ProbeResults:
     ParameterError
         If it is no such folder, or has no finished image.
     """
+    folder, description, tables = _probed(folder)
+    return read_results(folder, tables, description, skipped_in(folder))
+
+
+def read_probe_by_image(
+    folder: str | os.PathLike,
+) -> tuple[dict[str, Any], Iterator[tuple[pd.DataFrame, StoredTokens]]]:
+    """Read the finished images of a folder one after the other, where memory may not hold them together.
+
+    Returns
+    -------
+    description : dict
+        As `ProbeResults.description`.
+    images : iterator
+        Of each image, in the order of `read_probe`, its rows of the table, numbered as there, and its tokens.
+
+    Raises
+    ------
+    ParameterError
+        As `read_probe`; of a folder without a finished image at its end.
+    """
+    folder, description, tables = _probed(folder)
+
+    def images() -> Iterator[tuple[pd.DataFrame, StoredTokens]]:
+        n_rows = 0
+        for table, made in finished(tables, description):
+            table.index += n_rows
+            n_rows += len(table)
+            yield table, StoredTokens(folder, [made["sample"]["image_id"]])
+        if not n_rows:
+            raise no_image(folder)
+
+    return description, images()
+
+
+def _probed(folder: str | os.PathLike) -> tuple[Path, dict[str, Any], list[Path]]:
+    """Return a folder that was probed into, its description and tables."""
     folder = user_path(folder, "folder")
     if not (folder / DESCRIPTION_FILE).is_file():
         raise ParameterError("folder", folder.name, "a folder that probe_dataset wrote")
-    description = read_json(folder / DESCRIPTION_FILE)
-    return read_results(folder, sorted(folder.glob("*.parquet")), description, skipped_in(folder))
+    return folder, read_json(folder / DESCRIPTION_FILE), sorted(folder.glob("*.parquet"))
 
 
 def _checked(given: Iterable[AnySample]) -> list[AnySample]:

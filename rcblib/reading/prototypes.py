@@ -15,7 +15,7 @@ from rcblib.mllm.language import OneVisual
 from rcblib.reading.statistics import Estimate, mean_interval, spearman
 from rcblib.records import CodebookError, ImageId, ParameterError, Question
 from rcblib.tensors.checks import check_features
-from rcblib.tensors.scoring import keep_indices, redundancy_scores
+from rcblib.tensors.scoring import keep_indices
 
 
 def nearest_tokens(
@@ -86,9 +86,8 @@ def prototypes_by_position(codebook: Codebook, n_tokens: int) -> np.ndarray:
 
 
 def codebook_agreement(
-    first: Codebook,
-    second: Codebook,
-    tokens: Sequence[torch.Tensor],
+    first: Sequence[torch.Tensor],
+    second: Sequence[torch.Tensor],
     retain_ratio: float,
     *,
     generator: np.random.Generator,
@@ -97,10 +96,8 @@ def codebook_agreement(
 
     Parameters
     ----------
-    first, second : Codebook
-        Of one width.
-    tokens : sequence of torch.Tensor
-        For each image ``(n_tokens, d_model)``.
+    first, second : sequence of torch.Tensor
+        For each image ``(n_tokens,)`` redundancy scores by each codebook.
     retain_ratio : float
         Share of tokens kept, in (0, 1).
     generator : numpy.random.Generator
@@ -116,23 +113,21 @@ def codebook_agreement(
     Raises
     ------
     ParameterError
-        If the ratio keeps no token of an image.
-    CodebookError
-        If a codebook is of another width than the tokens.
+        If the codebooks scored other numbers of tokens, or the ratio keeps no token of an image.
     """
-    scores, overlaps = ([], []), []
-    for image in tokens:
-        both = [redundancy_scores(image, codebook.prototypes) for codebook in (first, second)]
+    n_scored = [[len(scores) for scores in given] for given in (first, second)]
+    if n_scored[0] != n_scored[1]:
+        given = " and ".join(f"{sum(n)} of {len(n)} images" for n in n_scored)
+        raise ParameterError("scores", given, "of the same tokens")
+    overlaps = []
+    for both in zip(first, second, strict=True):
         kept = [set(keep_indices(each, retain_ratio=retain_ratio).tolist()) for each in both]
         if not kept[0]:
-            raise ParameterError(
-                "retain_ratio", retain_ratio, f"a share that keeps some of {len(image)} tokens"
-            )
+            accepted = f"a share that keeps some of {len(both[0])} tokens"
+            raise ParameterError("retain_ratio", retain_ratio, accepted)
         overlaps.append(len(kept[0] & kept[1]) / len(kept[0]))
-        for store, each in zip(scores, both, strict=True):
-            store.append(each.float().cpu().numpy())
-    images = np.repeat(np.arange(len(overlaps)), [len(each) for each in scores[0]])
-    x, y = (np.concatenate(each) for each in scores)
+    images = np.repeat(np.arange(len(overlaps)), n_scored[0])
+    x, y = (torch.cat(list(given)).float().cpu().numpy() for given in (first, second))
     return {
         "rank_correlation": spearman(x, y, images, generator=generator),
         "kept_overlap": mean_interval(overlaps, generator=generator),
