@@ -18,7 +18,7 @@ N_ROWS = 2048
 OFF_CPU = 32
 """How many times as much is held at once on a GPU, where launches cost time and no cache is to be filled."""
 
-DIRECT_POINTS = 1024
+DIRECT_POINTS = 256
 """Up to so many points differences take no longer than a matrix product that has to be confirmed."""
 
 
