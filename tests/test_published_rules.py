@@ -2,6 +2,7 @@
 
 import published_rules as rules
 import pytest
+import tiny
 import torch
 
 from rcblib.codebook.codebook import Codebook
@@ -335,3 +336,49 @@ def test_medoids_need_clusters():
     ):
         PRUNERS["codebook_medoids"].make(settings)
     PRUNERS["codebook_medoids"].make(settings | {"n_clusters": 6})
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("fastv", {}, r"layers: got \[2\]; accepted: ones from 1 to 1, as the LLM has 2"),
+        ("pyramiddrop", {}, r"layers: got \[1, 2, 3\]; accepted: ones from 1 to 1"),
+        ("sparsevlm", {"layers": "1+3"}, r"layers: got \[1, 3\]; accepted: ones from 1 to 1"),
+    ],
+)
+def test_an_llm_too_shallow_for_a_method_is_one_line(name, settings, message):
+    model = tiny.tiny_llava()[0]
+    with pytest.raises(ParameterError, match=message) as error:
+        PRUNERS[name].make({"retain_ratio": 0.5} | settings)(model).__enter__()
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("fastv", {"layer": 0}, "layer: got 0; accepted: an integer at least 1"),
+        ("fastv", {"form": "other"}, "form: got 'other'; accepted: one of"),
+        (
+            "sparsevlm",
+            {"layers": "1+2+3+4"},
+            r"layers: got \(1, 2, 3, 4\); accepted: one to 3 layers",
+        ),
+        (
+            "sparsevlm",
+            {"layers": "1+1"},
+            r"layers: got \(1, 1\); accepted: one to 3 layers, ascending from 1",
+        ),
+        ("pyramiddrop", {"layers": "3+1"}, r"layers: got \(3, 1\); accepted: one to 16 layers, ascending"),
+        ("pyramiddrop", {"layers": ()}, r"layers: got \(\); accepted: one to 16 layers, ascending"),
+        ("pyramiddrop", {"layers": "1+x"}, "layers: got .*; accepted: input should be a valid integer"),
+        ("pooled", {"side": 0}, "side: got 0; accepted: an integer at least 1"),
+        ("holov", {"n_segments": 0}, "n_segments: got 0; accepted: an integer at least 1"),
+        ("visionzip", {"contextual_ratio": 2}, "contextual_ratio: got 2.*; accepted: a number from 0 to 1"),
+        ("prumerge_plus", {"retain_ratio": 0.5}, "retain_ratio: got 0.5; accepted: none with the pruner"),
+    ],
+)
+def test_settings_out_of_range_are_one_line(name, settings, message):
+    given = {"retain_ratio": 0.5} if name not in ("pooled", "prumerge_plus") else {}
+    with pytest.raises(ParameterError, match=message) as error:
+        PRUNERS[name].make(given | settings)
+    assert "\n" not in str(error.value)

@@ -59,9 +59,8 @@ class InsidePruner(Pruner):
         super().check(adapter)
         n_layers = len(adapter.language_model.layers)
         layers = list(self.schedule(n_layers))
-        ascends = all(first < second for first, second in pairwise(layers))
-        if not layers or not ascends or not 1 <= layers[0] <= layers[-1] < n_layers:
-            accepted = f"ascending ones from 1 to {n_layers - 1}, as the LLM has {n_layers}"
+        if not layers[-1] < n_layers:
+            accepted = f"ones from 1 to {n_layers - 1}, as the LLM has {n_layers}"
             raise ParameterError("layers", layers, accepted)
 
     def n_rows(self, spans: Spans) -> int:
@@ -99,6 +98,15 @@ class InsidePruner(Pruner):
             attention_of=self.attention_of,
             n_renumbered=0 if self.keeps_positions(adapter) else adapter.n_position_axes,
         )
+
+
+def check_layers(layers: Sequence[int] | None, most: int) -> None:
+    """Raise a `ParameterError` unless layers are left open, or one to `most` of them, ascending from 1."""
+    if layers is None:
+        return
+    ascends = all(first < second for first, second in pairwise((0, *layers)))
+    if not ascends or not 1 <= len(layers) <= most:
+        raise ParameterError("layers", layers, f"one to {most} layers, ascending from 1")
 
 
 def scaled_layers(published: Sequence[int], n_layers: int) -> list[int]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from rcblib.pruners.inside import InsidePruner, scaled_layers
-from rcblib.records import ParameterError
+from rcblib.pruners.inside import InsidePruner, check_layers, scaled_layers
+
+MOST_STAGES = 16
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,7 @@ class PyramidDrop(InsidePruner):
     attention_of: ClassVar[str] = "next"
 
     def __post_init__(self):
-        if self.layers is not None and not self.layers:
-            raise ParameterError("layers", self.layers, "at least one layer")
+        check_layers(self.layers, MOST_STAGES)
         super().__post_init__()
 
     def schedule(self, n_layers: int) -> dict[int, float]:

@@ -10,8 +10,7 @@ import torch
 
 from rcblib.mllm.layer_state import LayerState, Spans
 from rcblib.mllm.reduced import Reduced
-from rcblib.pruners.inside import InsidePruner, scaled_layers
-from rcblib.records import ParameterError
+from rcblib.pruners.inside import InsidePruner, check_layers, scaled_layers
 from rcblib.tensors.clustering import dpc_knn
 
 BUDGETS = (0, 64, 96, 128, 192, 576)
@@ -52,8 +51,7 @@ class SparseVLM(InsidePruner):
     layers: tuple[int, ...] | None = None
 
     def __post_init__(self):
-        if self.layers is not None and not 1 <= len(self.layers) <= len(KEPT):
-            raise ParameterError("layers", self.layers, f"one to {len(KEPT)} layers")
+        check_layers(self.layers, len(KEPT))
         super().__post_init__()
 
     def schedule(self, n_layers: int) -> dict[int, float]:
