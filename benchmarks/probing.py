@@ -59,6 +59,9 @@ TOLERANCE, DIFFERING = 0.02, 0.05
 """In half precision: what differs by more from float32's is counted; of how many more values than in whole passes of
 the same format, as shares, it may be."""
 
+PRODUCTS = ("linear", "::mm", "::addmm", "gemm", "nvjet", "cutlass")
+"""What names of operators, and of kernels on a GPU, contain where they multiply by weights."""
+
 LEAST_SHARE = 50
 """Per cent of a matrix product's speed that the global level is to reach on a GPU."""
 
@@ -177,6 +180,20 @@ def peak_operations(adapter: Adapter) -> float:
         return 2 * size**3 / min(seconds(lambda: linear(a, a))[0] for _ in range(8))
 
 
+def product_share(run: Callable[[], Any], device: torch.device) -> float:
+    """Return the share of a call's time in operators that is in products with weights, by PyTorch's profiler."""
+    on_gpu = device.type == "cuda"
+    kinds = torch.profiler.ProfilerActivity
+    with torch.profiler.profile(activities=[kinds.CUDA if on_gpu else kinds.CPU]) as profile:
+        run()
+    times = {
+        event.key: event.self_device_time_total if on_gpu else event.self_cpu_time_total
+        for event in profile.key_averages()
+    }
+    products = sum(time for name, time in times.items() if any(part in name for part in PRODUCTS))
+    return products / max(sum(times.values()), 1)
+
+
 def operations(setting: Setting, level: str) -> float:
     """Count the operations of the rows that a level's inputs do not share, over all positions, attention included.
 
@@ -231,10 +248,12 @@ def compare(
         One row a level. Milliseconds a position by each way, ``ratio`` to the released procedure, ``plain_ratio`` to
         one pass an input, ``floor_ms``, ``floor_share`` (the floor over the time taken), ``best_ratio`` (at the floor),
         ``difference``, the largest of divergences (``single``: of probabilities) over the largest value, of
-        ``n_compared`` positions. With `exact`, over all positions: ``differing``, the share of values further than
-        `TOLERANCE` from float32's; ``whole_differing``, the same of whole passes.
+        ``n_compared`` positions; ``product_share``, see there. With `exact`, at 36 positions: ``differing``, the share
+        of values further than `TOLERANCE` from float32's; ``whole_differing``, the same of whole passes.
     """
     rows, n_all = [], setting.view.n_tokens
+    n_side = min(6, *setting.view.grid)
+    some = {"positions": "grid", "n_side": n_side}
     peak = peak_operations(setting.adapter)
     for level in LEVELS:
         best = dict.fromkeys(("released", "plain", "probe"), float("inf"))
@@ -264,10 +283,14 @@ def compare(
             ),
             "n_compared": len(setting.positions),
         }
+        row["product_share"] = product_share(
+            lambda level=level: setting.engine(level, **settings, **some), setting.adapter.model.device
+        )
         if exact is not None:
-            true = exact.engine(level)
-            whole = setting.engine(level, **{**settings, "sharing": "never", "batch_size": 32})
-            for name, given in (("differing", found["probe"]), ("whole_differing", whole)):
+            true = exact.engine(level, **some)
+            whole = setting.engine(level, **{**settings, **some, "sharing": "never", "batch_size": 32})
+            shared = found["probe"][evenly_spaced(*setting.view.grid, n_side)]
+            for name, given in (("differing", shared), ("whole_differing", whole)):
                 row[name] = float(((given - true).abs() > TOLERANCE).float().mean())
         rows.append(row)
     return pd.DataFrame(rows)
@@ -347,7 +370,10 @@ def _compare(options: argparse.Namespace) -> None:
             f"an input; floor {row['floor_ms']:6.2f} ms ({row['floor_share']:.0%}); differs by "
             f"{row['difference']:.1e}"
         )
-        why = f"{row['best_ratio']:.0f}x at the speed of a matrix product, of which {row['floor_share']:.0%} is reached"
+        why = (
+            f"{row['best_ratio']:.0f}x at the speed of a matrix product, of which {row['floor_share']:.0%} is reached: "
+            f"{1 - row['product_share']:.0%} of the time goes to norms, rotations and attention"
+        )
         what = f"{row['level']}, {name}"
         targets.append(Target(what, row["ratio"], row["target"], "at least", "x", why))
         if half:
