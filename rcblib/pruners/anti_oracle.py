@@ -21,7 +21,7 @@ class AntiOraclePruner(OraclePruner):
     -----
     Rule: :math:`\operatorname{top}_k\ -c_i`, with :math:`c_i` the share of a patch that objects cover
     Cost: none; masks must be known.
-    Fails: always, where objects are asked about; where it does not, the question needs no picture.
+    Fails: where objects are asked about; a model that still answers did not need to see them.
     Source: a bound.
     """
 

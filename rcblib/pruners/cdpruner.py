@@ -32,7 +32,7 @@ class LlmCDPruner(Pruner):
     Rule: greedily :math:`\max_S \det L_S` with :math:`L_{ij} = r_i \cos(x_i, x_j)\, r_j`, :math:`r` the
     :math:`\frac1M \sum_m \cos(x_i, e_m)` to the question's word embeddings, scaled to [0, 1]
     Cost: a matrix of :math:`n^2` cosines and :math:`k` steps over :math:`k\,n` numbers, for every question anew.
-    Fails: word embeddings and visual tokens lie in different cones, so relevance is close to noise.
+    Fails: relevance says little where visual tokens do not lie near the words that name them.
     Source: CDPruner (Theia-4869/CDPruner, commit 9541616) for the kernel; relevance as in OpenVINO GenAI's port of it
     to Qwen2-VL (openvinotoolkit/openvino.genai, commit 335d37e, ``relevance_calculator.cpp``), which has no text tower.
     Differs: a token whose added volume is below what float32 can tell is chosen by relevance.
@@ -77,8 +77,8 @@ class CDPruner(LlmCDPruner):
     :math:`-\frac1M \sum_m \cos(v_i, t_m)` of CLIP's embeddings of patch and question, scaled to [0, 1]; the minus is
     the code's: similarity of CLIP's patches to text is large on background
     Cost: as with word embeddings, and CLIP's text tower for every question.
-    Fails: questions longer than a caption are cut into pieces of 77 tokens; the relevance of a patch is a property of
-    CLIP's training that the minus only turns round.
+    Fails: the minus suits what CLIP says of patches as a rule (arXiv 2304.05653), not each of them; long questions are
+    cut into pieces of 77 tokens.
     Source: CDPruner (Theia-4869/CDPruner, commit 9541616), ``encode_images`` and ``clip_encoder.py``.
     Differs: relevance is scaled within what shares a budget; a token whose added volume is below what float32 can tell
     is chosen by relevance.

@@ -25,7 +25,7 @@ class ClsAttentionPruner(Pruner):
     -----
     Rule: :math:`\operatorname{top}_k\ \frac1H \sum_h a^h_{\mathrm{cls},i}`
     Cost: one row of attention in one layer of the encoder.
-    Fails: on what is small beside the picture's main subject; registers and sinks take attention without content.
+    Fails: on what is small beside the picture's main subject; attention sinks hold no content (arXiv 2503.03321).
     Source: FasterVLM (Theia-4869/FasterVLM, commit f5d5f12), ``encode_images``: attention of the layer that makes the
     selected hidden state, the second to last of CLIP's; its mean over heads.
     """

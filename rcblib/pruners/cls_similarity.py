@@ -27,7 +27,7 @@ class ClsSimilarityPruner(Pruner):
     -----
     Rule: :math:`\operatorname{top}_k\ \pm\cos(h_i, h_{\mathrm{cls}})`
     Cost: none beside the encoder.
-    Fails: patches like [CLS] hold what the encoder knows of the whole picture, often on background.
+    Fails: CLIP's patches may be most like [CLS] on background (arXiv 2304.05653).
     Source: the ``high_sim_patch`` and ``low_sim_patch`` modes of the release. Similarity is the cosine of
     patch and [CLS] rows of the selected hidden state, before the connector.
     Differs: ``round(n_tokens * retain_ratio)`` tokens are kept, equal values by position; the release cuts

@@ -45,7 +45,7 @@ class MedoidCodebookPruner(CodebookPruner):
     Notes
     -----
     Rule: as the codebook's, over :math:`\arg\max_{p \in C} \sum_{q \in C} \cos(p, q)` of each cluster :math:`C`
-    Cost: a tenth or less of the codebook's, as there are fewer prototypes.
+    Cost: less than the codebook's, as there are fewer prototypes.
     Fails: where a cluster is wide, what lies at its edge is redundant and kept.
     Source: a variant of this project.
     """

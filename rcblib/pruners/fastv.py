@@ -25,8 +25,8 @@ class FastV(InsidePruner):
     -----
     Rule: :math:`\operatorname{top}_k\ \frac1H \sum_h a^{K-1,h}_{\mathrm{last},i}` in front of layer :math:`K`
     Cost: :math:`K` layers read everything; one row of attention in one of them, from its queries and keys.
-    Fails: at small :math:`K`, where the last token attends to what stands nearest to it, the picture's lower edge; at
-    small budgets :math:`K` layers are most of what is read.
+    Fails: attention of the last token prefers what stands near to it, the picture's lower edge (arXiv 2412.13180); at
+    small budgets the first :math:`K` layers are most of what is read.
     Source: FastV (pkunlp-icler/FastV, commit d165972), the in-place form of ``modeling_llama.py``: :math:`K = 2`.
     Differs: dropped rows are in no cache of later layers while an answer is generated; any attention implementation
     that `rcblib.mllm.layers` reads will do.

@@ -32,7 +32,7 @@ class PruMerge(Pruner):
     the :math:`k-1` largest; :math:`N_{32}(i)` the tokens of the most similar keys, kept ones among them; and
     :math:`\sum_{j\ \mathrm{dropped}} a_j h_j`; before the connector
     Cost: one row of attention, a product of keys, and the connector once more on :math:`k` rows.
-    Fails: where attention has few outliers it keeps hardly anything; sums are off what the connector has learnt.
+    Fails: where attention has few outliers it keeps hardly anything; the connector has not learnt to read sums.
     Source: LLaVA-PruMerge (42Shawn/LLaVA-PruMerge, commit 097c041), ``token_prune_merge_advanced``: queries and keys of
     the encoder's last layer, heads taken as one.
     Differs: tokens stay in reading order, the sum at the place of the last that was dropped; where nothing is dropped,

@@ -25,7 +25,7 @@ class ReceivedAttentionPruner(Pruner):
     -----
     Rule: :math:`\operatorname{top}_k\ \frac{1}{HN} \sum_h \sum_j a^h_{j,i}`
     Cost: the attention map of one layer of the encoder, a grid at a time.
-    Fails: attention sinks on plain background receive most of all.
+    Fails: attention sinks receive much and hold no content (arXiv 2503.03321).
     Source: what VisPruner's code reads off SigLIP, which has no [CLS] (Theia-4869/VisPruner, commit aefa01a,
     ``siglip_encoder.py``), as a method of its own.
     Differs: attention is that of the layer that makes the selected hidden state; with a [CLS], its row is left out.

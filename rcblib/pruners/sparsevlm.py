@@ -41,7 +41,7 @@ class SparseVLM(InsidePruner):
     :math:`\operatorname{top}_k\ \sum_{m \in \mathrm{raters}} \sum_h a^h_{m,i}` stay, and of the best three tenths of
     the others every ten become one mean by DPC-KNN
     Cost: the first layers read everything; attention of all text rows in three layers; clustering of a few rows.
-    Fails: raters are often punctuation and template words; merged hidden states belong to no place.
+    Fails: raters may be punctuation and words of the template; a merged row stands for tokens of several places.
     Source: SparseVLM 1.0 (Gumpest/SparseVLMs, commit 26a5f48), ``score.py`` and ``modelling_sparse_llama.py``.
     Differs: a merged row stands at its cluster's centre, where the code puts merged rows behind the others; the words
     are those behind the prompt's last image; no noise breaks ties. Rows are numbered anew after each layer, as there,

@@ -27,8 +27,8 @@ class ToMe(Pruner):
     Rule: rounds of bipartite matching: of tokens at even places those whose :math:`\max_j \cos(x_i, x_j)` to the odd
     ones is largest join theirs, as the mean of all tokens in it, until :math:`k` are left; at most half go in a round
     Cost: :math:`\log_2 (n/k)` products of halves of the tokens.
-    Fails: means of many tokens lie off what the LLM has learnt to read; neighbours of equal look are one token then,
-    however many they were, so counting suffers.
+    Fails: the LLM has not learnt to read means of many tokens; objects of equal look may become one token, which
+    counting cannot undo.
     Source: ToMe (facebookresearch/ToMe, commit af95e4b), ``bipartite_soft_matching`` and ``merge_wavg``.
     Differs: it is used once, after the connector, where ToMe merges in each layer of the encoder by keys; before each
     round tokens are brought into reading order; a merged token stands where the odd one stood.

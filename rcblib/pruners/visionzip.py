@@ -32,7 +32,8 @@ class VisionZip(Pruner):
     many is a target :math:`t`, :math:`m` in all, and the others join the target of the most similar key:
     :math:`h_t + \frac{1}{|G_t|} \sum_{i \in G_t} h_i`, before the connector
     Cost: one row of attention, one product of keys, and the connector once more on :math:`m` rows.
-    Fails: a sum of a state and a mean is larger than any state that the connector has learnt; targets ignore content.
+    Fails: the connector has not learnt to read the sum of a state and a mean; targets are chosen without regard to
+    content.
     Source: VisionZip (dvlab-research/VisionZip, commit 3151f6d), ``clip_encoder.py``: attention and keys, mean over
     heads, of the layer that makes the selected hidden state.
     Differs: [CLS] itself, which the code feeds as one of the dominant tokens of an image without tiles, is not fed, as

@@ -33,7 +33,7 @@ class VisPruner(Pruner):
     Rule: :math:`\operatorname{top}_{\lfloor rk \rfloor} a_i`; from the rest, in turns, the eight of every other token
     whose :math:`\max_j \cos(h_i, h_j)` to the tokens between is largest are removed until :math:`k` are left
     Cost: one row of attention, a matrix of cosines, and about :math:`(n-k)/8` rounds over the remaining tokens.
-    Fails: as [CLS] attention does, softened by the diverse half; near-copies survive at the last rounds' odd counts.
+    Fails: as [CLS] attention does, softened by the diverse half, which looks at likeness to every other token only.
     Source: VisPruner (Theia-4869/VisPruner, commit aefa01a), ``encode_images``: features before the connector.
     Differs: of an odd count the longer half is matched, where the code fails.
     """
