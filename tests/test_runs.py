@@ -30,7 +30,7 @@ from rcblib.runs.files import (
     write_table,
 )
 from rcblib.runs.provenance import project_root, provenance
-from rcblib.runs.results import cached_table, results_table, write_results
+from rcblib.runs.results import cached_table, loaded_code, note_used, results_table, write_results
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -273,6 +273,7 @@ def test_results(tmp_path):
         "auc": {"value": np.float64(0.87), "n": 60, "interval": (0.85, 0.9)},
         "images": {"value": 60, "n": 60, "unit": "images"},
     }
+    note_used("models", "a model", "0123")
     write_results(tmp_path / "r.json", results, Parameters("scenes"))
     content = read_json(tmp_path / "r.json")
     assert content["results"] == {
@@ -282,6 +283,9 @@ def test_results(tmp_path):
     assert content["config"]["n_images"] == 24
     assert content["config_hash"] == config_hash(Parameters("scenes"))
     assert content["provenance"]["python"]
+    assert content["models"] == {"a model": "0123"} and content["codebooks"] == {}
+    assert content["code"] == loaded_code() and len(content["code"]) == 12
+    assert content["seconds"] >= 0 and "seed" in content
 
 
 def test_a_results_table_is_text_without_missing_values():

@@ -13,7 +13,9 @@ from rcblib.data.opening import folder_of, images_for, open_images, usable_image
 from rcblib.data.skipped import record_skipped
 from rcblib.mllm import Adapter, adapter_for, load_model
 from rcblib.mllm.fingerprint import model_fingerprint
+from rcblib.pruners.codebook import CodebookPruner
 from rcblib.records import ImageId, Sample
+from rcblib.runs.results import note_used
 
 
 def open_model(config: Any) -> tuple[Any, Any, Adapter]:
@@ -28,6 +30,7 @@ def open_model(config: Any) -> tuple[Any, Any, Adapter]:
     model, processor = load_model(config.model, config.device, config.dtype, **placement)
     adapter = adapter_for(model, processor)
     n_parameters = sum(weights.numel() for weights in model.parameters())
+    note_used("models", config.model, model_fingerprint(model))
     print(f"model       {config.model}: {adapter.family}, {n_parameters:,} parameters")
     print(f"vocabulary  {adapter.n_vocab} entries")
     return model, processor, adapter
@@ -45,6 +48,7 @@ def open_codebook(config: Any, adapter: Adapter) -> tuple[Any, Codebook]:
     name = Path(config.model).name if config.codebook == "auto" else config.codebook
     book = load_codebook(name)
     book.check_fits(adapter.family, adapter.d_model)
+    note_used("codebooks", name, CodebookPruner(book, retain_ratio=1.0).description()["codebook"])
     print(f"codebook    {book}")
     fingerprint = model_fingerprint(adapter.model)
     if book.metadata.get("model_fingerprint", fingerprint) != fingerprint:

@@ -165,8 +165,10 @@ def table_facts(
         Metadata of the files that the table was put together from: ``seconds`` and ``provenance``.
     """
     units = list(units)
+    settings = {name: value for name, value in description.items() if name != "code"}
     return {
         "description": dict(description),
+        "config_hash": config_hash(settings),
         "keys": list(keys),
         "samples": {str(image_id): identity for image_id, identity in samples.items()},
         "seconds": sum(unit.get("seconds", 0.0) for unit in units),

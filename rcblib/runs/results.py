@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rcblib.records import ParameterError
@@ -15,6 +18,31 @@ from rcblib.runs.provenance import provenance
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+_STARTED = time.monotonic()
+_USED: dict[str, dict[str, str]] = {}
+
+
+def note_used(kind: str, name: str, digest: str) -> None:
+    """Remember a model or codebook that this process has opened, for what it writes about its results.
+
+    Parameters
+    ----------
+    kind : {"models", "codebooks"}
+    name, digest : str
+        What it is called, and the hash of its content.
+    """
+    _USED.setdefault(kind, {})[name] = digest
+
+
+def loaded_code() -> str:
+    """Hash the files of this project's packages that are imported here, in 12 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for name, module in sorted(sys.modules.items()):
+        if name.partition(".")[0] in ("rcblib", "worlds", "benchmarks") and getattr(module, "__file__", None):
+            digest.update(name.encode() + Path(module.__file__).read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def cached_table(
@@ -64,6 +92,9 @@ def cached_unit(
 def write_results(path: str | os.PathLike, results: Mapping[str, Mapping[str, Any]], config: Any) -> None:
     """Write the key numbers that a notebook publishes, with what they were made from.
 
+    Beside config, its hash and the provenance stand the seed, the hash of the code that is imported, those of the
+    models and codebooks that were opened (`note_used`), and the seconds since this module was imported.
+
     Parameters
     ----------
     path : path-like
@@ -89,6 +120,10 @@ def write_results(path: str | os.PathLike, results: Mapping[str, Mapping[str, An
         "results": {name: {"interval": None, **result} for name, result in results.items()},
         "config": to_plain(config),
         "config_hash": config_hash(config),
+        "seed": to_plain(config).get("seed"),
+        "code": loaded_code(),
+        **{kind: _USED.get(kind, {}) for kind in ("models", "codebooks")},
+        "seconds": round(time.monotonic() - _STARTED, 1),
         "provenance": provenance(),
     }
     write_json(path, content)
