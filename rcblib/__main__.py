@@ -11,6 +11,7 @@ from rcblib import __version__
 from rcblib.records import ONE_WORD_QUESTION, ParameterError
 from rcblib.runs.command import OneLineParser, run_command
 from rcblib.runs.options import (
+    add_codebook,
     add_gates,
     add_images,
     add_model,
@@ -19,7 +20,6 @@ from rcblib.runs.options import (
     add_shards,
     add_table,
     numbers,
-    path_option,
     results_folder,
 )
 
@@ -87,19 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     probe.set_defaults(run=_probe)
 
     codebook = commands.add_parser("codebook", help="build a codebook from probed images")
-    codebook.add_argument("--probed", type=path_option, required=True, help="folder that `probe` wrote")
-    codebook.add_argument("--criterion", required=True, help="a preset's name, or a JSON file")
-    codebook.add_argument(
-        "--folder", type=results_folder, required=True, help="where the codebook is written"
-    )
-    codebook.add_argument(
-        "--pool",
-        type=results_folder,
-        help="keep what images add to the codebook's pool here, where it is more than memory holds; a run that was "
-        "killed goes on there (default: in memory)",
-    )
-    codebook.add_argument("--device", default="cpu", help="where the pool is clustered (default: cpu)")
-    codebook.add_argument("--seed", type=int, help="draw the noise that breaks ties (default: no noise)")
+    add_codebook(codebook)
     codebook.set_defaults(run=_codebook)
 
     evaluate = commands.add_parser("evaluate", help="answer questions with and without pruning")

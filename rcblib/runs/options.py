@@ -106,6 +106,21 @@ def add_pruners(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_codebook(parser: argparse.ArgumentParser) -> None:
+    """Add what a codebook is built from, how, and where to."""
+    parser.add_argument("--probed", type=path_option, required=True, help="folder that `probe` wrote")
+    parser.add_argument("--criterion", required=True, help="a preset's name, or a JSON file")
+    parser.add_argument("--folder", type=results_folder, required=True, help="where the codebook is written")
+    parser.add_argument(
+        "--pool",
+        type=results_folder,
+        help="keep what images add to the codebook's pool here, where it is more than memory holds; a run that was "
+        "killed goes on there (default: in memory)",
+    )
+    parser.add_argument("--device", default="cpu", help="where the pool is clustered (default: cpu)")
+    parser.add_argument("--seed", type=int, help="draw the noise that breaks ties (default: no noise)")
+
+
 def add_gates(parser: argparse.ArgumentParser) -> None:
     """Add what gates measure."""
     parser.add_argument(
