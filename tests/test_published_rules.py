@@ -6,6 +6,7 @@ import tiny
 import torch
 
 from rcblib.codebook.codebook import Codebook
+from rcblib.mllm import adapter_for
 from rcblib.mllm.layer_state import LayerState
 from rcblib.pruners import PRUNERS, PruningContext
 from rcblib.pruners.cdpruner import conditional_kernel, largest_volume
@@ -382,3 +383,26 @@ def test_settings_out_of_range_are_one_line(name, settings, message):
     with pytest.raises(ParameterError, match=message) as error:
         PRUNERS[name].make(given | settings)
     assert "\n" not in str(error.value)
+
+
+def test_retained_counts_at_published_settings():
+    """Of 576 tokens in 32 layers, by hand: rows of every layer, merged ones among them, as the mean over layers.
+
+    SparseVLM keeps 300, 200 and 110 behind layers 2, 6 and 15, and merges 276, 109 and 94 others: 83, 33 and 29 of
+    them, the best three tenths and one, into 9, 4 and 3.
+    """
+    model, processor = tiny.reduced_llava_15()
+    config = model.config
+    config.text_config.num_hidden_layers = 32
+    model = tiny.endless(type(model)(config), tiny.REAL_IDS)
+    prompt = adapter_for(model, processor).prompt("What does this image show ?")
+    inputs = processor(text=[prompt], images=tiny.random_images(1, (336, 336)), return_tensors="pt")
+    expected = {
+        ("fastv", 0.5): 2 * 576 + 30 * 288,
+        ("pyramiddrop", 0.125): 8 * (576 + 288 + 144 + 72),
+        ("sparsevlm", 192 / 576): 3 * 576 + 4 * 309 + 9 * 204 + 16 * 113,
+    }
+    for (name, ratio), rows in expected.items():
+        with PRUNERS[name].make({"retain_ratio": ratio})(model) as pruned:
+            model.generate(**inputs, max_new_tokens=1, do_sample=False)
+        assert pruned.n_tokens == [576] and pruned.n_retained == [rows / 32], name

@@ -40,7 +40,9 @@ class SparseVLM(InsidePruner):
     the mean over words, of rows as they enter the LLM; at each layer
     :math:`\operatorname{top}_k\ \sum_{m \in \mathrm{raters}} \sum_h a^h_{m,i}` stay, and of the best three tenths of
     the others every ten become one mean by DPC-KNN
-    Cost: the first layers read everything; attention of all text rows in three layers; clustering of a few rows.
+    Cost: the first layers read everything; attention of all text rows in three layers; clustering of a few rows. What
+    is called 192 of 576 tokens is 206.5 rows as the mean over 32 layers: three read everything, not two, and merged
+    rows are read too.
     Fails: raters may be punctuation and words of the template; a merged row stands for tokens of several places.
     Source: SparseVLM 1.0 (Gumpest/SparseVLMs, commit 26a5f48), ``score.py`` and ``modelling_sparse_llama.py``.
     Differs: a merged row stands at its cluster's centre, where the code puts merged rows behind the others; the words
