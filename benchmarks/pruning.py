@@ -175,11 +175,14 @@ def targets_of(run: Run, table: pd.DataFrame, model: str) -> list[Target]:
     own = table[(table["method"] == label) & (table["batch_size"] == 1)]
     share, speed = own["select_share"].max(), own["prefill_speed"].min()
     shape = ModelShape.from_model(llm)
-    n_prompt = round(table["n_prompt"].max())
-    n_prototypes = next(len(pruner.codebook) for own, _, pruner in run.rows if own == label)
-    operations = selection_operations(shape, n_prompt, n_prototypes) / prefill_operations(shape, n_prompt)
+    n_prompt, first = round(table["n_prompt"].max()), own.iloc[0]
+    n_visual = round((n_prompt - first["n_prompt"]) / (1 - first["retain_ratio"]))
+    n_prototypes = next(len(pruner.codebook) for method, _, pruner in run.rows if method == label)
+    product = selection_operations(shape, n_visual, n_prototypes) / prefill_operations(shape, n_prompt)
+    least = table.loc[table["batch_size"] == 1, "select_ms"].min()
     why = (
-        f"the product with {n_prototypes:,} prototypes alone is {operations:.1%} of the prefill's operations"
+        f"{own['select_ms'].max():.2f} ms, {least:.2f} of them whatever is chosen; the product with {n_prototypes:,} "
+        f"prototypes is {product:.1%} of the prefill's operations"
     )
     device = llm.device.type
     return [

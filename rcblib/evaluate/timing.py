@@ -115,9 +115,9 @@ def measure(session: Session, indices: Sequence[int], pruner: Pruner) -> dict[st
         process_seconds = clock.lap()
         images = [session.adapter.encode_pixels(own, pruner.signals) for own in pixels]
         encode_seconds = clock.lap()
-        by_question = _by_question(session, indices, images, pruner)
-        clock.lap()
-        prepared = pruned.prepare(session.hand_in(pruned, indices, by_question))
+        prompts = session.hand_in(pruned, indices, _by_question(session, indices, images, pruner))
+        clock.lap()  # an unpruned model is given prompts, too
+        prepared = pruned.prepare(prompts)
         select_seconds = clock.lap()
         n_entering = sum(pruned.n_retained)
         with pruned.reading(prepared):
