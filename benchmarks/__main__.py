@@ -28,7 +28,7 @@ from rcblib.runs.files import read_json
 from rcblib.runs.options import results_folder
 from rcblib.runs.provenance import project_root
 
-BATCHES = "--batch-size 1 4"
+BATCHES = "--batch-size 1 4 --repeats 3"
 
 PHOTOGRAPHS = "--model llava-photographs --images photographs --codebook llava-photographs"
 
@@ -52,7 +52,7 @@ CPU = {
     "pruning-photographs": (pruning.main, f"{PHOTOGRAPHS} --retain-ratio 0.2 --new 8 --repeats 2"),
     "pruning-photographs-budgets": (
         pruning.main,
-        f"{PHOTOGRAPHS} --pruner codebook --retain-ratio 0.05 0.1 0.2 0.35 0.5 --repeats 2 {BATCHES}",
+        f"{PHOTOGRAPHS} --pruner codebook --retain-ratio 0.05 0.1 0.2 0.35 0.5 {BATCHES}",
     ),
 }
 
