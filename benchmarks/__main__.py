@@ -28,7 +28,7 @@ from rcblib.runs.files import read_json
 from rcblib.runs.options import results_folder
 from rcblib.runs.provenance import project_root
 
-BATCHES = "--batch-size 1 4 --repeats 3"
+BATCHES = "--batch-size 1 4 --retain-ratio 0.2 0.5 --new 8 --repeats 3"
 
 PHOTOGRAPHS = "--model llava-photographs --images photographs --codebook llava-photographs"
 
@@ -43,16 +43,21 @@ CPU = {
     "neighbours": (neighbours.main, ""),
     "pooling": (pooling.main, ""),
     "pruning-scenes": (pruning.main, f"--model llava-scenes --codebook llava-scenes {BATCHES}"),
+    "pruning-scenes-budgets": (
+        pruning.main,
+        "--model llava-scenes --codebook llava-scenes --pruner codebook --batch-size 1 4 "
+        "--retain-ratio 0.1 0.2 0.35 0.5 --repeats 9",
+    ),
     "pruning-next": (pruning.main, f"--model llava-next-scenes --codebook llava-next-scenes {BATCHES}"),
     "pruning-onevision": (
         pruning.main,
         f"--model llava-onevision-scenes --codebook llava-onevision-scenes {BATCHES}",
     ),
     "pruning-qwen": (pruning.main, f"--model qwen2_5_vl {BATCHES}"),
-    "pruning-photographs": (pruning.main, f"{PHOTOGRAPHS} --retain-ratio 0.2 --new 8 --repeats 2"),
+    "pruning-photographs": (pruning.main, f"{PHOTOGRAPHS} --retain-ratio 0.2 --new 8 --repeats 1"),
     "pruning-photographs-budgets": (
         pruning.main,
-        f"{PHOTOGRAPHS} --pruner codebook --retain-ratio 0.05 0.1 0.2 0.35 0.5 {BATCHES}",
+        f"{PHOTOGRAPHS} --pruner codebook --batch-size 1 4 --retain-ratio 0.1 0.2 0.35 0.5 --repeats 2",
     ),
 }
 
