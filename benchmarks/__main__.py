@@ -28,7 +28,7 @@ from rcblib.runs.files import read_json
 from rcblib.runs.options import results_folder
 from rcblib.runs.provenance import project_root
 
-BATCHES = "--batch-size 1 4 --retain-ratio 0.2 0.5 --new 8 --repeats 3"
+BATCHES = "--batch-size 1 4 --retain-ratio 0.2 0.5 --repeats 3"
 
 PHOTOGRAPHS = "--model llava-photographs --images photographs --codebook llava-photographs"
 
@@ -42,7 +42,7 @@ CPU = {
     "clustering": (clustering.main, "--sizes 1000 3000 10000 50000"),
     "neighbours": (neighbours.main, ""),
     "pooling": (pooling.main, ""),
-    "pruning-scenes": (pruning.main, f"--model llava-scenes --codebook llava-scenes {BATCHES}"),
+    "pruning-scenes": (pruning.main, f"--model llava-scenes --codebook llava-scenes --no-targets {BATCHES}"),
     "pruning-scenes-budgets": (
         pruning.main,
         "--model llava-scenes --codebook llava-scenes --pruner codebook --batch-size 1 4 "
@@ -54,7 +54,10 @@ CPU = {
         f"--model llava-onevision-scenes --codebook llava-onevision-scenes {BATCHES}",
     ),
     "pruning-qwen": (pruning.main, f"--model qwen2_5_vl {BATCHES}"),
-    "pruning-photographs": (pruning.main, f"{PHOTOGRAPHS} --retain-ratio 0.2 --new 8 --repeats 1"),
+    "pruning-photographs": (
+        pruning.main,
+        f"{PHOTOGRAPHS} --no-targets --retain-ratio 0.2 --new 8 --repeats 1",
+    ),
     "pruning-photographs-budgets": (
         pruning.main,
         f"{PHOTOGRAPHS} --pruner codebook --batch-size 1 4 --retain-ratio 0.1 0.2 0.35 0.5 --repeats 2",
