@@ -9,7 +9,6 @@ All numbers come from `benchmarks.footprint` at every build; the page ``book/mem
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -31,7 +30,7 @@ from benchmarks.footprint import (
 from benchmarks.weights import STORAGES, ModelShape, weight_bytes
 from rcblib.mllm import adapter_for
 from rcblib.mllm.prompt import Prompt, VisualRows
-from tools.write_parts import write_parts
+from tools.write_parts import table, write_parts
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -42,12 +41,6 @@ N_TEXT, N_NEW, LIMIT = 64, 64, 256
 STORAGE_NAMES = {"float32": "float32", "half": "16 bit", "4bit": "4 bit"}
 MEMORIES = (16, 32, 64)
 """Main memories of computers without a card, in GiB."""
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Write a Markdown table; the first column is text, the others are set to the right."""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) + "\n"
 
 
 def gib(n_bytes: float) -> str:
