@@ -36,6 +36,7 @@ def test_shipped_records_are_whole_and_each_is_a_stage_s():
             f"{name}: `make full` records what is asked for"
         )
         assert len(recorded.table) == recorded.facts["n_rows"]
+        assert {"image_id", *recorded.facts["keys"]} <= set(recorded.table), name
 
 
 CHECKED = "results/large/probing.checked.json"

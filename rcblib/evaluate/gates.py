@@ -123,8 +123,9 @@ def measure_gates(
                 progress=progress,
             )
             parts.append(tokens.assign(part=TOKENS))
-    keys = [*facts["keys"], "part", "view", "position"]
-    return pd.concat(parts, ignore_index=True), facts | {"keys": keys}
+    table = pd.concat(parts, ignore_index=True)
+    keys = [*facts["keys"], "part", *(name for name in ("view", "position") if name in table)]
+    return table, facts | {"keys": keys}
 
 
 def part_of(table: pd.DataFrame, part: str) -> pd.DataFrame:
