@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import clustering, memory, neighbours, pooling, probing, pruning
+from benchmarks import clustering, memory, neighbours, pooling, probing, pruning, scale
 from benchmarks.results import RECORDED, read_targets
 from rcblib.records import ParameterError
 from rcblib.runs.command import INTERRUPTED, OneLineParser, run_command
@@ -62,6 +62,7 @@ CPU = {
         pruning.main,
         f"{PHOTOGRAPHS} --pruner codebook --batch-size 1 4 --retain-ratio 0.1 0.2 0.35 0.5 --repeats 2",
     ),
+    "scale": (scale.main, ""),
 }
 
 FULL_SIZE = "--model llava-hf/llava-1.5-7b-hf --random"

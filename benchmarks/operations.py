@@ -10,11 +10,16 @@ from benchmarks.footprint import cache_bytes
 from benchmarks.weights import ModelShape, weight_bytes
 
 
+def reading_operations(shape: ModelShape, n_before: int, n_new: int) -> int:
+    """Count what the LLM does to read new rows behind some that it has read, and to say the logits of the last row."""
+    pairs = n_new * n_before + n_new * (n_new + 1) // 2
+    attention = 4 * shape.n_layers * shape.n_heads * shape.d_head * pairs
+    return 2 * shape.parameters["layers"] * n_new + attention + 2 * shape.n_vocab * shape.d_model
+
+
 def prefill_operations(shape: ModelShape, n_rows: int) -> int:
     """Count what the LLM does to read a prompt of so many rows and to say the logits of its last row."""
-    pairs = n_rows * (n_rows + 1) // 2
-    attention = 4 * shape.n_layers * shape.n_heads * shape.d_head * pairs
-    return 2 * shape.parameters["layers"] * n_rows + attention + 2 * shape.n_vocab * shape.d_model
+    return reading_operations(shape, 0, n_rows)
 
 
 def encoding_operations(shape: ModelShape, n_grids: int = 1) -> int:

@@ -18,7 +18,7 @@ from jupyter_book.sphinx import build_sphinx
 from sphinx.ext import apidoc
 
 from rcblib.runs.command import OneLineParser
-from tools import check_site, make_config, make_pages
+from tools import check_site, make_config, make_pages, make_status
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -63,6 +63,7 @@ def main(arguments: list[str]) -> int:
         lambda: make_config.main(others),
         write_api,
         lambda: make_pages.main([]),
+        make_status.main,
         lambda: build_pages(options.jobs),
         lambda: check_site.main([str(ROOT / "book/_build/html")]),
     ]

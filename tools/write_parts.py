@@ -1,4 +1,4 @@
-"""Write the parts of a page that a tool makes."""
+"""Write the parts of a page that a tool makes, and tables in them."""
 
 from __future__ import annotations
 

@@ -1,0 +1,111 @@
+"""Tables of the pages on a build's runs and on scale, from results as runs leave them."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from benchmarks.operations import encoding_operations, reading_operations
+from benchmarks.scale import growth, probing_operations
+from benchmarks.weights import ModelShape
+from rcblib.runs.files import write_json, write_table
+from tools import make_status
+from tools.notebook_list import Notebook, NotebookList, Recorded, Stage
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+MADE = {
+    "date": "2026-01-02T03:04:05+00:00",
+    "git_commit": "c0ffee123",
+    "git_dirty": False,
+    "cpu": "a processor",
+    "gpu": "none",
+    "torch": "2.0",
+}
+
+
+@pytest.fixture
+def build(tmp_path):
+    """Leave what a build of two stages and two notebooks does, of which one was not run."""
+    recorded = Stage("gates", "gates", "big", {"model": "big"}, recorded=Recorded())
+    listed = NotebookList(
+        (), (Stage("probing", "probe", "", {"model": "m"}), recorded), (Notebook("a"), Notebook("b"))
+    )
+    table = pd.DataFrame({"image_id": [1]})
+    write_table(tmp_path / "results/probing.parquet", table, {"provenance": [MADE]})
+    write_table(
+        tmp_path / "results/big/gates.first.parquet", table, {"provenance": [MADE | {"torch": "2.1"}]}
+    )
+    write_json(tmp_path / "results/a.json", {"provenance": MADE | {"git_dirty": True}})
+    write_json(
+        tmp_path / "data/recorded/big/gates.json",
+        {"provenance": [MADE], "seconds": 600.0, "samples": {"1": "x"}},
+    )
+    (tmp_path / "results/logs").mkdir()
+    (tmp_path / "results/logs/probing.tsv").write_text(
+        "s\th:m:s\tmax_rss\n90.0\t0:01:30\t2048.0\n", encoding="utf-8"
+    )
+    return make_status.parts_of(listed, tmp_path)
+
+
+def test_every_run_has_a_line_with_what_it_took(build):
+    lines = build["runs"].splitlines()[2:]
+    assert lines == [
+        "| `probing` | probe | 1.5 | 2.00 | 2026-01-02 03:04 | c0ffee1 |",
+        "| `gates-big` | gates | – | – | 2026-01-02 03:04 | c0ffee1 |",
+        "| `a` | notebook | – | – | 2026-01-02 03:04 | c0ffee1, changed |",
+        "| `b` | notebook | – | – | – | – |",
+        "| all |  | 1.5 | 2.00 |  |  |",
+    ]
+
+
+def test_versions_are_told_once_and_others_with_their_runs(build):
+    assert "| torch | 2.0 | 2.1 (`gates-big`) |" in build["versions"]
+    assert "| cpu | a processor | – |" in build["versions"]
+
+
+def test_what_was_recorded_and_what_was_never_run_is_told(build):
+    assert "| `big/gates` | 10.0 | 1 | a processor | 2026-01-02 | c0ffee1 |" in build["recorded"]
+    assert "- GPUs: none used" in build["never"] and "left nothing here: `b`." in build["never"]
+
+
+SHAPE = ModelShape(
+    {"vision": 10, "connector": 5, "embeddings": 80, "layers": 1000, "head": 80, "rest": 0},
+    (1000,), 2, 8, 16, 2, 2, 4, 10, 4, 8, 9, 27, 1,
+)  # fmt: skip
+
+
+def test_operations_of_rows_behind_others_add_up_to_those_of_all():
+    head = 2 * 10 * 8
+    whole = reading_operations(SHAPE, 0, 30)
+    parts = reading_operations(SHAPE, 0, 12) + reading_operations(SHAPE, 12, 18)
+    assert whole == parts - head == 2 * 1000 * 30 + 4 * 2 * 2 * 4 * 15 * 31 + head
+
+
+def test_the_global_level_reads_half_of_the_picture_on_average():
+    large = dataclasses.replace(SHAPE, parameters=SHAPE.parameters | {"layers": 10**8})
+    parts = probing_operations(large, 100, 1, 2)
+    assert parts["encoding"] == encoding_operations(large, 1)
+    assert parts["single"] == 100 * reading_operations(large, 1, 2)
+    rows = sum(range(2, 102)) + 102  # from each position on, with a row of text; and the whole picture
+    assert parts["global"] == pytest.approx(2 * 10**8 * rows, rel=1e-3)
+    whole = probing_operations(large, 100, 1, 2, is_shared=False)
+    assert whole["global"] == 101 * reading_operations(large, 0, 102) and whole["single"] > parts["single"]
+
+
+def test_growth_in_proportion_has_slope_one():
+    table = pd.DataFrame({"n_images": [2, 4, 8], "seconds": [1.0, 2.0, 4.0], "n_files": [5, 5, 5]})
+    assert growth(table, "seconds").slope == pytest.approx(1)
+    assert growth(table, "seconds").per_image == 0.5
+    assert growth(table, "n_files").slope == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("page", ["scale", "status"])
+def test_every_table_is_included_in_a_page_and_written_by_the_tool(page):
+    text = (REPOSITORY / "book" / f"{page}.md").read_text(encoding="utf-8")
+    included = set(re.findall(rf"_build/{page}/(\w+)\.md", text))
+    source = (REPOSITORY / "tools" / f"make_{page}.py").read_text(encoding="utf-8")
+    written = set(re.findall(r'^        "(\w+)": \w+\(', source, flags=re.MULTILINE))
+    assert included == written
+    assert "_build/scale/checkpoints.md" in (REPOSITORY / "book/status.md").read_text(encoding="utf-8")

@@ -1,0 +1,164 @@
+"""Write the tables of the page on the build: what every run took, what was recorded, and what was never run.
+
+    python -m tools.make_status
+
+The page ``book/status.md`` includes them from ``book/_build/status/``. Minutes and memory are those that Snakemake
+measured when a run was last made, and the rest stands in the results of the run: nothing is computed here.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from rcblib.runs.files import read_json
+from rcblib.runs.merging import facts_of
+from tools.notebook_list import Notebook, NotebookList, Stage, read_notebook_list
+from tools.write_parts import table, write_parts
+
+ROOT = Path(__file__).resolve().parents[1]
+
+VERSIONS = ("python", "torch", "transformers", "numpy", "platform", "cpu", "n_cpus", "gpu", "n_threads")
+"""What is the same for most runs of a build, and told once."""
+
+
+DIGITS = {"minutes": 1, "memory": 2}
+"""How what was measured is written."""
+
+
+def measured_file(run: str) -> str:
+    """Return where Snakemake writes what a run takes."""
+    return f"results/logs/{run}.tsv"
+
+
+def made_with(entry: Stage | Notebook, root: Path) -> list[Mapping[str, Any]]:
+    """Return the provenance of what a run left, one entry a machine; none where it was not run."""
+    if isinstance(entry, Notebook):
+        path = root / entry.results
+        return [read_json(path)["provenance"]] if path.is_file() else []
+    path = root / (f"{entry.folder}.first.parquet" if entry.recorded else entry.result)
+    return facts_of(path).get("provenance", []) if path.is_file() else []
+
+
+def run_rows(listed: NotebookList, root: Path) -> pd.DataFrame:
+    """Return a row a run of the build, in the order of the list: minutes and memory are missing where not measured."""
+    rows = []
+    for entry in (*listed.stages, *listed.notebooks):
+        made, path = made_with(entry, root), root / measured_file(entry.run)
+        took = pd.read_csv(path, sep="\t").iloc[-1] if path.is_file() else {}
+        row = {
+            "run": entry.run,
+            "what": "notebook" if isinstance(entry, Notebook) else entry.command,
+            "minutes": pd.to_numeric(took.get("s"), errors="coerce") / 60 if len(took) else None,
+            "memory": pd.to_numeric(took.get("max_rss"), errors="coerce") / 1024 if len(took) else None,
+            "date": max((each["date"] for each in made), default=""),
+            "commit": ", ".join(dict.fromkeys(commit_of(each) for each in made)),
+        }
+        rows.append(row | {"made": made})
+    return pd.DataFrame(rows)
+
+
+def commit_of(made: Mapping[str, Any]) -> str:
+    """Name the commit of a result, and whether files differed from it."""
+    commit = (made.get("git_commit") or "unknown")[:7]
+    return f"{commit}, changed" if made.get("git_dirty") else commit
+
+
+def runs_table(rows: pd.DataFrame) -> str:
+    """Write what each run took; – where it was not measured."""
+    lines = [
+        [
+            f"`{row['run']}`", row["what"],
+            *("–" if pd.isna(row[name]) else f"{row[name]:.{digits}f}" for name, digits in DIGITS.items()),
+            row["date"][:16].replace("T", " ") or "–", row["commit"] or "–",
+        ]
+        for row in rows.to_dict("records")
+    ]  # fmt: skip
+    total = ["all", "", f"{rows['minutes'].sum():.1f}", f"{rows['memory'].max():.2f}", "", ""]
+    return table(["run", "what", "minutes", "peak memory (GiB)", "ended (UTC)", "commit"], [*lines, total])
+
+
+def versions_table(rows: pd.DataFrame) -> str:
+    """Write versions and hardware of all runs, and which runs are of others than most."""
+    made = [
+        (run, {name: each.get(name) for name in VERSIONS})
+        for run, own in rows[["run", "made"]].values
+        for each in own
+    ]
+    lines = []
+    for name in VERSIONS:
+        values = pd.Series([str(each[name]) for _, each in made], dtype=str)
+        counts = values.value_counts()
+        most = counts.index[0] if len(counts) else "–"
+        others = [
+            f"{value} ({', '.join(f'`{run}`' for (run, each) in made if str(each[name]) == value)})"
+            for value in counts.index[1:]
+        ]
+        lines.append([name, most, "; ".join(others) or "–"])
+    return table(["", "most runs", "others"], lines)
+
+
+def recorded_rows(root: Path) -> Iterable[list[str]]:
+    """Yield what was recorded before: where, hours, images, hardware, date and commit."""
+    for path in sorted((root / "data/recorded").rglob("*.json")):
+        facts = read_json(path)
+        made = as_list(facts)
+        if not made:
+            continue
+        machines = ", ".join(
+            dict.fromkeys(each["cpu"] if each["gpu"] == "none" else each["gpu"] for each in made)
+        )
+        seconds, images = facts.get("seconds"), facts.get("samples")
+        yield [
+            f"`{path.relative_to(root / 'data/recorded').with_suffix('').as_posix()}`",
+            "–" if seconds is None else f"{seconds / 60:.1f}", "–" if images is None else len(images), machines,
+            max(each["date"] for each in made)[:10], ", ".join(dict.fromkeys(commit_of(each) for each in made)),
+        ]  # fmt: skip
+
+
+def never_run(rows: pd.DataFrame, root: Path) -> str:
+    """Say whether a GPU was used, and which runs of the list left nothing."""
+    machines = [each for own in rows["made"] for each in own]
+    of_records = [
+        made for path in (root / "data/recorded").rglob("*.json") for made in as_list(read_json(path))
+    ]
+    used = sorted({each["gpu"] for each in (*machines, *of_records) if each.get("gpu", "none") != "none"})
+    absent = rows.loc[rows["made"].map(len) == 0, "run"]
+    lines = [
+        f"- GPUs: {', '.join(used) if used else 'none'} used by this build or for recorded results.",
+        f"- Runs of the list that left nothing here: {', '.join(f'`{run}`' for run in absent) or 'none'}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def as_list(facts: Any) -> list[Mapping[str, Any]]:
+    """Return the provenance of a recorded file as a list; empty where it has none."""
+    made = facts.get("provenance") if isinstance(facts, dict) else None
+    return [made] if isinstance(made, dict) else list(made or [])
+
+
+def parts_of(listed: NotebookList, root: Path) -> dict[str, str]:
+    """Return all tables by name."""
+    rows = run_rows(listed, root)
+    header = ["recorded", "minutes", "images", "hardware", "date", "commit"]
+    return {
+        "runs": runs_table(rows),
+        "versions": versions_table(rows),
+        "recorded": table(header, recorded_rows(root)),
+        "never": never_run(rows, root),
+    }
+
+
+def main(root: Path = ROOT) -> int:
+    """Write the tables; files whose text stays the same are left alone, so that Sphinx skips them."""
+    parts = parts_of(read_notebook_list(root / "workflow" / "notebooks.yml"), root)
+    write_parts(root / "book" / "_build" / "status", parts)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
