@@ -137,7 +137,7 @@ def write_sweep(folder: Path, n_images: int, n_shards: int) -> Path:
         "probe": {"shards": n_shards, "positions": "grid"},
         "evaluate": {
             "shards": 2,
-            "images_per_part": n_images // 2,
+            "images_per_part": n_images // 4,
             "tasks": ["one_word"],
             "n_per_task": n_images // 2,
             "retain_ratio": [0.1],
@@ -243,7 +243,7 @@ def measure(options: argparse.Namespace, scratch: Path, log: Path) -> dict[str, 
 
 def plainly(work: str, coco: Path, n_images: int, scratch: Path) -> Path:
     """Run the same without shards, cluster or workflow; return its merged table."""
-    asked = ["--tasks", "one_word", "--n-per-task", n_images // 2, "--images-per-part", n_images // 2]
+    asked = ["--tasks", "one_word", "--n-per-task", n_images // 2, "--images-per-part", n_images // 4]
     pruned = ["--codebook", "llava-scenes", "--retain-ratio", "0.1"]
     own = ["--positions", "grid"] if work == "probe" else [*asked, *pruned]
     images = ["--images", f"coco:{coco}", "--split", "test", "--on-error", "skip"]
