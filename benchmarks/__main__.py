@@ -39,7 +39,7 @@ CPU = {
     "probing-embedded": (probing.main, ""),
     "probing-photographs": (probing.main, FEW),
     "probing-photographs-half": (probing.main, f"{FEW} {HALF} --released-dtype float32"),
-    "clustering": (clustering.main, "--sizes 1000 3000 10000 50000"),
+    "clustering": (clustering.main, "--sizes 2000 10000 50000"),
     "neighbours": (neighbours.main, ""),
     "pooling": (pooling.main, ""),
     "pruning-scenes": (pruning.main, f"--model llava-scenes --codebook llava-scenes --no-targets {BATCHES}"),

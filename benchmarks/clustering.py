@@ -1,6 +1,6 @@
 """Cluster more and more points by density peaks: blockwise, with all distances at once, and by scikit-learn.
 
-    python -m benchmarks.clustering --sizes 1000 3000 10000 50000 --output clustering.json
+    python -m benchmarks.clustering --sizes 2000 10000 50000 --output clustering.json
 
 The blockwise form is `rcblib.tensors.clustering.dpc_knn`; the plain one holds all distances, and where memory does not
 hold them, "by rows" is the plain one, some rows after the other. Their labels must be the same. scikit-learn has no
@@ -195,7 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = OneLineParser(
         prog="clustering", description="Compare forms of clustering as points become more."
     )
-    parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 3000, 10_000])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[2000, 10_000])
     parser.add_argument("--width", type=int, default=WIDTH)
     parser.add_argument("--forms", nargs="+", choices=list(FORMS), default=list(FORMS))
     parser.add_argument("--device", default="cpu", help="where the library's form runs (cpu)")
