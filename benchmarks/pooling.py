@@ -1,6 +1,6 @@
 """Build codebooks of more and more images: all tokens in memory, image by image, and with the pool in files.
 
-    python -m benchmarks.pooling --sizes 200 400 800 1600 --output pooling.json
+    python -m benchmarks.pooling --sizes 800 1600 2400 --output pooling.json
 
 Folders of probed images are written as probing writes them, with random tokens. All forms must give the same codebook.
 Memory is that of the process above imports.
@@ -32,7 +32,7 @@ from rcblib.runs.command import OneLineParser, run_command
 from rcblib.runs.files import write_json, write_table
 from rcblib.runs.options import results_file
 
-N_TOKENS, N_PROBED = 256, 48
+N_TOKENS, N_PROBED = 96, 48
 """Visual tokens of an image, and how many of them are probed."""
 
 MOST_ADDED = 20
@@ -154,9 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = OneLineParser(
         prog="pooling", description="Compare ways to build a codebook as images become more."
     )
-    parser.add_argument(
-        "--sizes", type=int, nargs="+", default=[200, 400, 800, 1600], help="images, ascending"
-    )
+    parser.add_argument("--sizes", type=int, nargs="+", default=[800, 1600, 2400], help="images, ascending")
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--output", type=results_file, help="JSON file of the results")
     options = parser.parse_args(arguments)
