@@ -8,18 +8,20 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rcblib import __version__
-from rcblib.records import ONE_WORD_QUESTION, ParameterError
+from rcblib.records import ParameterError
 from rcblib.runs.command import OneLineParser, run_command
 from rcblib.runs.options import (
     add_codebook,
+    add_exhibits,
+    add_folder,
     add_gates,
     add_images,
     add_model,
+    add_positions,
     add_pruners,
     add_questions,
     add_shards,
     add_table,
-    numbers,
     results_folder,
 )
 
@@ -42,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Exit status as `run_command` returns it; what went wrong is told in one line on standard error.
     """
     options = _parser().parse_args(arguments)
-    kept = options.folder if options.command in ("probe", "evaluate", "gates") else None
+    kept = options.folder if options.command in ("probe", "evaluate", "gates", "explorer") else None
     return run_command(f"rcblib {options.command}", lambda: options.run(options), kept)
 
 
@@ -59,21 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     probe.add_argument(
         "--folder", type=results_folder, required=True, help="results; a run that was killed goes on there"
     )
-    probe.add_argument("--question", default=ONE_WORD_QUESTION)
-    probe.add_argument(
-        "--positions",
-        type=numbers,
-        default="all",
-        help="all; paper_ranks (of [CLS] similarity); paper_positions (the same numbers on the grid, for encoders "
-        "without [CLS]); codebook (whichever of the two the model allows); grid; or numbers with commas between them "
-        "(default: all)",
-    )
-    probe.add_argument(
-        "--views",
-        type=numbers,
-        default="all",
-        help="grids of an image: all; base (without tiles); or numbers with commas between them (default: all)",
-    )
+    add_positions(probe)
     probe.add_argument("--batch-size", type=int, help="inputs a pass (default: as many as memory holds)")
     probe.add_argument("--sharing", default="auto", help="of what inputs begin with: auto, always or never")
     probe.add_argument("--compiled", action="store_true", help="compile passes, for many images on a GPU")
@@ -93,9 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = commands.add_parser("evaluate", help="answer questions with and without pruning")
     add_model(evaluate)
     add_images(evaluate)
-    evaluate.add_argument(
-        "--folder", type=results_folder, required=True, help="results; what is there is not computed again"
-    )
+    add_folder(evaluate)
     add_questions(evaluate)
     add_pruners(evaluate)
     add_table(evaluate)
@@ -104,9 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     gates = commands.add_parser("gates", help="measure what has to hold before a verdict means anything")
     add_model(gates)
     add_images(gates)
-    gates.add_argument(
-        "--folder", type=results_folder, required=True, help="results; what is there is not computed again"
-    )
+    add_folder(gates)
     add_questions(gates)
     add_gates(gates)
     add_table(gates)
@@ -117,6 +101,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_shards(merge)
     merge.set_defaults(run=_merge)
+    explorer = commands.add_parser(
+        "explorer", help="write a page on which a reader points at the tokens of probed images"
+    )
+    add_exhibits(explorer)
+    explorer.set_defaults(run=_explorer)
 
     models = commands.add_parser(
         "models", help="list the models that have a name and the families that are supported"
@@ -354,6 +343,12 @@ def _merge(options: argparse.Namespace) -> None:
 
     facts = merge_to(options.table, options.shards)
     print(f"{len(facts['samples'])} images, {len(facts['skipped'])} left out")
+
+
+def _explorer(options: argparse.Namespace) -> None:
+    from rcblib.reading.explorer.command import run_explorer
+
+    run_explorer(options, lambda: _samples(options), lambda samples: _model(options, samples))
 
 
 def _models(options: argparse.Namespace) -> None:

@@ -63,6 +63,14 @@ def shared_folder() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def explored(tmp_path_factory):
+    """Explore two drawn scenes, and write their page."""
+    from explored import make_explored
+
+    return make_explored(tmp_path_factory.mktemp("explorer"))
+
+
 TRIANGLE = [[0.0, 0.0, 20.0, 0.0, 0.0, 20.0]]
 
 

@@ -115,7 +115,7 @@ def main(arguments: list[str]) -> int:
     notebooks = read_notebook_list(ROOT / "workflow" / "notebooks.yml").notebooks
     replacements = {"notebooks/*": notebook_entries(notebooks)}
     folder = ROOT / "book" / "_build"
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "extra").mkdir(parents=True, exist_ok=True)  # what Sphinx copies into the site as it is
     config["sphinx"]["local_extensions"] = {"book_extension": str(ROOT / "tools")}
     built = {
         "config.yml": build_config(config, repository, options.branch),

@@ -49,7 +49,7 @@ class Stage:
     name : str
         Name of the stage, and of the folder that it writes.
     command : str
-        ``"probe"``, ``"evaluate"`` or ``"gates"``.
+        ``"probe"``, ``"evaluate"``, ``"gates"`` or ``"explorer"``.
     model : str
         Name of the model that replaces the default one; empty for that.
     options : dict
@@ -91,6 +91,11 @@ class Stage:
     def result(self) -> str:
         """Return the file that a build writes last: the table of all it found, or how the record was checked."""
         return f"{self.folder}.checked.json" if self.recorded else f"{self.folder}.parquet"
+
+    @property
+    def table(self) -> str:
+        """Return the table of all that it found: the recorded one, or that which a build writes."""
+        return self.record if self.recorded else self.result
 
     def arguments(self, folder: str = "") -> list[str]:
         """Return the command's arguments, for another folder than its own if one is given."""
@@ -170,15 +175,28 @@ class Notebook:
 
 @dataclass(frozen=True)
 class NotebookList:
-    """Hold all runs in order, and the modules on which every one depends without importing them."""
+    """Hold all runs in order, the modules on which every one depends without importing them, and models' titles."""
 
     modules: tuple[str, ...]
     stages: tuple[Stage, ...]
     notebooks: tuple[Notebook, ...]
+    titles: dict[str, str] = field(default_factory=dict)
 
     def find(self, run: str) -> Notebook | Stage:
         """Return the run of that name."""
         return next(entry for entry in (*self.notebooks, *self.stages) if entry.run == run)
+
+    @property
+    def explored(self) -> list[tuple[Stage, Stage]]:
+        """List the stages of the command ``explorer``, each with that which probed the same images.
+
+        ``explorer`` goes with ``probing``, ``explorer_plain`` with ``probing_plain``, of the same model.
+        """
+        return [
+            (stage, self.find(stage.run.replace("explorer", "probing", 1)))
+            for stage in self.stages
+            if stage.command == "explorer"
+        ]
 
     def output(self, run: str) -> str:
         """Return the file that a run writes last."""
@@ -245,7 +263,7 @@ def read_notebook_list(path: Path) -> NotebookList:
                     reads={key: stage.run for key, stage in read.items()},
                 )
             )
-    return NotebookList(tuple(content.get("modules") or []), tuple(stages), tuple(notebooks))
+    return NotebookList(tuple(content.get("modules") or []), tuple(stages), tuple(notebooks), titles)
 
 
 def _name(entry: Any, keys: set[str], path: Path, before: Sequence[Stage | Notebook]) -> str:

@@ -223,8 +223,13 @@ def setting_of(pruner: Pruner) -> str:
 
 
 def evaluation_code(pruner: Pruner) -> str:
-    """Name the code that the answers of a pruner depend on."""
-    return code_digest(Session.__module__) + digest_of(type(pruner))
+    """Name the code that the answers of a pruner depend on, that of a method which chooses for it included."""
+    chooses = getattr(pruner, "inner", None)
+    return (
+        code_digest(Session.__module__)
+        + digest_of(type(pruner))
+        + (digest_of(type(chooses)) if chooses else "")
+    )
 
 
 def session_description(session: Session) -> dict[str, Any]:

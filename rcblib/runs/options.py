@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from rcblib.records import ParameterError
+from rcblib.records import ONE_WORD_QUESTION, ParameterError
 from rcblib.runs.files import why_not_writable
 from rcblib.runs.paths import user_path
 
@@ -139,6 +139,58 @@ def add_gates(parser: argparse.ArgumentParser) -> None:
         help="measure the influence of tokens too, of the first K of these images (without a number of all), to "
         "compare training seeds",
     )
+
+
+def add_folder(parser: argparse.ArgumentParser) -> None:
+    """Add where results are kept."""
+    parser.add_argument(
+        "--folder", type=results_folder, required=True, help="results; what is there is not computed again"
+    )
+
+
+def add_positions(parser: argparse.ArgumentParser) -> None:
+    """Add what tokens are asked, and which."""
+    parser.add_argument("--question", default=ONE_WORD_QUESTION)
+    parser.add_argument(
+        "--positions",
+        type=numbers,
+        default="all",
+        help="all; paper_ranks (of [CLS] similarity); paper_positions (the same numbers on the grid, for encoders "
+        "without [CLS]); codebook (whichever of the two the model allows); grid; or numbers with commas between them "
+        "(default: all)",
+    )
+    parser.add_argument(
+        "--views",
+        type=numbers,
+        default="all",
+        help="grids of an image: all; base (without tiles); or numbers with commas between them (default: all)",
+    )
+
+
+def add_exhibits(parser: argparse.ArgumentParser) -> None:
+    """Add all that the command `explorer` asks for: of which model and images, with which methods, and where to."""
+    add_model(parser)
+    add_images(parser)
+    add_folder(parser)
+    parser.add_argument(
+        "--shown", help="ids of the images that are shown, with commas between them (default: a rule chooses)"
+    )
+    parser.add_argument("--n-shown", type=int, default=12, help="how many the rule chooses (default: 12)")
+    add_positions(parser)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--max-new-tokens", type=int, default=16)
+    parser.add_argument(
+        "--codebook", help="a codebook's name or folder, a released one's name, or its .pt file"
+    )
+    parser.add_argument("--rule", help="how a codebook scores (default: as released for the family)")
+    parser.add_argument("--pruner", nargs="+", metavar="NAME", help="registered methods (default: all)")
+    parser.add_argument("--retain-ratio", type=float, nargs="+", help="up to six shares of tokens to keep")
+    parser.add_argument(
+        "--recorded", type=path_option, help="a table that --table wrote, in place of running the model"
+    )
+    parser.add_argument("--probed", type=path_option, help="folder that `probe` wrote, or its recorded table")
+    parser.add_argument("--page", type=results_folder, help="where the page is written; needs --probed")
+    add_table(parser)
 
 
 def add_table(parser: argparse.ArgumentParser) -> None:

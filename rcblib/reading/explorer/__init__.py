@@ -1,0 +1,1 @@
+"""Show what was probed as pages on which a reader points at a token."""
