@@ -128,6 +128,8 @@ class Notebook:
         Glob patterns of files, relative to the repository, on which it depends besides the code.
     reads : dict
         Parameter to the run of the stage whose folder or recorded table it gets.
+    priority : int
+        Runs of a higher one start earlier, where several could.
     """
 
     name: str
@@ -138,6 +140,7 @@ class Notebook:
     parameters: dict[str, Any] = field(default_factory=dict)
     inputs: tuple[str, ...] = ()
     reads: dict[str, str] = field(default_factory=dict)
+    priority: int = 0
 
     @property
     def run(self) -> str:
@@ -234,7 +237,17 @@ def read_notebook_list(path: Path) -> NotebookList:
             stages.append(Stage(name, entry.get("command", ""), model, options, inputs, recorded))
     notebooks: list[Notebook] = []
     for entry in content.get("notebooks") or []:
-        keys = {"name", "needs", "reads", "threads", "parameters", "inputs", "models", "default_model"}
+        keys = {
+            "name",
+            "needs",
+            "reads",
+            "threads",
+            "priority",
+            "parameters",
+            "inputs",
+            "models",
+            "default_model",
+        }
         name = _name(entry, keys, path, [*stages, *notebooks])
         for what, before in (("needs", [*stages, *notebooks]), ("reads", stages)):
             wanted = entry.get(what) or {}
@@ -258,6 +271,7 @@ def read_notebook_list(path: Path) -> NotebookList:
                         entry.get("needs") or [], [*stages, *notebooks], model, bool(entry.get("models"))
                     ),
                     threads=entry.get("threads", 1),
+                    priority=entry.get("priority", 0),
                     parameters=_for_model(own | (entry.get("parameters") or {}) | given, model or leading),
                     inputs=_inputs(content, entry, model or leading),
                     reads={key: stage.run for key, stage in read.items()},
