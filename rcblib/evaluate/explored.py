@@ -36,6 +36,9 @@ N_WORDS, N_NEIGHBOURS = 5, 3
 BUDGETS = (0.05, 0.1, 0.2, 0.35, 0.5, 1.0)
 KEYS = ("part", "setting", "task", "question", "view", "position", "prototype", "place")
 
+ROUNDING = ("batch_size", "sharing", "compiled")
+"""Settings of probing that change what single tokens say by rounding only."""
+
 Settings = Mapping[str, Mapping[float, Pruner]]
 """Registered name of a method to its pruner at each budget."""
 
@@ -196,7 +199,7 @@ def explore(
     codes = {evaluation_code(pruner) for _, _, pruner in [*alone, *settings]} | {code_digest(__name__)}
     description = session_description(session) | {
         "code": " ".join(sorted(codes)),
-        "config": {name: value for name, value in to_plain(config).items() if name != "batch_size"},
+        "config": {name: value for name, value in to_plain(config).items() if name not in ROUNDING},
         "shown": list(shown),
     }
     own = {i: sample_hash(session.identities[i]) for i in by_id if i in {*mine, *shard.of(others)}}
