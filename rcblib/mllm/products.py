@@ -32,7 +32,7 @@ class LastRows(TorchFunctionMode):
 
     def __init__(self, layers: Sequence[torch.nn.Module]):
         super().__init__()
-        self._last = {id(weight) for weight in after_attention(layers[-1])}
+        self._last = after_attention(layers[-1])
 
     def __torch_function__(
         self,
@@ -45,7 +45,8 @@ class LastRows(TorchFunctionMode):
         if func is not linear or kwargs or len(args) < 2:
             return func(*args, **(kwargs or {}))
         rows, weight, *bias = args
-        if id(weight) in self._last and rows.ndim == 3:
+        # Asked of the modules at each call: those that are kept on disk hold other weights each time they run.
+        if rows.ndim == 3 and any(weight is module.weight for module in self._last):
             rows = rows[:, -1:]  # what it is added to is as wide, and right in its last row
         if (
             _ONEDNN is None
@@ -58,8 +59,8 @@ class LastRows(TorchFunctionMode):
         return _ONEDNN(rows, weight, bias[0] if bias else None, "none", [], "")
 
 
-def after_attention(layer: torch.nn.Module) -> list[torch.nn.Parameter]:
-    """List the weights of a decoder layer that rows pass after attention has looked at all of them."""
+def after_attention(layer: torch.nn.Module) -> list[torch.nn.Linear]:
+    """List the modules of a decoder layer that rows pass after attention has looked at all of them."""
     attention = getattr(layer.self_attn, "o_proj", None)
     modules = [*layer.mlp.modules(), *([] if attention is None else attention.modules())]
-    return [module.weight for module in modules if isinstance(module, torch.nn.Linear)]
+    return [module for module in modules if isinstance(module, torch.nn.Linear)]
