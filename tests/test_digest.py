@@ -288,7 +288,12 @@ code_digest("own_method")
 
 
 def test_stages_depend_on_all_that_their_commands_import():
-    own = {"probe": ["_probe"], "evaluate": ["_evaluate", "_questions"], "gates": ["_gates", "_questions"]}
+    own = {
+        "probe": ["_probe"],
+        "evaluate": ["_evaluate", "_questions"],
+        "gates": ["_gates", "_questions"],
+        "explorer": ["_explorer"],
+    }
     assert own.keys() == COMMANDS.keys()
     for command, listed in COMMANDS.items():
         functions = [getattr(command_line, name) for name in ("_samples", "_model", *own[command])]

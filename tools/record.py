@@ -29,7 +29,7 @@ COMMANDS = {
     "probe": [*COMMAND, "rcblib.probe.store", "rcblib.runs.shards"],
     "evaluate": [*COMMAND, "rcblib.evaluate.parts", "rcblib.pruners.asked", "rcblib.data.questions"],
     "gates": [*COMMAND, "rcblib.evaluate.gates", "rcblib.pruners.registry", "rcblib.data.questions"],
-    "explorer": [*COMMAND, "rcblib.evaluate.explored", "rcblib.pruners.registry"],
+    "explorer": [*COMMAND, "rcblib.reading.explorer.command"],
 }
 """Modules that each command runs."""
 NUMBERS = {
