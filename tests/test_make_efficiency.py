@@ -152,3 +152,12 @@ def test_operations_known_by_hand():
     assert encoding_operations(SHAPE, 2) == 2 * 5 * (2 * 100 + 4 * 3 * 6 * 5)
     assert selection_operations(SHAPE, 7, 11) == 2 * 7 * 11 * 4
     assert answer_bytes(SHAPE, "half", 3, 2) == (2 * (1000 + 40), 2 * 2 * 1 * 2 * 2 * 3 * 2)
+
+
+def test_recorded_methods_are_registered():
+    labels = {method.label for method in PRUNERS.values()}
+    parts = {*make_efficiency.MODELS, *make_efficiency.METHODS}
+    found = {part: own for part in parts if (own := results.recorded(part)) is not None}
+    assert found
+    for own in found.values():
+        assert {row["method"] for row in own["pruning"]} | set(own["settings"]["left_out"]) <= labels
