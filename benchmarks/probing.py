@@ -203,7 +203,7 @@ def operations(setting: Setting, level: str) -> float:
     model, n_visual = setting.adapter.model, setting.view.n_tokens
     config, layers = model.config.get_text_config(), setting.adapter.language_model.layers
     weights = sum(p.numel() for p in layers.parameters())
-    last = sum(p.numel() for p in after_attention(layers[-1]))
+    last = sum(part.weight.numel() for part in after_attention(layers[-1]))
     n_after = len(setting.asked.ids) - 1 - setting.asked.spans[0][0]
     n_before = setting.asked.spans[0][0]
     height, width = setting.view.grid
