@@ -148,8 +148,9 @@ def write_sweep(folder: Path, n_images: int, n_shards: int) -> Path:
     return folder / "sweep.yml"
 
 
-def workflow(sweep: Path, n_jobs: int, log: Path) -> subprocess.Popen:
-    """Start the workflow with the profile that comes along; nothing is sent again by itself."""
+@contextlib.contextmanager
+def workflow(sweep: Path, n_jobs: int, log: Path) -> Iterator[subprocess.Popen]:
+    """Start the workflow with the profile that comes along, which runs no longer than what is done meanwhile."""
     command = [sys.executable, "-m", "tools.run_workflow", "--snakefile", "workflow/shards.smk"]
     command += ["--profile", "workflow/profiles/slurm", "--jobs", str(n_jobs), "--retries", "0"]
     command += ["--slurm-init-seconds-before-status-checks", "5", "--slurm-status-command", "squeue"]
@@ -157,7 +158,12 @@ def workflow(sweep: Path, n_jobs: int, log: Path) -> subprocess.Popen:
     command += ["--default-resources", "slurm_partition=check", "mem_mb=2000", "runtime=10"]
     command += ["--config", f"sweep={sweep}"]
     with log.open("ab") as file:
-        return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+        run = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+    try:
+        yield run
+    finally:
+        run.kill()
+        run.wait()
 
 
 def workers(folder: str) -> list[int]:
@@ -185,20 +191,20 @@ def measure(options: argparse.Namespace, scratch: Path, log: Path) -> dict[str, 
     (scratch / "slurm").mkdir()
     with cluster(scratch / "slurm", options.cpus):
         version = re.sub(r"[^\d.]", "", said("sbatch", "--version"))
-        run = workflow(sweep, options.shards, log)
-        until(lambda: run.poll() is not None or len(finished()) >= 3 and workers(str(folder)), 300, "worker")
-        if run.poll() is not None:
-            raise ParameterError("workflow", f"status {run.returncode}", f"a run that goes on; see {log}")
-        victim = workers(str(folder))[0]
-        os.kill(victim, signal.SIGKILL)
-        steps.append(f"kill -9 of a worker with {len(finished())} of {options.shards} shards there")
-        until(
-            lambda: len(finished()) >= options.shards // 2 or run.poll() is not None,
-            300,
-            "half of the shards",
-        )
-        run.kill()
-        run.wait()
+        with workflow(sweep, options.shards, log) as run:
+            until(
+                lambda: run.poll() is not None or len(finished()) >= 3 and workers(str(folder)), 300, "worker"
+            )
+            if run.poll() is not None:
+                raise ParameterError("workflow", f"status {run.returncode}", f"a run that goes on; see {log}")
+            victim = workers(str(folder))[0]
+            os.kill(victim, signal.SIGKILL)
+            steps.append(f"kill -9 of a worker with {len(finished())} of {options.shards} shards there")
+            until(
+                lambda: len(finished()) >= options.shards // 2 or run.poll() is not None,
+                300,
+                "half of the shards",
+            )
         steps.append(
             f"kill -9 of the workflow with {len(finished())} shards there, its waiting jobs cancelled"
         )
@@ -206,8 +212,8 @@ def measure(options: argparse.Namespace, scratch: Path, log: Path) -> dict[str, 
         until(lambda: not said("squeue", "--noheader").strip() and not workers(str(folder)), 60, "queue")
         before = {path.name: path.stat().st_mtime_ns for path in (folder / "probe").glob("*.parquet")}
         until_resumed = time.perf_counter() - start
-        run = workflow(sweep, options.shards, log)
-        status = run.wait(options.seconds)
+        with workflow(sweep, options.shards, log) as run:
+            status = run.wait(options.seconds)
         steps.append(f"started again, it ended with {status}")
         again = {path.name: path.stat().st_mtime_ns for path in (folder / "probe").glob("*.parquet")}
     n_redone = sum(again.get(name) != when for name, when in before.items())
