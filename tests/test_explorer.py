@@ -26,6 +26,7 @@ from rcblib.mllm import adapter_for
 from rcblib.probe.config import ProbeConfig
 from rcblib.probe.store import probe_dataset
 from rcblib.pruners.context import PruningContext
+from rcblib.pruners.downsampled import DownsampledPruner
 from rcblib.pruners.random import RandomPruner
 from rcblib.pruners.registry import PRUNERS
 from rcblib.reading.explorer import packing, writing
@@ -258,6 +259,19 @@ def test_a_replaced_token_is_the_stand_in_and_the_rest_is_as_it_was(explored):
     )
     with pytest.raises(ParameterError, match="inner: got 'NoneType'"):
         ReplacePruner()
+
+
+def test_what_a_smaller_picture_does_not_show_is_replaced(explored):
+    smaller = DownsampledPruner(0.25)
+    given = explored.model, explored.processor, explored.questions, explored.samples
+    frame = evaluate(*given, ReplacePruner(smaller), max_new_tokens=2)
+    everything = evaluate(*given, PRUNERS[ALL].make(), max_new_tokens=2)
+    assert frame["n_retained"].tolist() == everything["n_retained"].tolist()
+    picture = explored.samples[0].image
+    own, wrapped = (
+        each.resize([picture], explored.source.adapter) for each in (smaller, ReplacePruner(smaller))
+    )
+    assert own[0].tobytes() == wrapped[0].tobytes() != picture.tobytes()
 
 
 # Every family, a reader's own photos, limits

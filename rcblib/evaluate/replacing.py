@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -13,6 +14,9 @@ from rcblib.pruners.base import Pruner
 from rcblib.pruners.budget import Budget
 from rcblib.pruners.context import PruningContext, tokens_of
 from rcblib.records import ParameterError, VisualView
+
+if TYPE_CHECKING:
+    import PIL.Image
 
 
 @dataclass(frozen=True)
@@ -58,9 +62,9 @@ class ReplacePruner(Pruner):
         """Tell whether the method that chooses makes pictures smaller."""
         return self.inner.resizes
 
-    def resize(self, pictures):
+    def resize(self, pictures: Sequence[PIL.Image.Image], adapter: Adapter) -> list[PIL.Image.Image]:
         """Resize as the method that chooses."""
-        return self.inner.resize(pictures)
+        return self.inner.resize(pictures, adapter)
 
     def budget(self) -> Budget:
         """Return the budget of the method that chooses."""
