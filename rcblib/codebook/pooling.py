@@ -308,6 +308,8 @@ class StoredRows(LazyRows):
         part = torch.bucketize(numbers, torch.tensor(self._ends), right=True)
         for i in part.unique().tolist():
             own = (part == i).nonzero().flatten()
+            inside = numbers[own] - (self._ends[i - 1] if i else 0)
+            first, last = int(inside.min()), int(inside.max())  # of a slice, no row between is read in vain
             with safe_open(self._paths[i], framework="pt") as file:
-                read[own] = file.get_tensor("tokens")[numbers[own] - (self._ends[i - 1] if i else 0)]
+                read[own] = file.get_slice("tokens")[first : last + 1][inside - first]
         return read.to(self.device)

@@ -168,31 +168,29 @@ def explore(
     if not mine:
         raise ParameterError("shard", str(shard), f"one of at most {len(shown)} images that are shown")
     frames = [answered(image_id, alone) for image_id in shard.of(others)]
-    tokens = {i: _tokens(session.adapter, by_id[i]) for i in shown} if codebook else {}
+    near: dict[ImageId, list[torch.Tensor]] = {}
+    if codebook is not None:
+        near = {i: [_cosines(own, codebook) for own in _tokens(session.adapter, by_id[i])] for i in shown}
+    common = session_description(session) | {
+        "config": to_plain(config),
+        "codebook": None
+        if codebook is None
+        else setting_of(PRUNERS["codebook"].make({"codebook": codebook, "retain_ratio": 0.5})),
+    }
     for number, image_id in enumerate(mine, 1):
         frames.append(answered(image_id, [*alone, *settings]))
         frames.append(_kept(session, image_id, places[image_id], settings))
-        key = {
-            **session_description(session),
-            "image": session.identities[image_id],
-            "config": to_plain(config),
-        }
-        key["codebook"] = (
-            None
-            if codebook is None
-            else setting_of(PRUNERS["codebook"].make({"codebook": codebook, "retain_ratio": 0.5}))
-        )
         words, made = cached_unit(
             folder,
             "explored",
-            key,
+            {**common, "image": session.identities[image_id]},
             code_digest(__name__),
             lambda image_id=image_id: _words(session.adapter, by_id[image_id], config, codebook),
         )
         units.append(made)
         frames.append(words)
         if codebook is not None:
-            frames.append(_neighbours(codebook, words, image_id, tokens))
+            frames.append(_neighbours(words, image_id, near))
         if progress:
             print(f"explored image {number} of {len(mine)} (id {image_id})", flush=True)
     table = pd.concat(frames, ignore_index=True)
@@ -285,7 +283,7 @@ def _words(
         if codebook is not None:
             tokens = place.view.tokens.float().cpu()
             for rule in RULES:
-                scores = redundancy_scores(tokens, codebook.prototypes.cpu(), rule)
+                scores = redundancy_scores(tokens, codebook.unit_prototypes, rule)
                 columns[f"redundancy_{rule}"] = scores[view.positions].double().tolist()
             columns["prototype"] = _cosines(tokens[view.positions], codebook).argmax(-1).tolist()
         frames.append(pd.DataFrame(columns))
@@ -293,19 +291,30 @@ def _words(
 
 
 def _cosines(tokens: torch.Tensor, codebook: Codebook) -> torch.Tensor:
-    return F.normalize(tokens, dim=-1) @ F.normalize(codebook.prototypes.float().cpu(), dim=-1).T
+    """Return ``(n_tokens, n_prototypes)`` cosines."""
+    return F.normalize(tokens, dim=-1) @ codebook.unit_prototypes.like(tokens).T
 
 
 def _neighbours(
-    codebook: Codebook, words: pd.DataFrame, image_id: ImageId, tokens: Mapping[ImageId, list[torch.Tensor]]
+    words: pd.DataFrame, image_id: ImageId, near: Mapping[ImageId, list[torch.Tensor]]
 ) -> pd.DataFrame:
-    """Find, for each prototype that is nearest to a token of an image, tokens of other shown images near to it."""
+    """Find, for each prototype that is nearest to a token of an image, tokens of other shown images near to it.
+
+    Parameters
+    ----------
+    words : pandas.DataFrame
+        What `_words` says of the image.
+    image_id : int or str
+        The image.
+    near : Mapping
+        Image id to `_cosines` of each view.
+    """
     wanted = sorted(words["prototype"].unique().tolist())
     best = []
-    for other, views in tokens.items():
+    for other, views in near.items():
         if other == image_id:
             continue
-        similarity = torch.cat([_cosines(own, codebook)[:, wanted] for own in views])
+        similarity = torch.cat([own[:, wanted] for own in views])
         places = [(view, position) for view, own in enumerate(views) for position in range(len(own))]
         value, at = similarity.max(0)
         best += [
