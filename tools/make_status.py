@@ -15,8 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from rcblib.runs.files import read_json
-from rcblib.runs.merging import facts_of
+from rcblib.runs.files import read_json, read_metadata
 from tools.notebook_list import Notebook, NotebookList, Stage, read_notebook_list
 from tools.write_parts import table, write_parts
 
@@ -41,7 +40,7 @@ def made_with(entry: Stage | Notebook, root: Path) -> list[Mapping[str, Any]]:
         path = root / entry.results
         return [read_json(path)["provenance"]] if path.is_file() else []
     path = root / (f"{entry.folder}.first.parquet" if entry.recorded else entry.result)
-    return facts_of(path).get("provenance", []) if path.is_file() else []
+    return read_metadata(path).get("provenance", []) if path.is_file() else []
 
 
 def run_rows(listed: NotebookList, root: Path) -> pd.DataFrame:

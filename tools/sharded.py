@@ -10,7 +10,7 @@ from pathlib import Path
 from rcblib.runs.digest import code_digest
 from tools import record
 from tools.notebook_list import NotebookList, Stage
-from tools.sweep import Executed, notebooks_of, read_sweep, runs_of, takes
+from tools.sweep import Executed, notebooks_of, read_sweep, rule_name, runs_of, takes
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class Work:
 
     @property
     def rule(self) -> str:
-        """Return the name in letters that Snakemake takes."""
-        return "".join(letter if letter.isalnum() else "_" for letter in self.run)
+        """Return its name among Snakemake's rules."""
+        return rule_name(self.run)
 
 
 def of_stages(chosen: Sequence[Stage], listed: NotebookList, root: Path) -> list[Work]:

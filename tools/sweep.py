@@ -46,6 +46,11 @@ class Model(Part):
     device_map: str = ""
     quantization: str = ""
 
+    def loading(self) -> dict[str, str]:
+        """Return the model and how it is loaded, as commands and notebooks name these."""
+        how = self.model_dump(include={"device", "dtype", "device_map", "quantization"})
+        return {"model": self.model or self.name, **how}
+
 
 class Images(Part):
     """Name a set of images."""
@@ -194,8 +199,13 @@ class Executed:
 
     @property
     def rule(self) -> str:
-        """Return the name in letters that Snakemake takes."""
-        return re.sub(r"\W", "_", self.name)
+        """Return its name among Snakemake's rules."""
+        return rule_name(self.name)
+
+
+def rule_name(run: str) -> str:
+    """Write the name of a run in letters that Snakemake takes."""
+    return re.sub(r"\W", "_", run)
 
 
 def read_sweep(path: Path) -> Sweep:
@@ -240,11 +250,8 @@ def runs_of(sweep: Sweep) -> list[Run]:
             what = getattr(sweep, command)
             if what is None:
                 continue
-            options = {
-                "model": model.model or model.name,
-                **model.model_dump(exclude={"name", "model", "codebook", "rule"}),
-            }
-            options |= images.model_dump(exclude={"name"}) | {"seed": seed, "on_error": sweep.on_error}
+            options = model.loading() | images.model_dump(exclude={"name"})
+            options |= {"seed": seed, "on_error": sweep.on_error}
             options |= what.model_dump(exclude={"shards"})
             if command == "evaluate" and model.codebook:
                 options |= {"codebook": model.codebook, "rule": model.rule}
@@ -261,14 +268,8 @@ def notebooks_of(sweep: Sweep) -> list[Executed]:
     for model, images, seed, folder in combinations(sweep):
         if seed != sweep.seeds[0]:
             continue
-        common = {
-            "model": model.model or model.name,
-            **model.model_dump(include={"device", "dtype", "device_map", "quantization"}),
-        }
-        common |= images.model_dump(exclude={"name"}, exclude_none=True) | {
-            "on_error": sweep.on_error,
-            "seed": seed,
-        }
+        common = model.loading() | images.model_dump(exclude={"name"}, exclude_none=True)
+        common |= {"on_error": sweep.on_error, "seed": seed}
         for name in sweep.notebooks:
             command, reads = ("evaluate", "evaluated") if name == "pruned_inference" else ("probe", "probed")
             table = tables[folder, command]

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 
 from rcblib.pruners.base import Pruner
+from rcblib.pruners.budget import Budget
 from rcblib.pruners.context import PruningContext, signal_of, tokens_of
 from rcblib.records import VisualView
 from rcblib.tensors.checks import check_integer
@@ -60,9 +61,9 @@ class HoloV(Pruner):
         counts = allotted(weights, [len(own) for own, _ in pairs], self.budget().n_kept(len(tokens)))
         kept, start = [], 0
         for (_, attended), count in zip(pairs, counts, strict=True):
-            kept.append(attended.argsort(descending=True, stable=True)[:count] + start)
+            kept.append(Budget(count=count).keep(attended) + start)
             start += len(attended)
-        return torch.cat(kept).sort().values
+        return torch.cat(kept)
 
 
 def segment_weight(tokens: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:

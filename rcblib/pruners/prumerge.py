@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from rcblib.mllm.reduced import Reduced
 from rcblib.pruners.base import Pruner
+from rcblib.pruners.budget import Budget
 from rcblib.pruners.context import PruningContext, connected, signal_of
 from rcblib.records import VisualView
 
@@ -60,7 +61,7 @@ class PruMerge(Pruner):
         if self.retain_ratio is not None:
             n_kept = self.budget().n_kept(len(attention))
             n_kept -= 0 < n_kept < len(attention)
-        return attention.argsort(descending=True, stable=True)[:n_kept].sort().values
+        return Budget(count=n_kept).keep(attention)
 
 
 @dataclass(frozen=True)

@@ -203,15 +203,36 @@ def read_table(path: str | os.PathLike) -> tuple[pd.DataFrame, dict[str, Any]]:
     ParameterError
         Where the file is no readable Parquet.
     """
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     path = user_path(path)
-    try:
+    with _told_unreadable(path):
         table = pq.ParquetFile(path).read()
+    return table.to_pandas(), _own_metadata(table.schema.metadata)
+
+
+def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
+    """Read the metadata of a table as `read_table` does, without its rows; the errors are the same."""
+    import pyarrow.parquet as pq
+
+    path = user_path(path)
+    with _told_unreadable(path):
+        return _own_metadata(pq.read_metadata(path).metadata)
+
+
+@contextmanager
+def _told_unreadable(path: Path) -> Iterator[None]:
+    """Tell in one line of a file that is there and is no readable Parquet."""
+    import pyarrow as pa
+
+    try:
+        yield
     except (pa.ArrowInvalid, pa.ArrowIOError) as error:
         if not path.is_file():
             raise
         accepted = f"a readable Parquet file ({in_one_line(error)})"
         raise ParameterError("Parquet file", path.name, accepted) from None
-    return table.to_pandas(), json.loads((table.schema.metadata or {}).get(_METADATA_KEY, b"{}"))
+
+
+def _own_metadata(found: Mapping[bytes, bytes] | None) -> dict[str, Any]:
+    return json.loads((found or {}).get(_METADATA_KEY, b"{}"))

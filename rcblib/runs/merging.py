@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rcblib.records import ParameterError
-from rcblib.runs.errors import in_one_line
-from rcblib.runs.files import _METADATA_KEY, read_table
+from rcblib.runs.files import read_metadata, read_table
 from rcblib.runs.records import machines, write_record
 from rcblib.runs.shards import images_digest
 
@@ -54,7 +52,7 @@ def check_shards(paths: Sequence[str | os.PathLike]) -> dict[str, Any]:
     """
     read: dict[str, dict[str, Any]] = {}
     for path in shard_files(paths):
-        facts = facts_of(path)
+        facts = read_metadata(path)
         name = path.name if path.name not in read else str(path)
         if set(FACTS) - set(facts):
             raise ParameterError("table", name, "a table that a command of the library wrote with --table")
@@ -150,20 +148,6 @@ def merge_to(path: str | os.PathLike | None, paths: Sequence[str | os.PathLike])
     table, facts = merge_tables(paths)
     write_record(path, table, facts, is_shipped=False)
     return facts
-
-
-def facts_of(path: Path) -> dict[str, Any]:
-    """Read the metadata of a table, as `read_table` does, without its rows."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        found = pq.read_metadata(path).metadata or {}
-    except (pa.ArrowInvalid, pa.ArrowIOError) as error:
-        raise ParameterError(
-            "Parquet file", path.name, f"a readable Parquet file ({in_one_line(error)})"
-        ) from None
-    return json.loads(found.get(_METADATA_KEY, b"{}"))
 
 
 def _run_of(facts: Mapping[str, Any]) -> dict[str, Any]:
