@@ -59,7 +59,7 @@ class Room:
     def address(self) -> str:
         """Return where the book describes it; commands have no page of the API."""
         if self.title == "__main__":
-            return "how_to_run.html"
+            return "laptop.html"
         return f"api/{self.name if self.files else LIBRARY}.html#module-{self.name}"
 
     def label(self, module: str) -> str:
