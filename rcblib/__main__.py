@@ -118,6 +118,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _asked(options: argparse.Namespace) -> tuple[str, str | None, int | None]:
     """Return the name of the images, that of the model's world for ``auto``, their split and number."""
+    from rcblib.data.opening import OTHER_WORLD
     from rcblib.mllm.loading import model_folder
     from rcblib.runs.files import read_json
 
@@ -125,7 +126,7 @@ def _asked(options: argparse.Namespace) -> tuple[str, str | None, int | None]:
     if images == "auto":
         folder = model_folder(options.model)
         is_there = folder is not None and (folder / "config.json").is_file()
-        images = (read_json(folder / "config.json") if is_there else {}).get("rcb_world", "scenes")
+        images = (read_json(folder / "config.json") if is_there else {}).get("rcb_world", OTHER_WORLD)
     return images, options.split, options.n_images
 
 

@@ -6,6 +6,7 @@ variables to leave the network alone. What Colab adds, a mounted Drive, is a mod
 
 import json
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -66,10 +67,17 @@ def test_every_page_has_a_stamped_copy_that_is_clean_and_differs_in_nothing_else
         assert copy.cells.index(set_up) == copy.cells.index(tagged(copy, "parameters")) - 1
         assert f'\nREPOSITORY = "{GITHUB}"\nREVISION = "v1"\n' in set_up.source
         assert "hide-input" in set_up.metadata.tags
-        assert "data/recorded/" not in tagged(copy, "parameters").source  # else no other model could run
+        declared = tagged(copy, "parameters").source
+        assert "data/recorded/" not in declared  # else no other model could run
+        assert '\nquantization: str = "auto"' in declared or "\nquantization: " not in declared
+        if entry.reads:  # at the size for trying, in the numbers that the GPU has
+            assert '\ndtype: str = "auto"' in declared
+            for name in ("n_images", "n_questions"):
+                own = re.search(rf"(?m)^{name}: .*", tagged(source, "parameters").source)
+                assert not own or own[0] in declared
         copy.cells.remove(set_up)
         assert len(copy.cells) == len(source.cells)
-        if not entry.settings:
+        if not entry.settings and "quantization" not in declared:
             assert [cell.source for cell in copy.cells[1:]] == [cell.source for cell in source.cells[1:]]
 
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from picture_files import animation, cut, grey_frames
 
-from rcblib.data.opening import images_for, open_dataset, open_images, open_noted
+from rcblib.data.opening import folder_of, images_for, open_dataset, open_images, open_noted
 from rcblib.data.photos import PhotoFolder
 from rcblib.data.skipped import skipped_in
 from rcblib.data.video import VideoFile
@@ -80,8 +80,22 @@ def test_images_are_those_of_the_models_world_unless_named():
     embedded = SimpleNamespace(config=SimpleNamespace(rcb_world="large-scenes"))
     other = SimpleNamespace(config=SimpleNamespace())
     assert images_for("auto", embedded) == "large-scenes"
-    assert images_for("auto", other) == "scenes"
+    assert images_for("auto", other) == "photographs"
     assert images_for("folder", embedded) == "folder"
+
+
+def test_the_sample_needs_no_download_and_is_longer_in_a_checkout(monkeypatch, tmp_path):
+    sample = open_dataset("sample")
+    assert [photo.image_id for photo in sample[:3]] == ["china.jpg", "flower.jpg", "astronaut.jpg"]
+    assert len(sample) == 6 and len(open_dataset("sample", "test", 1)) == 1
+    for photo in sample:
+        assert photo.image.size == (photo.width, photo.height) and photo.image.mode == "RGB"
+        assert photo.objects is None and photo.source == "photos/sample"
+    assert folder_of("sample") is None
+    monkeypatch.setenv("RCB_ROOT", str(tmp_path))  # the library without the project
+    assert [photo.image_id for photo in open_dataset("sample")] == ["china.jpg", "flower.jpg"]
+    with pytest.raises(ImageError, match="'sample', 'scenes', 'videos', 'coco:<folder>'"):
+        open_dataset("sampel")
 
 
 def test_only_single_images_are_opened_as_images(tmp_path):

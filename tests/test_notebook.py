@@ -15,10 +15,14 @@ import torch
 import warm
 from picture_files import cut, save_picture
 
+from benchmarks.checkpoints import checkpoint_config
+from benchmarks.footprint import CARDS
 from rcblib.codebook.codebook import Codebook
 from rcblib.data.skipped import skipped_in
 from rcblib.mllm import adapter_for
 from rcblib.mllm.fingerprint import model_fingerprint
+from rcblib.mllm.fitting import fitting_quantization
+from rcblib.notebook import opening
 from rcblib.notebook.begin import begin, install_on_colab
 from rcblib.notebook.opening import objects_known, open_codebook, open_model, open_samples
 from rcblib.records import ImageError, ParameterError
@@ -157,6 +161,40 @@ def test_auto_stands_for_the_codebook_and_the_images_of_the_models_own_world(cap
     printed = capsys.readouterr().out
     assert printed.startswith("model       llava-scenes: llava, ")
     assert "no masks" not in printed and "other weights" not in printed
+
+
+def test_auto_stands_for_the_codebook_that_the_authors_released_for_a_checkpoint(monkeypatch):
+    opened = []
+    monkeypatch.setattr(opening, "load_codebook", lambda name: opened.append(name) or 1 / 0)
+    for model in ("llava-hf/llava-1.5-7b-hf", "llava-hf/llava-onevision-qwen2-7b-ov-hf", "folder/of-mine"):
+        with pytest.raises(ZeroDivisionError):
+            open_codebook(SimpleNamespace(model=model, codebook="auto"), None)
+    assert opened == ["llava-1.5-7b", "llava-onevision-7b", "of-mine"]
+
+
+def test_weights_are_stored_as_the_card_allows(monkeypatch, tmp_path):
+    checkpoint_config("llava-hf/llava-1.5-7b-hf").save_pretrained(tmp_path)
+    assert fitting_quantization(tmp_path, "cpu") == "" and fitting_quantization(tmp_path) == ""  # no GPU here
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for card, chosen in {"T4 16 GB": "4bit", "L4 24 GB": "", "A100 40 GB": ""}.items():
+        properties = SimpleNamespace(total_memory=CARDS[card])
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, held=properties: held)
+        assert fitting_quantization(tmp_path) == fitting_quantization(tmp_path, "cuda:0") == chosen
+    assert fitting_quantization(tmp_path, device_map="auto") == ""
+    with pytest.raises(ParameterError, match="device: got 'card'; accepted: 'auto', or"):
+        fitting_quantization(tmp_path, "card")
+
+
+def test_a_copy_for_colab_holds_a_small_model_as_it_is(capsys):
+    given = {
+        "model": "llava-scenes",
+        "device": "cpu",
+        "dtype": "auto",
+        "device_map": "",
+        "quantization": "auto",
+    }
+    open_model(notebook_config(namespace(**given)))
+    assert "4-bit" not in capsys.readouterr().out
 
 
 PAGE = REPOSITORY / "book/adding_a_notebook.md"

@@ -2,11 +2,12 @@
 
 The sources in ``notebooks/`` run where the library is installed and know no address. For every page that
 workflow/notebooks.yml makes of them there is a copy: the cell of tools/set_up_cell.py stands in front of its
-parameters, with the repository's address and the branch, tag or commit to check out; its parameters are those of the
-page, but for recorded tables: a copy computes, so that another model takes one parameter; and its first cell has a
-badge that opens the copy on Colab. Colab opens notebooks of GitHub only, so copies for other hosts have no badge. The
-copies belong on a branch of their own, ``colab``, in its folder ``notebooks/``; .github/workflows/pages.yml puts them
-there.
+parameters, with the repository's address and the branch, tag or commit to check out. Its parameters are those of the
+page, but where the page reads recorded tables: there a copy computes, of the page's model, at the size for trying that
+the notebook declares. Weights become 4-bit numbers where the GPU is too small for them, so that another model takes one
+parameter. Its first cell has a badge that opens the copy on Colab. Colab opens notebooks of GitHub only, so copies for
+other hosts have no badge. The copies belong on a branch of their own, ``colab``, in its folder ``notebooks/``;
+.github/workflows/pages.yml puts them there.
 
     python -m tools.stamp_notebooks --repository URL --branch NAME --to FOLDER
 """
@@ -119,7 +120,7 @@ def stamp_project(root: Path, target: Path, repository: str, branch: str) -> lis
     for entry in listed.notebooks:
         source = nbformat.read(root / "notebooks" / f"{entry.name}.ipynb", as_version=4)
         try:
-            set_parameters(source, entry.settings)
+            set_parameters(source, entry.settings | _fitting(source))
             name_run(source, entry.run, listed)
             stamped[target / f"{entry.run}.ipynb"] = stamp(source, entry.run, repository, branch)
         except ValueError as error:
@@ -133,13 +134,23 @@ def stamp_project(root: Path, target: Path, repository: str, branch: str) -> lis
 
 
 def _without_records(entry: Notebook) -> Notebook:
-    """Return a run that reads no table of one model, recorded or shared, and so takes any by its parameter."""
-    parameters = {
-        name: value
-        for name, value in entry.parameters.items()
-        if name not in entry.reads and not (isinstance(value, str) and is_record(value))
-    }
-    return replace(entry, parameters=parameters, reads={})
+    """Return a run that reads no table of one model, recorded or shared, and so takes any by its parameter.
+
+    What takes hours was recorded; so a run that would have read such a table keeps the notebook's own size.
+    """
+    if entry.reads:
+        of_model = {k: v for k, v in entry.parameters.items() if k in ("model", "results_folder")}
+        return replace(entry, parameters=of_model, reads={})
+    recorded = [
+        name for name, value in entry.parameters.items() if isinstance(value, str) and is_record(value)
+    ]
+    return replace(entry, parameters={k: v for k, v in entry.parameters.items() if k not in recorded})
+
+
+def _fitting(notebook: nbformat.NotebookNode) -> dict[str, str]:
+    """Return the parameter that stores weights as the GPU at hand allows, where a notebook has it."""
+    declared = notebook.cells[_parameters_at(notebook)].source
+    return {"quantization": "auto"} if re.search(r"(?m)^quantization: ", declared) else {}
 
 
 def _parameters_at(notebook: nbformat.NotebookNode) -> int:

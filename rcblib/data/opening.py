@@ -12,6 +12,7 @@ from rcblib.data.base import AnySample, Dataset, check_apart
 from rcblib.data.coco import CocoDataset
 from rcblib.data.layout import annotation_files, dataset_of
 from rcblib.data.photos import PhotoFolder, PhotoGroup
+from rcblib.data.plain import SAMPLE, SamplePhotos
 from rcblib.data.samples import fitting, usable
 from rcblib.data.skipped import record_skipped
 from rcblib.data.video import N_FRAMES, VideoFile, is_video
@@ -20,6 +21,9 @@ from rcblib.runs.paths import user_path
 
 WORLD_GROUP = "rcblib.worlds"
 """Entry points by which a package offers datasets of its own: name to ``opener(split, n, *, seed, n_frames)``."""
+
+OTHER_WORLD = "photographs"
+"""World whose pictures stand for ``"auto"`` where a model was trained on none: photographs with known objects."""
 
 PREFIXES = ("coco:", "group:", "video:")
 """What stands before a path that is to be read as one kind of dataset."""
@@ -39,7 +43,8 @@ def open_dataset(
     Parameters
     ----------
     name_or_path : str or path
-        A world's name (entry points of `WORLD_GROUP`), such as ``"scenes"`` of the drawn ones; ``"coco:<folder>"``;
+        A world's name (entry points of `WORLD_GROUP`), such as ``"scenes"`` of the drawn ones; ``"sample"``, a few
+        photographs that are there without a download (`SamplePhotos`); ``"coco:<folder>"``;
         ``"group:<folder>"``, its photos as one group; ``"video:<path>"``, or the path alone of a film or of a
         picture that moves; a folder in COCO's format (it holds ``instances_*.json``, ``captions_*.json`` or the
         Karpathy file, in itself or in ``annotations/``), or one of these files, which says the split; any other
@@ -72,6 +77,8 @@ def open_dataset(
     worlds = entry_points(group=WORLD_GROUP)
     if name in worlds.names:
         return worlds[name].load()(split or "validation", n, seed=seed, n_frames=n_frames)
+    if name == SAMPLE:
+        return SamplePhotos(n)
     annotations = user_path(name.removeprefix("coco:"), "images")
     if annotations.suffix == ".json" and annotations.is_file():
         return CocoDataset(*dataset_of(annotations), n, on_error=on_error)
@@ -84,7 +91,12 @@ def open_dataset(
         return VideoFile(video, n_frames)
     path = user_path(name, "images")
     if not name or not path.is_dir():
-        named = [*sorted(map(repr, worlds.names)), "'coco:<folder>'", "'group:<folder>'", "'video:<path>'"]
+        named = [
+            *sorted(map(repr, (*worlds.names, SAMPLE))),
+            "'coco:<folder>'",
+            "'group:<folder>'",
+            "'video:<path>'",
+        ]
         names = ", ".join(named)
         accepted = f"{names}, a folder of images or a video file"
         raise ImageError(f"images: got {name!r}, which is no folder; accepted: {accepted}")
@@ -140,7 +152,8 @@ def folder_of(name_or_path: str | os.PathLike) -> Path | None:
     name = os.fspath(name_or_path)
     prefix = next((prefix for prefix in PREFIXES if name.startswith(prefix)), "")
     path = user_path(name.removeprefix(prefix), "images")
-    return path if name not in entry_points(group=WORLD_GROUP).names and path.is_dir() else None
+    named = {*entry_points(group=WORLD_GROUP).names, SAMPLE}
+    return path if name not in named and path.is_dir() else None
 
 
 def _video_path(name: str) -> Path | None:
@@ -212,9 +225,9 @@ def images_for(name: str, model: Any) -> str:
     name : str
         As for `open_dataset`, or ``"auto"``.
     model : transformers.PreTrainedModel
-        Embedded models name their world in ``config.rcb_world``; for others it is ``"scenes"``.
+        Embedded models name their world in ``config.rcb_world``; for others it is `OTHER_WORLD`.
     """
-    return getattr(model.config, "rcb_world", "scenes") if name == "auto" else name
+    return getattr(model.config, "rcb_world", OTHER_WORLD) if name == "auto" else name
 
 
 def world_note(model: Any, samples: Iterable[AnySample]) -> str:

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from rcblib.codebook.codebook import Codebook, load_codebook
+from rcblib.codebook.files import released_registry
 from rcblib.data.base import check_apart
 from rcblib.data.opening import folder_of, images_for, open_images, usable_images, world_note
 from rcblib.data.skipped import record_skipped
 from rcblib.mllm import Adapter, adapter_for, load_model
 from rcblib.mllm.fingerprint import model_fingerprint
+from rcblib.mllm.fitting import fitting_quantization
 from rcblib.pruners.codebook import CodebookPruner
 from rcblib.records import ImageId, Sample
 from rcblib.runs.results import note_used
@@ -21,12 +23,19 @@ from rcblib.runs.results import note_used
 def open_model(config: Any) -> tuple[Any, Any, Adapter]:
     """Load the model of the parameters ``model``, ``device``, ``dtype``, ``device_map`` and ``quantization``.
 
+    Where ``quantization`` is ``"auto"``, as in copies for Colab, `fitting_quantization` chooses, and a line says so.
+
     Returns
     -------
     tuple
         Model, processor and adapter, ready to probe. Raises as `load_model`.
     """
-    placement = {"device_map": config.device_map, "quantization": config.quantization}
+    quantization = config.quantization
+    if quantization == "auto":
+        quantization = fitting_quantization(config.model, config.device, config.device_map)
+        if quantization:
+            print("weights     as 4-bit numbers, because 16 bits each would fill this GPU")
+    placement = {"device_map": config.device_map, "quantization": quantization}
     model, processor = load_model(config.model, config.device, config.dtype, **placement)
     adapter = adapter_for(model, processor)
     n_parameters = sum(weights.numel() for weights in model.parameters())
@@ -37,7 +46,10 @@ def open_model(config: Any) -> tuple[Any, Any, Adapter]:
 
 
 def open_codebook(config: Any, adapter: Adapter) -> tuple[Any, Codebook]:
-    """Open the codebook of the parameter ``codebook``; ``"auto"`` stands for the one named as the model is.
+    """Open the codebook of the parameter ``codebook``.
+
+    ``"auto"`` stands for the one that the authors released for the model, by its Hugging Face id, else for the one that
+    is named as the model is.
 
     Returns
     -------
@@ -45,7 +57,7 @@ def open_codebook(config: Any, adapter: Adapter) -> tuple[Any, Codebook]:
         The parameters with the codebook's name, and the codebook, which fits the model. Where it was made with other
         weights, a line says so. Raises as `load_codebook`.
     """
-    name = Path(config.model).name if config.codebook == "auto" else config.codebook
+    name = _own_codebook(config.model) if config.codebook == "auto" else config.codebook
     book = load_codebook(name)
     book.check_fits(adapter.family, adapter.d_model)
     note_used("codebooks", name, CodebookPruner(book, retain_ratio=1.0).description()["codebook"])
@@ -56,6 +68,12 @@ def open_codebook(config: Any, adapter: Adapter) -> tuple[Any, Codebook]:
             "The codebook was made with other weights than this model's: build it again before trusting it."
         )
     return dataclasses.replace(config, codebook=name), book
+
+
+def _own_codebook(model: str) -> str:
+    """Name the codebook that was made for a model."""
+    released = [name for name, entry in released_registry().items() if entry.get("model") == model]
+    return released[0] if released else Path(model).name
 
 
 class Opened(list[Sample]):

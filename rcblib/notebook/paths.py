@@ -12,6 +12,7 @@ from typing import Any
 
 from rcblib.codebook.criterion import PRESETS
 from rcblib.data.opening import PREFIXES, WORLD_GROUP
+from rcblib.data.plain import SAMPLE
 from rcblib.mllm.loading import model_names
 from rcblib.runs.parameters import NAMED, READ, WRITTEN
 from rcblib.runs.paths import user_path
@@ -62,7 +63,7 @@ def settle_paths(
     ParameterError
         If a variable in a path is not set.
     """
-    names = {"auto", *entry_points(group=WORLD_GROUP).names, *model_names(), *PRESETS}
+    names = {"auto", SAMPLE, *entry_points(group=WORLD_GROUP).names, *model_names(), *PRESETS}
     changed = {}
     for name, hint in hints.items():
         marks = getattr(hint, "__metadata__", ())

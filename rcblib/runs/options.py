@@ -11,8 +11,9 @@ from rcblib.runs.files import why_not_writable
 from rcblib.runs.paths import user_path
 
 IMAGES_HELP = (
-    "scenes, large-scenes, groups or videos of the embedded world; coco:<folder>; group:<folder>, its photos as one "
-    "input; video:<file or folder of frames>; a folder of photos; or auto, scenes of the model's world"
+    "scenes, large-scenes, groups or videos of the embedded world; photographs, composed ones with masks; sample, a "
+    "few plain ones that need no download; coco:<folder>; group:<folder>, its photos as one input; video:<file or "
+    "folder of frames>; a folder of photos; or auto, pictures of the model's world, else photographs"
 )
 
 
