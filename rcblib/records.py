@@ -95,7 +95,12 @@ class Sample:
     file_name : str
         File name inside its dataset.
     backdrop : str or None
-        What is behind the objects, in a word, where it is known.
+        What is behind the objects, in a word, where it is known and asked for.
+    background : str
+        Kind of what is behind the objects, for comparisons between kinds; empty where it is not known.
+    without : callable or None
+        Returns the image drawn again without one of its `objects`, given its number, all else being the same, or with
+        all of them, given ``None``; there is none where it cannot be drawn again.
     """
 
     image_id: ImageId
@@ -107,6 +112,8 @@ class Sample:
     source: str = "photos"
     file_name: str = ""
     backdrop: str | None = None
+    background: str = ""
+    without: Callable[[int | None], PIL.Image.Image] | None = None
 
     @property
     def image(self) -> PIL.Image.Image:

@@ -128,6 +128,24 @@ def test_masks_show_where_re_rendering_changes_pixels(pictures, monkeypatch):
     assert changed[mask].mean() > 0.9
 
 
+def test_a_photograph_without_an_object_is_the_same_around_it(pictures):
+    for index in range(8):
+        whole = compose.compose(3, index, "test")
+        for item in whole.objects:
+            other = compose.compose(3, index, "test", without=item.category)
+            left = {o.category: o.mask for o in whole.objects if o is not item}
+            assert {o.category for o in other.objects} == set(left)
+            assert all((o.mask >= left[o.category]).all() for o in other.objects)  # nothing hides them now
+            changed = (whole.pixels.astype(int) != other.pixels).any(-1)
+            assert changed[item.mask].mean() > 0.9
+            assert not any(changed[mask].mean() > 0.5 for mask in left.values())
+    with pytest.raises(ParameterError, match="without"):
+        compose.compose(3, 0, "test", without="nothing")
+    sample = PhotographDataset("test", 1, seed=3)[0]
+    assert np.array_equal(sample.without(None), sample.image)
+    assert not np.array_equal(sample.without(0), sample.image)
+
+
 def test_samples_know_what_is_behind_and_are_asked_about_pairs(pictures):
     samples = PhotographDataset("validation", 40, seed=2)[:]
     asked = Counter(question.task for question in questions_for(samples))

@@ -539,3 +539,21 @@ def test_export_refuses_what_it_cannot_name(tmp_path):
     with pytest.raises(ParameterError, match="distinct indices"):
         export_coco([scene, generate_scene(1, 0, "train")], tmp_path, "train")
     assert not any(tmp_path.iterdir())
+
+
+def test_a_scene_without_an_object_is_the_same_around_it():
+    for index in range(12):
+        scene = generate_scene(4, index, "validation")
+        for number, item in enumerate(scene.objects):
+            other = generate_scene(4, index, "validation", without=number)
+            assert [o.category for o in other.objects] == [
+                o.category for k, o in enumerate(scene.objects) if k != number
+            ]
+            changed = (scene.pixels.astype(int) != other.pixels).any(2)
+            x, y = item.corner
+            height, width = item.mask.shape
+            assert not changed[:y].any() and not changed[y + height :].any()
+            assert not changed[:, :x].any() and not changed[:, x + width :].any()
+            assert changed[item.full_mask(96, 96)].mean() > 0.95
+    with pytest.raises(ParameterError, match="without: got 4"):
+        generate_scene(4, 0, without=4)

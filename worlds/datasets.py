@@ -88,12 +88,13 @@ class SceneDataset(_Drawn[Sample]):
 
     def _sample(self, index: int) -> Sample:
         where = (self.seed, self.start + index, self.split, self.config)
-        return scene_sample(generate_scene(*where), partial(_draw, *where))
+        draw = partial(_draw, *where)
+        return scene_sample(generate_scene(*where), draw, draw)
 
 
-def _draw(seed: int, index: int, split: str, config: SceneConfig) -> Image.Image:
-    """Draw the picture of a scene again, so that a sample need not hold it."""
-    return Image.fromarray(generate_scene(seed, index, split, config).pixels)
+def _draw(seed: int, index: int, split: str, config: SceneConfig, without: int | None = None) -> Image.Image:
+    """Draw the picture of a scene again, so that a sample need not hold it, or without one of its objects."""
+    return Image.fromarray(generate_scene(seed, index, split, config, without).pixels)
 
 
 class _DrawnSequences(_Drawn[SequenceSample]):

@@ -76,7 +76,7 @@ def _available(split: str) -> dict[str, tuple[int, ...]]:
     return {noun: numbers for noun, numbers in found.items() if numbers}
 
 
-def compose(seed: int, index: int, split: str, bare: bool = False) -> Photograph:
+def compose(seed: int, index: int, split: str, bare: bool = False, without: str | None = None) -> Photograph:
     """Compose one photograph; the same arguments give the same pixels.
 
     Parameters
@@ -89,11 +89,13 @@ def compose(seed: int, index: int, split: str, bare: bool = False) -> Photograph
         Decides which backgrounds and, of nouns with several, which cut-outs there are.
     bare : bool
         Whether no object stands there: what is left of the photograph with the same number.
+    without : str, optional
+        Category of an object that is not pasted, all others standing where they stand with it.
 
     Raises
     ------
     ParameterError
-        On another split.
+        On another split, or an object that is not there.
     ImageError
         Where the pictures were not fetched.
     """
@@ -112,20 +114,24 @@ def compose(seed: int, index: int, split: str, bare: bool = False) -> Photograph
     available = _available(split)
     n = 1 + int(rng.choice(len(N_OBJECTS), p=N_OBJECTS))
     chosen = rng.choice(sorted(available), size=n, replace=False)
+    if without is not None and without not in chosen:
+        raise ParameterError("without", without, f"one of {', '.join(sorted(chosen))}")
     masks: list[tuple[str, int, np.ndarray]] = []
-    taken = scenery
+    taken, is_first = scenery, True
     for category in chosen:
         number = int(rng.choice(available[str(category)]))
         cutout = _picture(folder / "cutouts" / str(category) / f"{number}.png", "RGBA")
         low, high = AREAS[n]
         for _ in range(8):  # smaller each time that no free place is found
             share = float(np.exp(rng.uniform(np.log(low), np.log(high))))
-            pasted = _paste(canvas, cutout, share, taken if masks else None, rng)
+            pasted = _paste(canvas, cutout, share, None if is_first else taken, rng)
             if pasted:
-                canvas, mask = pasted
-                masks = [(name, k, other & ~mask) for name, k, other in masks]
-                masks.append((str(category), number, mask))
-                scenery, taken = scenery & ~mask, taken | mask
+                with_it, mask = pasted
+                taken, is_first = taken | mask, False
+                if category != without:
+                    canvas, scenery = with_it, scenery & ~mask
+                    masks = [(name, k, other & ~mask) for name, k, other in masks]
+                    masks.append((str(category), number, mask))
                 break
             high = max(low, high * 0.8)
     objects = [PastedObject(name, None, (0, 0), mask, number) for name, number, mask in masks]

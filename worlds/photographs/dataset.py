@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import pandas as pd
@@ -17,7 +19,7 @@ from rcblib.runs.provenance import project_path
 from rcblib.tensors.checks import check_integer
 from worlds.coco import write_coco
 from worlds.photographs.compose import SIDE, SPLITS, Photograph, compose
-from worlds.photographs.sources import catalogue, nouns, sources_folder
+from worlds.photographs.sources import catalogue, is_fetched, nouns, sources_folder
 from worlds.scenes.captions import captions
 from worlds.scenes.coco import scene_object
 
@@ -46,14 +48,24 @@ def photograph_sample(photograph: Photograph) -> Sample:
         source=f"photographs/{photograph.split}",
         file_name=file_name(photograph),
         backdrop=photograph.background.kind,
+        background=photograph.background.kind,
+        without=partial(_without, *where, tuple(item.category for item in photograph.objects)),
     )
 
 
-def _picture(seed: int, index: int, split: str) -> Image.Image:
+def _picture(seed: int, index: int, split: str, without: str | None = None) -> Image.Image:
     """Compose the picture again, as JPEG gives it back, so that it does not matter whether it came from a file."""
     buffer = io.BytesIO()
-    Image.fromarray(compose(seed, index, split).pixels).save(buffer, "JPEG", quality=QUALITY)
+    pixels = compose(seed, index, split, without=without).pixels
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=QUALITY)
     return Image.open(buffer).convert("RGB")
+
+
+def _without(seed: int, index: int, split: str, categories: Sequence[str], number: int | None) -> Image.Image:
+    """Compose the picture without one of its objects, which are of different categories, or with all of them."""
+    if number is None:
+        return _picture(seed, index, split)
+    return _picture(seed, index, split, categories[check_integer("without", number, 0, len(categories) - 1)])
 
 
 class PhotographDataset(Dataset[Sample]):
@@ -88,13 +100,27 @@ class PhotographDataset(Dataset[Sample]):
         return photograph_sample(compose(self.seed, index, self.split))
 
 
+class _Sample(CocoDataset):
+    """Read the photographs that come with the project; with the pictures they are made of, compose them anew."""
+
+    def _sample(self, index: int) -> Sample:
+        sample = super()._sample(index)
+        return replace(
+            sample,
+            background=sample.backdrop or "",
+            without=partial(_without, 0, sample.image_id, self.split, [o.category for o in sample.objects])
+            if is_fetched()
+            else None,
+        )
+
+
 def open_photographs(split: str, n: int | None, *, seed: int, n_frames: int) -> Dataset[Sample]:
     """Open photographs for `rcblib.data.opening.open_dataset`: those that come along where they suffice, else composed.
 
     With seed 0, the first ones of validation and testing lie in ``data/photographs``; all others are composed.
     """
     if seed == 0 and split in SAMPLE_SIZES and (n is None or n <= SAMPLE_SIZES[split]):
-        return CocoDataset(project_path("data/photographs"), split, n)
+        return _Sample(project_path("data/photographs"), split, n)
     return PhotographDataset(split, n, seed=seed)
 
 

@@ -102,6 +102,11 @@ def default_folder() -> Path:
     return user_path(os.environ.get(SOURCES_VARIABLE) or pooch.os_cache("rcblib") / "photographs")
 
 
+def is_fetched() -> bool:
+    """Tell whether the prepared pictures are there."""
+    return (default_folder() / "complete").is_file()
+
+
 def sources_folder() -> Path:
     """Return the folder of the prepared pictures.
 
@@ -111,7 +116,7 @@ def sources_folder() -> Path:
         Where nothing was fetched yet.
     """
     folder = default_folder()
-    if not (folder / "complete").is_file():
+    if not is_fetched():
         raise ImageError(
             f"photographs: no pictures in {folder}; `python -m worlds fetch` gets them (Debian), or set "
             f"{SOURCES_VARIABLE} to a folder that it has filled"

@@ -28,7 +28,11 @@ def file_name(scene: Scene) -> str:
     return f"{scene.split}_{scene.seed}_{scene.index:06d}.png"
 
 
-def scene_sample(scene: Scene, load: Callable[[], Image.Image] | None = None) -> Sample:
+def scene_sample(
+    scene: Scene,
+    load: Callable[[], Image.Image] | None = None,
+    without: Callable[[int | None], Image.Image] | None = None,
+) -> Sample:
     """Describe a scene as a sample: five captions and its objects by decreasing area.
 
     Parameters
@@ -37,6 +41,8 @@ def scene_sample(scene: Scene, load: Callable[[], Image.Image] | None = None) ->
         What was drawn; its index becomes the image id.
     load : callable, optional
         Returns the picture again. By default the sample holds the scene's pixels.
+    without : callable, optional
+        Returns it without one of the objects, by number; see `Sample`.
     """
     return Sample(
         image_id=scene.index,
@@ -47,6 +53,8 @@ def scene_sample(scene: Scene, load: Callable[[], Image.Image] | None = None) ->
         objects=tuple(scene_object(item, scene.height, scene.width) for item in scene.objects),
         source=f"scenes/{scene.split}",
         file_name=file_name(scene),
+        background=scene.background,
+        without=without,
     )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from rcblib.records import ParameterError
+from rcblib.tensors.checks import check_integer
 from worlds.scenes.vocabulary import (
     BACKGROUNDS,
     CATEGORIES,
@@ -346,8 +347,14 @@ def check_stream(seed: int, index: int, split: str) -> None:
         raise ParameterError("seed, index", (seed, index), "integers of at least 0")
 
 
-def generate_scene(seed: int, index: int, split: str = "train", config: SceneConfig | None = None) -> Scene:
-    """Generate a scene; the same `(seed, index, split, config)` gives the same pixels.
+def generate_scene(
+    seed: int,
+    index: int,
+    split: str = "train",
+    config: SceneConfig | None = None,
+    without: int | None = None,
+) -> Scene:
+    """Generate a scene; the same arguments give the same pixels.
 
     Parameters
     ----------
@@ -357,11 +364,13 @@ def generate_scene(seed: int, index: int, split: str = "train", config: SceneCon
         ``"train"``, ``"validation"`` or ``"test"``: handwriting and photograph regions do not overlap between them.
     config : SceneConfig, optional
         Size and density.
+    without : int, optional
+        Number of an object, among those of the scene, that is not drawn: all else is as it is with it, pixel by pixel.
 
     Raises
     ------
     ParameterError
-        For a negative seed or index, or an unknown split.
+        For a negative seed or index, an unknown split, or an object that the scene does not have.
     """
     config = config or SceneConfig()
     check_stream(seed, index, split)
@@ -386,12 +395,18 @@ def generate_scene(seed: int, index: int, split: str = "train", config: SceneCon
         ]
         corners = place_boxes([(side, side) for side in sides], height, width, rng)
 
-    objects = []
+    drawn = []
     for category, side, corner in zip(categories, sides, corners, strict=True):
         name = CATEGORIES[category]
         coverage = draw_coverage(name, side, split, rng)
         color = COLOR_NAMES[rng.integers(len(COLOR_NAMES))]
-        paint_object(canvas, coverage, draw_paint(color, rng), corner)
-        objects.append(PlacedObject(name, color, corner, coverage > 0.5))
-    objects.sort(key=lambda o: -o.area)
-    return Scene(to_pixels(canvas), tuple(objects), kind, split, seed, index)
+        item = PlacedObject(name, color, corner, coverage > 0.5)
+        drawn.append((item, coverage, draw_paint(color, rng)))
+    ordered = sorted(range(n), key=lambda i: -drawn[i][0].area)
+    if without is not None:
+        del ordered[check_integer("without", without, 0, n - 1)]
+    for i in sorted(ordered):
+        item, coverage, paint = drawn[i]
+        paint_object(canvas, coverage, paint, item.corner)
+    objects = tuple(drawn[i][0] for i in ordered)
+    return Scene(to_pixels(canvas), objects, kind, split, seed, index)
