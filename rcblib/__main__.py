@@ -17,11 +17,12 @@ from rcblib.runs.options import (
     add_gates,
     add_images,
     add_model,
-    add_positions,
+    add_probe,
     add_pruners,
     add_questions,
     add_shards,
     add_table,
+    add_truth,
     results_folder,
 )
 
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Exit status as `run_command` returns it; what went wrong is told in one line on standard error.
     """
     options = _parser().parse_args(arguments)
-    kept = options.folder if options.command in ("probe", "evaluate", "gates", "explorer") else None
+    kept = options.folder if options.command in ("probe", "evaluate", "gates", "truth", "explorer") else None
     return run_command(f"rcblib {options.command}", lambda: options.run(options), kept)
 
 
@@ -61,16 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     probe.add_argument(
         "--folder", type=results_folder, required=True, help="results; a run that was killed goes on there"
     )
-    add_positions(probe)
-    probe.add_argument("--batch-size", type=int, help="inputs a pass (default: as many as memory holds)")
-    probe.add_argument("--sharing", default="auto", help="of what inputs begin with: auto, always or never")
-    probe.add_argument("--compiled", action="store_true", help="compile passes, for many images on a GPU")
-    probe.add_argument("--no-attention", dest="attention", action="store_false", help="leave attention out")
-    probe.add_argument(
-        "--shared",
-        action="store_true",
-        help="keep results of other settings, models and images in the same folder, each in a folder of its own",
-    )
+    add_probe(probe)
     add_table(probe)
     probe.set_defaults(run=_probe)
 
@@ -78,23 +70,19 @@ def _parser() -> argparse.ArgumentParser:
     add_codebook(codebook)
     codebook.set_defaults(run=_codebook)
 
-    evaluate = commands.add_parser("evaluate", help="answer questions with and without pruning")
-    add_model(evaluate)
-    add_images(evaluate)
-    add_folder(evaluate)
-    add_questions(evaluate)
-    add_pruners(evaluate)
-    add_table(evaluate)
-    evaluate.set_defaults(run=_evaluate)
-
-    gates = commands.add_parser("gates", help="measure what has to hold before a verdict means anything")
-    add_model(gates)
-    add_images(gates)
-    add_folder(gates)
-    add_questions(gates)
-    add_gates(gates)
-    add_table(gates)
-    gates.set_defaults(run=_gates)
+    for name, told, add_own, run in (
+        ("evaluate", "answer questions with and without pruning", add_pruners, _evaluate),
+        ("gates", "measure what has to hold before a verdict means anything", add_gates, _gates),
+        ("truth", "measure what each token is needed for, beside every signal of it", add_truth, _truth),
+    ):
+        command = commands.add_parser(name, help=told)
+        add_model(command)
+        add_images(command)
+        add_folder(command)
+        add_questions(command)
+        add_own(command)
+        add_table(command)
+        command.set_defaults(run=run)
 
     merge = commands.add_parser(
         "merge", help="put the tables of all shards of a run together, if none is missing"
@@ -232,22 +220,55 @@ def _questions(options: argparse.Namespace, samples: Sequence[AnySample]) -> lis
     return [question for of_task in drawn for question in of_task]
 
 
-def _gates(options: argparse.Namespace) -> None:
+def _asking(
+    options: argparse.Namespace,
+) -> tuple[Any, Any, Sequence[AnySample], list[Question], dict[ImageId, str]]:
+    """Open what is asked: model, processor, samples that fit, questions, and what was left out, and why."""
     from rcblib.data.opening import fitting_noted
-    from rcblib.evaluate.gates import ANSWERS, conditions, measure_gates, part_of
     from rcblib.mllm import adapter_for
+
+    samples, skipped = _samples(options)
+    questions = _questions(options, samples)
+    model, processor = _model(options, samples)
+    limit = adapter_for(model, processor).size_limit
+    fitting, skipped = fitting_noted(options.folder, samples, skipped, limit, options.on_error)
+    return (
+        model,
+        processor,
+        fitting,
+        questions if fitting is samples else _questions(options, fitting),
+        skipped,
+    )
+
+
+def _truth(options: argparse.Namespace) -> None:
+    from rcblib.codebook.codebook import load_codebook
+    from rcblib.evaluate.truth import TOKENS, TruthConfig, measure_truth, part_of
+    from rcblib.runs.files import write_table
+    from rcblib.runs.shards import Shard
+
+    shard = Shard.parse(options.shard, options.first)
+    names = ("n_questions", "positions", "n_side", "rerender", "seed", "sharing", "batch_size")
+    config = TruthConfig(**{name: getattr(options, name) for name in names})
+    codebook = load_codebook(options.codebook) if options.codebook else None
+    model, processor, samples, questions, skipped = _asking(options)
+    settings = {"folder": options.folder, "shard": shard, "skipped": skipped}
+    table, facts = measure_truth(model, processor, questions, samples, config, codebook, **settings)
+    if options.table:
+        write_table(options.table, table, facts)
+    for name, why in facts["left_out"].items():
+        print(f"no rank by {name}: {why}")
+    print(f"{len(part_of(table, TOKENS))} tokens of {len(facts['samples'])} images in {options.folder}")
+
+
+def _gates(options: argparse.Namespace) -> None:
+    from rcblib.evaluate.gates import ANSWERS, conditions, measure_gates, part_of
     from rcblib.runs.files import write_table
     from rcblib.runs.shards import Shard
 
     shard = Shard.parse(options.shard, options.first)
     conditions(options.retain_ratio)  # so that a wrong budget ends before a model is loaded
-    samples, skipped = _samples(options)
-    questions = _questions(options, samples)
-    model, processor = _model(options, samples)
-    fitting, skipped = fitting_noted(
-        options.folder, samples, skipped, adapter_for(model, processor).size_limit, options.on_error
-    )
-    samples, questions = fitting, questions if fitting is samples else _questions(options, fitting)
+    model, processor, samples, questions, skipped = _asking(options)
     table, facts = measure_gates(
         model,
         processor,
@@ -292,13 +313,8 @@ def _evaluate(options: argparse.Namespace) -> None:
     )
     if options.n_calibration and not (options.codebook and options.retain_ratio):
         raise ParameterError("n-calibration", options.n_calibration, "images, with codebook and retain-ratio")
-    samples, skipped = _samples(options)
-    questions = _questions(options, samples)
-    model, processor = _model(options, samples)
+    model, processor, samples, questions, skipped = _asking(options)
     adapter = adapter_for(model, processor)
-    limit = adapter.size_limit, options.on_error
-    fitting, skipped = fitting_noted(options.folder, samples, skipped, *limit)
-    samples, questions = fitting, questions if fitting is samples else _questions(options, fitting)
     if not options.pruner:  # those that nobody named are left out where they do not fit
         offers = adapter.offers
         unfit = [name for name, given in pruners.items() if any(own.signals - offers for own in given)]
@@ -308,7 +324,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     if options.n_calibration:
         others = {"split": options.calibration_split, "n_images": options.n_calibration}
         opened = _samples(argparse.Namespace(**vars(options) | others))
-        calibration, _ = fitting_noted(options.folder, *opened, *limit)
+        calibration, _ = fitting_noted(options.folder, *opened, adapter.size_limit, options.on_error)
         book = load_codebook(options.codebook)
         cuts = calibrated_cut_offs(adapter, book, calibration, options.retain_ratio, options.batch_size)
         pruners |= cut_off_pruners(book, cuts)

@@ -49,7 +49,7 @@ class Stage:
     name : str
         Name of the stage, and of the folder that it writes.
     command : str
-        ``"probe"``, ``"evaluate"``, ``"gates"`` or ``"explorer"``.
+        ``"probe"``, ``"evaluate"``, ``"gates"``, ``"truth"`` or ``"explorer"``.
     model : str
         Name of the model that replaces the default one; empty for that.
     options : dict

@@ -29,6 +29,7 @@ COMMANDS = {
     "probe": [*COMMAND, "rcblib.probe.store", "rcblib.runs.shards"],
     "evaluate": [*COMMAND, "rcblib.evaluate.parts", "rcblib.pruners.asked", "rcblib.data.questions"],
     "gates": [*COMMAND, "rcblib.evaluate.gates", "rcblib.pruners.registry", "rcblib.data.questions"],
+    "truth": [*COMMAND, "rcblib.evaluate.truth", "rcblib.data.questions"],
     "explorer": [*COMMAND, "rcblib.reading.explorer.command"],
 }
 """Modules that each command runs."""
@@ -42,6 +43,7 @@ NUMBERS = {
         "rcblib.pruners.oracle",
         "rcblib.data.questions",
     ],
+    "truth": ["rcblib.evaluate.truth", "rcblib.data.questions"],
     "explorer": ["rcblib.evaluate.explored", "rcblib.pruners.registry"],
 }
 """Those that decide its numbers: a record is not made anew for how results are kept or told."""

@@ -168,6 +168,39 @@ def add_positions(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_probe(parser: argparse.ArgumentParser) -> None:
+    """Add what is probed, and how."""
+    add_positions(parser)
+    parser.add_argument("--batch-size", type=int, help="inputs a pass (default: as many as memory holds)")
+    parser.add_argument("--sharing", default="auto", help="of what inputs begin with: auto, always or never")
+    parser.add_argument("--compiled", action="store_true", help="compile passes, for many images on a GPU")
+    parser.add_argument("--no-attention", dest="attention", action="store_false", help="leave attention out")
+    parser.add_argument(
+        "--shared",
+        action="store_true",
+        help="keep results of other settings, models and images in the same folder, each in a folder of its own",
+    )
+
+
+def add_truth(parser: argparse.ArgumentParser) -> None:
+    """Add what the truth of redundancy is measured by."""
+    parser.add_argument("--n-questions", type=int, default=4, help="questions about each image (default: 4)")
+    parser.add_argument(
+        "--positions",
+        type=numbers,
+        default="all",
+        help="tokens of each view: all, grid, or numbers (default: all)",
+    )
+    parser.add_argument("--n-side", type=int, default=8, help="tokens along each side for grid (default: 8)")
+    parser.add_argument("--sharing", default="auto", help="of what inputs begin with: auto, always or never")
+    parser.add_argument(
+        "--rerender",
+        action="store_true",
+        help="draw pictures again without one object too: drawn scenes; photographs where their pictures were fetched",
+    )
+    parser.add_argument("--codebook", help="a codebook of the model's, whose rules are signals then")
+
+
 def add_exhibits(parser: argparse.ArgumentParser) -> None:
     """Add all that the command `explorer` asks for: of which model and images, with which methods, and where to."""
     add_model(parser)

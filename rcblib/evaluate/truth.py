@@ -1,0 +1,320 @@
+"""Measure which tokens of an image are needed, by masks and by interventions, beside every signal that claims to know.
+
+The truth is of three kinds. *Coverage*: a token lies on an object. *Swapping*: the right answer becomes less likely
+when another image's background takes the token's place. *Removal*: the token lies on an object without which, when the
+picture is drawn again, the right answer becomes less likely.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from rcblib.codebook.codebook import Codebook
+from rcblib.data.base import AnySample
+from rcblib.data.pixels import PIXEL_SIGNALS, pixel_signals
+from rcblib.data.samples import identified, load_pictures
+from rcblib.evaluate.interventions import Answer, Donors, coverage_of, removal_falls, swap_falls
+from rcblib.evaluate.token_scores import codebook_rules, method_scores, rankable
+from rcblib.mllm import Adapter, adapter_for
+from rcblib.mllm.fingerprint import model_fingerprint, model_name, processor_settings
+from rcblib.probe.config import ProbeConfig
+from rcblib.probe.inputs import places_of
+from rcblib.probe.pictures import view_pictures
+from rcblib.probe.run import probe_input
+from rcblib.pruners.codebook import CodebookPruner
+from rcblib.records import EncodedImage, ImageId, ParameterError, Question
+from rcblib.runs.digest import code_digest
+from rcblib.runs.files import to_plain
+from rcblib.runs.parameters import AtLeast, Count, checked
+from rcblib.runs.records import sample_hash, table_facts
+from rcblib.runs.results import cached_unit
+from rcblib.runs.shards import Shard
+
+TOKENS, SWAPPED, REMOVED = "tokens", "swapped", "removed"
+"""Parts of the table: a row a token, a row a question and token, a row a question and object."""
+
+KEYS = ("part", "task", "question", "view", "position", "object")
+"""Columns that tell a row from the others of its image."""
+
+UNFIT_TASKS = ("caption", "backdrop")
+"""Families that are not asked: captions have many right answers, and what is behind objects is no redundancy."""
+
+
+@checked
+class TruthConfig:
+    """Say what is asked, and which tokens are looked at.
+
+    Attributes
+    ----------
+    n_questions : int
+        Questions about each image, of different families as far as there are; those whose answer is no are left out, as
+        no object is needed for it.
+    positions : str or tuple of int
+        Tokens of each view, as `ProbeConfig` takes them.
+    n_side : int
+        Positions along each side for ``"grid"``.
+    rerender : bool
+        Whether pictures are drawn again without objects too.
+    seed : int
+        Draws the questions.
+    batch_size : int
+        Inputs per forward pass at most; changes results by rounding only.
+    """
+
+    n_questions: Count = 4
+    positions: str | tuple[int, ...] = "all"
+    n_side: Count = 8
+    rerender: bool = False
+    seed: AtLeast[0] = 0
+    batch_size: Count = 64
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """Hold what all images of a run share."""
+
+    adapter: Adapter
+    config: TruthConfig
+    probing: ProbeConfig
+    donors: Donors
+    methods: Mapping[str, tuple[Any, Mapping[str, object]]]
+
+
+def measure_truth(
+    model: Any,
+    processor: Any,
+    questions: Sequence[Question],
+    samples: Sequence[AnySample],
+    config: TruthConfig | None = None,
+    codebook: Codebook | None = None,
+    *,
+    folder: str | os.PathLike,
+    shard: Shard | None = None,
+    skipped: Mapping[ImageId, str] | None = None,
+    progress: bool = True,
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Measure what each token is needed for, and every signal of it, image by image.
+
+    Parameters
+    ----------
+    model, processor : transformers.PreTrainedModel, transformers.ProcessorMixin
+        As `load_model` returns them.
+    questions : sequence of Question
+        All that may be asked about the samples; of each image a few are.
+    samples : sequence of Sample
+        Single images with masks, two at least. Shards are given all of them: tokens are swapped with those of others.
+    config : TruthConfig, optional
+        What is asked, and of which tokens.
+    codebook : Codebook, optional
+        Of the model; without it its rules are no columns.
+    folder : path-like
+        Where each finished image is kept; a run that was stopped goes on there.
+    shard : Shard, optional
+        Which of the images; by default all.
+    skipped : Mapping, optional
+        Id or file name to the reason of each image that was left out.
+    progress : bool
+        Whether to print a line an image.
+
+    Returns
+    -------
+    table : pandas.DataFrame
+        ``part`` tells three kinds of rows apart, and columns of one are empty in the others. ``"tokens"``: one a token,
+        with the signals of `rcblib.signals.SIGNALS`, of `PIXEL_SIGNALS`, and ``score_<method>`` of every method that
+        ranks tokens; ``background`` (the kind that the sample knows), ``object_share`` (of the image, that the object
+        beneath covers); and the truth: ``object_coverage``; ``swap_fall`` and ``swap_change``, the means over questions
+        of a swap's fall and of its size, whichever way it goes; and, where pictures were drawn again, ``removal_fall``:
+        the mean over questions of what each object's removal takes, summed over the shares of the patch that the
+        objects cover. ``"swapped"``: `swap_falls`, one a question and token. ``"removed"``:
+        `removal_falls`, one a question and object. Falls are in nats; higher = needed more.
+    facts : dict
+        As `rcblib.runs.records.table_facts` gives them, with ``left_out``: methods that rank no token here, and why.
+
+    Raises
+    ------
+    ParameterError
+        Before any work: if samples are no single images with masks, or fewer than two, no question fits, or pictures
+        are to be drawn again that cannot be.
+    """
+    config = config or TruthConfig()
+    adapter, samples = adapter_for(model, processor), list(samples)
+    _check_samples(samples, config)
+    asked = chosen_questions(questions, config.n_questions, config.seed)
+    if not asked:
+        accepted = f"questions of other families than {', '.join(UNFIT_TASKS)}, with another answer than no"
+        raise ParameterError("questions", f"{len(questions)}, none that fits", accepted)
+    samples = [sample for sample in samples if sample.image_id in asked]
+    by_id = {sample.image_id: sample for sample in samples}
+    methods, left_out = rankable(adapter)
+    listed: dict[str, tuple[Any, Mapping[str, object]]] = {name: (own, {}) for name, own in methods.items()}
+    if codebook is not None:
+        codebook.check_fits(adapter.family, adapter.d_model)
+        listed |= codebook_rules(adapter, codebook)
+    left_out = {name: why for name, why in left_out.items() if name not in listed and name != "codebook"}
+    probing = ProbeConfig(positions=config.positions, n_side=config.n_side, batch_size=config.batch_size)
+    shared = _Measured(adapter, config, probing, Donors(adapter, by_id), listed)
+    identities, _ = identified(samples, limit=adapter.size_limit)
+    described = {name: value for name, value in to_plain(config).items() if name != "batch_size"}
+    prototypes = codebook and CodebookPruner(codebook, retain_ratio=1.0).description()["codebook"]
+    description = {
+        "model": model_name(adapter.model),
+        "model_fingerprint": model_fingerprint(adapter.model),
+        **processor_settings(processor),
+        "config": described,
+        "codebook": prototypes,
+        "images": [sample_hash(identity) for identity in identities.values()],
+    }
+    code = code_digest(__name__)
+    shard = shard or Shard()
+    chosen = shard.of_images(by_id, skipped or {})
+    frames, units = [], []
+    for number, image_id in enumerate(chosen, 1):
+        key = description | {
+            "sample": identities[image_id],
+            "questions": [to_plain(q) for q in asked[image_id]],
+        }
+        table, made = cached_unit(
+            folder, "truth", key, code, lambda i=image_id: _of_image(shared, by_id[i], asked[i])
+        )
+        frames.append(table)
+        units.append(made)
+        if progress:
+            print(f"truth of image {number} of {len(chosen)}, {made['seconds']:.0f} s", flush=True)
+    table = pd.concat(frames, ignore_index=True)
+    keys = [name for name in KEYS if name in table]
+    hashes = {image_id: sample_hash(identities[image_id]) for image_id in chosen}
+    facts = table_facts(description | {"code": code}, keys, hashes, units)
+    return table, facts | shard.share(by_id, skipped or {}) | {"left_out": left_out}
+
+
+def chosen_questions(
+    questions: Sequence[Question], n_questions: int, seed: int = 0
+) -> dict[ImageId, list[Question]]:
+    """Choose a few questions about each image, of different families as far as there are.
+
+    Returns
+    -------
+    dict
+        Image id to questions; images without any that fits are left out. What is asked about an image does not depend
+        on the others.
+    """
+    fit: dict[ImageId, dict[tuple[str, str], Question]] = {}
+    for question in questions:
+        if question.task not in UNFIT_TASKS and question.answer.lower() != "no":
+            fit.setdefault(question.image_id, {}).setdefault((question.task, question.text), question)
+    chosen = {}
+    for image_id, own in fit.items():
+        digits = [ord(character) for character in str(image_id)]
+        rng = np.random.default_rng([seed, *digits])
+        drawn = [list(own.values())[i] for i in rng.permutation(len(own))]
+        turn = pd.DataFrame({"task": [question.task for question in drawn]}).groupby("task").cumcount()
+        chosen[image_id] = [drawn[i] for i in np.argsort(turn, kind="stable")[:n_questions]]
+    return chosen
+
+
+def part_of(table: pd.DataFrame, part: str) -> pd.DataFrame:
+    """Return the rows of one part of a table of `measure_truth`, without the columns that are empty in it."""
+    rows = table[table["part"] == part].drop(columns="part")
+    return rows.dropna(axis="columns", how="all").reset_index(drop=True)
+
+
+def _check_samples(samples: Sequence[AnySample], config: TruthConfig) -> None:
+    for sample in samples:
+        if sample.kind != "image" or not sample.objects:
+            given = f"image {sample.image_id}, {'without objects' if sample.kind == 'image' else sample.kind}"
+            raise ParameterError("samples", given, "single images with masks of their objects")
+        if config.rerender and sample.without is None:
+            given = f"True, with image {sample.image_id} of {sample.source}, which cannot be drawn again"
+            raise ParameterError("rerender", given, "False, or images of a world that draws them")
+
+
+def _of_image(shared: _Measured, sample: AnySample, questions: Sequence[Question]) -> pd.DataFrame:
+    """Return all rows of one image."""
+    adapter, pictures = shared.adapter, load_pictures(sample)
+    tokens, _ = probe_input(adapter, pictures, sample.kind, sample, shared.probing)
+    needs = {need for method, _ in shared.methods.values() for need in method.needs} & adapter.offers
+    image = adapter.encode_input(pictures, sample.kind, needs=needs)[0]
+    columns = _scores(shared, image, questions, sample)
+    shown = view_pictures(adapter.processor, pictures[0], image.views)
+    for name in PIXEL_SIGNALS:
+        columns[name] = np.concatenate(
+            [pixel_signals(shown[place.inside], place.view.grid)[name] for place in places_of([image])]
+        )
+    read_at = tokens["token"].to_numpy()
+    tokens = tokens.assign(**{name: values[read_at] for name, values in columns.items()})
+
+    swapped = _swapped(shared, sample, image, tokens, questions)
+    changes = swapped.assign(swap_fall=swapped["fall"], swap_change=swapped["fall"].abs())
+    means = changes.groupby(["view", "position"])[["swap_fall", "swap_change"]].mean().reset_index()
+    tokens = tokens.merge(means, on=["view", "position"], how="left")
+    parts = [tokens.assign(part=TOKENS), swapped.assign(part=SWAPPED)]
+    if shared.config.rerender:
+        rows = removal_falls(adapter, sample, questions, lambda q, r: _answer(shared, q, r))
+        removed = pd.DataFrame(list(rows)).assign(image_id=sample.image_id)
+        falls = removed.groupby("object")["fall"].mean()
+        beneath = _object_shares(adapter, sample, image)
+        by_token = sum(falls[number] * shares for number, shares in beneath.items())
+        parts[0] = parts[0].assign(removal_fall=by_token[read_at])
+        parts.append(removed.assign(part=REMOVED))
+    area = {item.category: 0.0 for item in sample.objects}
+    for item in sample.objects:
+        area[item.category] += item.area / (sample.width * sample.height)
+    parts[0] = parts[0].assign(
+        background=sample.background or sample.backdrop or "unknown",
+        object_share=parts[0]["object_category"].map(area),
+    )
+    return pd.concat(parts, ignore_index=True)
+
+
+def _answer(shared: _Measured, question: Question, rows: Any) -> Answer:
+    return Answer(shared.adapter, question, rows, shared.config.batch_size)
+
+
+def _swapped(
+    shared: _Measured,
+    sample: AnySample,
+    image: EncodedImage,
+    tokens: pd.DataFrame,
+    questions: Sequence[Question],
+) -> pd.DataFrame:
+    """Return the rows of all questions: each sees other donors."""
+    positions = {int(view): rows["position"].tolist() for view, rows in tokens.groupby("view")}
+    rows, places, parts = shared.adapter.assemble(image), places_of([image]), []
+    for turn, question in enumerate(questions):
+        donors = shared.donors.rows(sample.image_id, places, turn)
+        answer = _answer(shared, question, rows)
+        falls = swap_falls(shared.adapter, image, answer, donors, positions)
+        intact = {"log_probability": float(answer.intact[0])}
+        parts.append(falls.assign(task=question.task, question=question.text, **intact))
+    return pd.concat(parts, ignore_index=True).assign(image_id=sample.image_id)
+
+
+def _scores(
+    shared: _Measured,
+    image: EncodedImage,
+    questions: Sequence[Question],
+    sample: AnySample,
+) -> dict[str, np.ndarray]:
+    """Return every method's score of the tokens of all views."""
+    prompts = [shared.adapter.prompt(question.text) for question in questions]
+    index = shared.donors.ids.index(sample.image_id)
+    return {
+        f"score_{name}": method_scores(shared.adapter, image, prompts, method, settings, index).numpy()
+        for name, (method, settings) in shared.methods.items()
+    }
+
+
+def _object_shares(adapter: Adapter, sample: AnySample, image: EncodedImage) -> dict[int, np.ndarray]:
+    """Return the share of each patch that each object covers, by its number, view after view."""
+    return {
+        number: np.concatenate(
+            [coverage_of(adapter, replace(sample, objects=(item,)), view).numpy() for view in image.views]
+        )
+        for number, item in enumerate(sample.objects)
+    }
