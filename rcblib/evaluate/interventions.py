@@ -45,6 +45,8 @@ class Answer:
         The image as it is.
     batch_size : int, optional
         Inputs per forward pass.
+    sharing : {"auto", "always", "never"}
+        Of what inputs begin with, as in `rcblib.probe.config.ProbeConfig`.
 
     Attributes
     ----------
@@ -62,11 +64,16 @@ class Answer:
     """
 
     def __init__(
-        self, adapter: Adapter, question: Question, rows: VisualInput, batch_size: int | None = None
+        self,
+        adapter: Adapter,
+        question: Question,
+        rows: VisualInput,
+        batch_size: int | None = None,
+        sharing: str = "auto",
     ):
         self.adapter, self.question, self.batch_size = adapter, question, batch_size
         self.prompt = adapter.prompt(question.text)
-        self.prefix = adapter.shared_prefix()
+        self.prefix = adapter.shared_prefix(sharing)
         self.own_id = int(self._read([rows], ()).argmax(-1))
         found = {
             form: self.log_probabilities([rows], form)[0]

@@ -8,8 +8,9 @@ picture is drawn again, the right answer becomes less likely.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,11 +29,12 @@ from rcblib.probe.inputs import places_of
 from rcblib.probe.pictures import view_pictures
 from rcblib.probe.run import probe_input
 from rcblib.pruners.codebook import CodebookPruner
+from rcblib.pruners.registry import Method
 from rcblib.records import EncodedImage, ImageId, ParameterError, Question
 from rcblib.runs.digest import code_digest
-from rcblib.runs.files import to_plain
+from rcblib.runs.files import config_hash, to_plain
 from rcblib.runs.parameters import AtLeast, Count, checked
-from rcblib.runs.records import sample_hash, table_facts
+from rcblib.runs.records import is_record, read_record, sample_hash, table_facts
 from rcblib.runs.results import cached_unit
 from rcblib.runs.shards import Shard
 
@@ -63,6 +65,8 @@ class TruthConfig:
         Whether pictures are drawn again without objects too.
     seed : int
         Draws the questions.
+    sharing : {"auto", "always", "never"}
+        Of what inputs begin with, as in `ProbeConfig`.
     batch_size : int
         Inputs per forward pass at most; changes results by rounding only.
     """
@@ -72,18 +76,8 @@ class TruthConfig:
     n_side: Count = 8
     rerender: bool = False
     seed: AtLeast[0] = 0
+    sharing: str = "auto"
     batch_size: Count = 64
-
-
-@dataclass(frozen=True)
-class _Measured:
-    """Hold what all images of a run share."""
-
-    adapter: Adapter
-    config: TruthConfig
-    probing: ProbeConfig
-    donors: Donors
-    methods: Mapping[str, tuple[Any, Mapping[str, object]]]
 
 
 def measure_truth(
@@ -141,46 +135,20 @@ def measure_truth(
     ParameterError
         Before any work: if samples are no single images with masks, or fewer than two, no question fits, or pictures
         are to be drawn again that cannot be.
+
+    Warns
+    -----
+    UserWarning
+        Of a model in half precision, whose rounding hides what single tokens change.
     """
-    config = config or TruthConfig()
-    adapter, samples = adapter_for(model, processor), list(samples)
-    _check_samples(samples, config)
-    asked = chosen_questions(questions, config.n_questions, config.seed)
-    if not asked:
-        accepted = f"questions of other families than {', '.join(UNFIT_TASKS)}, with another answer than no"
-        raise ParameterError("questions", f"{len(questions)}, none that fits", accepted)
-    samples = [sample for sample in samples if sample.image_id in asked]
-    by_id = {sample.image_id: sample for sample in samples}
-    methods, left_out = rankable(adapter)
-    listed: dict[str, tuple[Any, Mapping[str, object]]] = {name: (own, {}) for name, own in methods.items()}
-    if codebook is not None:
-        codebook.check_fits(adapter.family, adapter.d_model)
-        listed |= codebook_rules(adapter, codebook)
-    left_out = {name: why for name, why in left_out.items() if name not in listed and name != "codebook"}
-    probing = ProbeConfig(positions=config.positions, n_side=config.n_side, batch_size=config.batch_size)
-    shared = _Measured(adapter, config, probing, Donors(adapter, by_id), listed)
-    identities, _ = identified(samples, limit=adapter.size_limit)
-    described = {name: value for name, value in to_plain(config).items() if name != "batch_size"}
-    prototypes = codebook and CodebookPruner(codebook, retain_ratio=1.0).description()["codebook"]
-    description = {
-        "model": model_name(adapter.model),
-        "model_fingerprint": model_fingerprint(adapter.model),
-        **processor_settings(processor),
-        "config": described,
-        "codebook": prototypes,
-        "images": [sample_hash(identity) for identity in identities.values()],
-    }
-    code = code_digest(__name__)
-    shard = shard or Shard()
-    chosen = shard.of_images(by_id, skipped or {})
+    run = _Run(model, processor, questions, samples, config, codebook)
+    code, shard = code_digest(__name__), shard or Shard()
+    chosen = shard.of_images(run.samples, skipped or {})
     frames, units = [], []
     for number, image_id in enumerate(chosen, 1):
-        key = description | {
-            "sample": identities[image_id],
-            "questions": [to_plain(q) for q in asked[image_id]],
-        }
+        own = {"sample": run.identities[image_id], "questions": list(map(to_plain, run.asked[image_id]))}
         table, made = cached_unit(
-            folder, "truth", key, code, lambda i=image_id: _of_image(shared, by_id[i], asked[i])
+            folder, "truth", run.description | own, code, lambda i=image_id: run.of_image(i)
         )
         frames.append(table)
         units.append(made)
@@ -188,9 +156,35 @@ def measure_truth(
             print(f"truth of image {number} of {len(chosen)}, {made['seconds']:.0f} s", flush=True)
     table = pd.concat(frames, ignore_index=True)
     keys = [name for name in KEYS if name in table]
-    hashes = {image_id: sample_hash(identities[image_id]) for image_id in chosen}
-    facts = table_facts(description | {"code": code}, keys, hashes, units)
-    return table, facts | shard.share(by_id, skipped or {}) | {"left_out": left_out}
+    hashes = {image_id: sample_hash(run.identities[image_id]) for image_id in chosen}
+    facts = table_facts(run.description | {"code": code}, keys, hashes, units)
+    return table, facts | shard.share(run.samples, skipped or {}) | {"left_out": run.left_out}
+
+
+def shared_truth(
+    model: Any,
+    processor: Any,
+    questions: Sequence[Question],
+    samples: Sequence[AnySample],
+    config: TruthConfig | None = None,
+    codebook: Codebook | None = None,
+    *,
+    folder: str | os.PathLike,
+) -> pd.DataFrame:
+    """Return the table of `measure_truth`, measured here or read from a recorded table in the folder's place.
+
+    Raises
+    ------
+    ParameterError
+        As `measure_truth`; also if a record is damaged, or of other settings, images or another model.
+    """
+    if not is_record(folder):
+        table, _ = measure_truth(model, processor, questions, samples, config, codebook, folder=folder)
+        return table
+    run, record = _Run(model, processor, questions, samples, config, codebook), read_record(folder)
+    record.check(run.description, {i: sample_hash(identity) for i, identity in run.identities.items()})
+    print(record.origin(code_digest(__name__)), flush=True)
+    return record.table
 
 
 def chosen_questions(
@@ -234,80 +228,116 @@ def _check_samples(samples: Sequence[AnySample], config: TruthConfig) -> None:
             raise ParameterError("rerender", given, "False, or images of a world that draws them")
 
 
-def _of_image(shared: _Measured, sample: AnySample, questions: Sequence[Question]) -> pd.DataFrame:
-    """Return all rows of one image."""
-    adapter, pictures = shared.adapter, load_pictures(sample)
-    tokens, _ = probe_input(adapter, pictures, sample.kind, sample, shared.probing)
-    needs = {need for method, _ in shared.methods.values() for need in method.needs} & adapter.offers
-    image = adapter.encode_input(pictures, sample.kind, needs=needs)[0]
-    columns = _scores(shared, image, questions, sample)
-    shown = view_pictures(adapter.processor, pictures[0], image.views)
-    for name in PIXEL_SIGNALS:
-        columns[name] = np.concatenate(
-            [pixel_signals(shown[place.inside], place.view.grid)[name] for place in places_of([image])]
-        )
-    read_at = tokens["token"].to_numpy()
-    tokens = tokens.assign(**{name: values[read_at] for name, values in columns.items()})
+class _Run:
+    """Hold what all images of a run share, and measure them one by one."""
 
-    swapped = _swapped(shared, sample, image, tokens, questions)
-    changes = swapped.assign(swap_fall=swapped["fall"], swap_change=swapped["fall"].abs())
-    means = changes.groupby(["view", "position"])[["swap_fall", "swap_change"]].mean().reset_index()
-    tokens = tokens.merge(means, on=["view", "position"], how="left")
-    parts = [tokens.assign(part=TOKENS), swapped.assign(part=SWAPPED)]
-    if shared.config.rerender:
-        rows = removal_falls(adapter, sample, questions, lambda q, r: _answer(shared, q, r))
-        removed = pd.DataFrame(list(rows)).assign(image_id=sample.image_id)
-        falls = removed.groupby("object")["fall"].mean()
-        beneath = _object_shares(adapter, sample, image)
-        by_token = sum(falls[number] * shares for number, shares in beneath.items())
-        parts[0] = parts[0].assign(removal_fall=by_token[read_at])
-        parts.append(removed.assign(part=REMOVED))
-    area = {item.category: 0.0 for item in sample.objects}
-    for item in sample.objects:
-        area[item.category] += item.area / (sample.width * sample.height)
-    parts[0] = parts[0].assign(
-        background=sample.background or sample.backdrop or "unknown",
-        object_share=parts[0]["object_category"].map(area),
-    )
-    return pd.concat(parts, ignore_index=True)
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        questions: Sequence[Question],
+        samples: Sequence[AnySample],
+        config: TruthConfig | None,
+        codebook: Codebook | None,
+    ):
+        self.config = config = config or TruthConfig()
+        self.adapter = adapter = adapter_for(model, processor)
+        _check_samples(samples, config)
+        self.asked = chosen_questions(questions, config.n_questions, config.seed)
+        self.samples = {each.image_id: each for each in samples if each.image_id in self.asked}
+        if not self.samples:
+            accepted = (
+                f"questions of other families than {', '.join(UNFIT_TASKS)}, with another answer than no"
+            )
+            raise ParameterError("questions", f"{len(questions)}, none that fits", accepted)
+        if model.dtype.itemsize < 4:
+            warnings.warn(
+                f"dtype: {model.dtype} rounds by more than what a single token changes; float32 does not",
+                stacklevel=3,
+            )
+        methods, left_out = rankable(adapter)
+        self.methods: dict[str, tuple[Method, Mapping[str, object]]] = {
+            n: (m, {}) for n, m in methods.items()
+        }
+        if codebook is not None:
+            codebook.check_fits(adapter.family, adapter.d_model)
+            self.methods |= codebook_rules(adapter, codebook)
+        self.left_out = {
+            name: why for name, why in left_out.items() if name not in {"codebook", *self.methods}
+        }
+        names = ("positions", "n_side", "sharing", "batch_size")
+        self.probing = ProbeConfig(**{name: getattr(config, name) for name in names})
+        self.donors = Donors(adapter, self.samples)
+        self.identities, _ = identified(list(self.samples.values()), limit=adapter.size_limit)
+        described = {name: value for name, value in to_plain(config).items() if name != "batch_size"}
+        prototypes = codebook and CodebookPruner(codebook, retain_ratio=1.0).description()["codebook"]
+        self.description = {
+            "model": model_name(adapter.model),
+            "model_fingerprint": model_fingerprint(adapter.model),
+            **processor_settings(processor),
+            "config": described,
+            "codebook": prototypes,
+            "images": config_hash({"samples": list(self.identities.values())}),
+        }
 
+    def of_image(self, image_id: ImageId) -> pd.DataFrame:
+        """Return all rows of one image."""
+        sample, questions, adapter = self.samples[image_id], self.asked[image_id], self.adapter
+        pictures = load_pictures(sample)
+        tokens, _ = probe_input(adapter, pictures, sample.kind, sample, self.probing)
+        needs = {need for method, _ in self.methods.values() for need in method.needs} & adapter.offers
+        image = adapter.encode_input(pictures, sample.kind, needs=needs)[0]
+        columns = self._scores(image, questions, self.donors.ids.index(image_id))
+        shown = view_pictures(adapter.processor, pictures[0], image.views)
+        of_views = [pixel_signals(*each) for each in zip(shown, (v.grid for v in image.views), strict=True)]
+        columns |= {name: np.concatenate([own[name] for own in of_views]) for name in PIXEL_SIGNALS}
+        read_at = tokens["token"].to_numpy()
+        tokens = tokens.assign(**{name: values[read_at] for name, values in columns.items()})
+        swapped = self._swapped(sample, image, tokens, questions)
+        changes = swapped.assign(swap_fall=swapped["fall"], swap_change=swapped["fall"].abs())
+        means = changes.groupby(["view", "position"])[["swap_fall", "swap_change"]].mean().reset_index()
+        tokens = tokens.merge(means, on=["view", "position"], how="left")
+        parts = [swapped.assign(part=SWAPPED)]
+        if self.config.rerender:
+            removed = pd.DataFrame(list(removal_falls(adapter, sample, questions, self._answer)))
+            falls = removed.groupby("object")["fall"].mean()
+            beneath = _object_shares(adapter, sample, image)
+            tokens["removal_fall"] = sum(falls[k] * shares for k, shares in beneath.items())[read_at]
+            parts.append(removed.assign(part=REMOVED))
+        area: dict[str, float] = {}
+        for item in sample.objects:
+            area[item.category] = area.get(item.category, 0) + item.area / (sample.width * sample.height)
+        tokens["object_share"] = tokens["object_category"].map(area)
+        tokens["background"] = sample.background or sample.backdrop or "unknown"
+        table = pd.concat([tokens.assign(part=TOKENS), *parts], ignore_index=True)
+        return table.assign(image_id=image_id)
 
-def _answer(shared: _Measured, question: Question, rows: Any) -> Answer:
-    return Answer(shared.adapter, question, rows, shared.config.batch_size)
+    def _answer(self, question: Question, rows: Any) -> Answer:
+        return Answer(self.adapter, question, rows, self.config.batch_size, self.config.sharing)
 
+    def _swapped(
+        self, sample: AnySample, image: EncodedImage, tokens: pd.DataFrame, questions: Sequence[Question]
+    ) -> pd.DataFrame:
+        """Return the rows of all questions: each sees other donors."""
+        positions = {int(view): rows["position"].tolist() for view, rows in tokens.groupby("view")}
+        rows, places, parts = self.adapter.assemble(image), places_of([image]), []
+        for turn, question in enumerate(questions):
+            donors = self.donors.rows(sample.image_id, places, turn)
+            answer = self._answer(question, rows)
+            falls = swap_falls(self.adapter, image, answer, donors, positions)
+            intact = {"log_probability": float(answer.intact[0])}
+            parts.append(falls.assign(task=question.task, question=question.text, **intact))
+        return pd.concat(parts, ignore_index=True)
 
-def _swapped(
-    shared: _Measured,
-    sample: AnySample,
-    image: EncodedImage,
-    tokens: pd.DataFrame,
-    questions: Sequence[Question],
-) -> pd.DataFrame:
-    """Return the rows of all questions: each sees other donors."""
-    positions = {int(view): rows["position"].tolist() for view, rows in tokens.groupby("view")}
-    rows, places, parts = shared.adapter.assemble(image), places_of([image]), []
-    for turn, question in enumerate(questions):
-        donors = shared.donors.rows(sample.image_id, places, turn)
-        answer = _answer(shared, question, rows)
-        falls = swap_falls(shared.adapter, image, answer, donors, positions)
-        intact = {"log_probability": float(answer.intact[0])}
-        parts.append(falls.assign(task=question.task, question=question.text, **intact))
-    return pd.concat(parts, ignore_index=True).assign(image_id=sample.image_id)
-
-
-def _scores(
-    shared: _Measured,
-    image: EncodedImage,
-    questions: Sequence[Question],
-    sample: AnySample,
-) -> dict[str, np.ndarray]:
-    """Return every method's score of the tokens of all views."""
-    prompts = [shared.adapter.prompt(question.text) for question in questions]
-    index = shared.donors.ids.index(sample.image_id)
-    return {
-        f"score_{name}": method_scores(shared.adapter, image, prompts, method, settings, index).numpy()
-        for name, (method, settings) in shared.methods.items()
-    }
+    def _scores(
+        self, image: EncodedImage, questions: Sequence[Question], index: int
+    ) -> dict[str, np.ndarray]:
+        """Return every method's score of the tokens of all views."""
+        prompts = [self.adapter.prompt(question.text) for question in questions]
+        return {
+            f"score_{name}": method_scores(self.adapter, image, prompts, method, settings, index).numpy()
+            for name, (method, settings) in self.methods.items()
+        }
 
 
 def _object_shares(adapter: Adapter, sample: AnySample, image: EncodedImage) -> dict[int, np.ndarray]:
