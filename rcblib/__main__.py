@@ -23,7 +23,6 @@ from rcblib.runs.options import (
     add_shards,
     add_table,
     add_truth,
-    results_folder,
 )
 
 if TYPE_CHECKING:
@@ -59,9 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     probe = commands.add_parser("probe", help="measure every signal of the visual tokens of some images")
     add_model(probe)
     add_images(probe)
-    probe.add_argument(
-        "--folder", type=results_folder, required=True, help="results; a run that was killed goes on there"
-    )
+    add_folder(probe)
     add_probe(probe)
     add_table(probe)
     probe.set_defaults(run=_probe)

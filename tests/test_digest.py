@@ -290,8 +290,9 @@ code_digest("own_method")
 def test_stages_depend_on_all_that_their_commands_import():
     own = {
         "probe": ["_probe"],
-        "evaluate": ["_evaluate", "_questions"],
-        "gates": ["_gates", "_questions"],
+        "evaluate": ["_evaluate", "_asking", "_questions"],
+        "gates": ["_gates", "_asking", "_questions"],
+        "truth": ["_truth", "_asking", "_questions"],
         "explorer": ["_explorer"],
     }
     assert own.keys() == COMMANDS.keys()

@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 
+import families
 import numpy as np
 import pandas as pd
 import pytest
@@ -20,7 +21,7 @@ from rcblib.evaluate.interventions import (
     removal_falls,
     swap_falls,
 )
-from rcblib.evaluate.token_scores import BUDGETS, method_scores, rankable
+from rcblib.evaluate.token_scores import BUDGETS, method_scores, rankable, token_measures
 from rcblib.evaluate.truth import (
     REMOVED,
     SWAPPED,
@@ -36,6 +37,7 @@ from rcblib.pruners.registry import PRUNERS
 from rcblib.reading.truth import (
     area,
     average_precision,
+    candidate_label,
     image_values,
     positives,
     signals_against_truth,
@@ -44,11 +46,13 @@ from rcblib.reading.truth import (
     validate,
     with_candidates,
 )
-from rcblib.records import ParameterError, Question
+from rcblib.records import ParameterError, Question, Sample, SceneObject
 from rcblib.runs.agreement import compare_with_record
 from rcblib.runs.files import read_table
 from rcblib.runs.merging import merge_tables
 from rcblib.runs.records import read_record, write_record
+from rcblib.runs.shards import Shard
+from worlds.coco import encode_mask
 from worlds.datasets import SceneDataset
 from worlds.scenes.coco import export_coco
 from worlds.scenes.generator import generate_scene
@@ -179,6 +183,14 @@ def test_scores_agree_with_what_methods_keep(adapter, samples):
     torch.testing.assert_close(strided, kept / len(BUDGETS))
 
 
+def test_a_token_is_measured_by_itself(adapter, samples):
+    image = encoded(adapter, samples[0])
+    found, words = token_measures(adapter, image), adapter.model.get_input_embeddings().weight
+    torch.testing.assert_close(found["token_norm"], image.tokens.norm(dim=-1))
+    cosine = torch.nn.functional.cosine_similarity(image.tokens[5], words, dim=-1).max()
+    torch.testing.assert_close(found["token_word_similarity"][5], cosine)
+
+
 def test_methods_inside_the_llm_rank_by_what_they_read(monkeypatch, samples):
     monkeypatch.setattr(tiny, "TINY_TEXT", tiny.TINY_TEXT | {"num_hidden_layers": 4})
     adapter = adapter_for(*tiny.tiny_llava())
@@ -213,6 +225,7 @@ def test_truth_runs_on_a_coco_folder_in_shards_and_agrees_with_its_record(coco_f
     assert "no rank by pooled: it takes the mean" in capsys.readouterr().out
     table, facts = merge_tables(tables)
     tokens, swapped = part_of(table, TOKENS), part_of(table, SWAPPED)
+    assert tokens["position"].dtype.kind == swapped["view"].dtype.kind == "i"
     assert len(tokens) == 4 * 9 and len(part_of(table, REMOVED)) == 0
     assert swapped.groupby(["image_id", "question"]).size().max() <= 9
     assert swapped["question"].str.startswith("Is there").all()
@@ -253,6 +266,43 @@ def test_drawn_scenes_are_drawn_again(pair, tmp_path):
         assert (own["removal_fall"] != 0).any()
 
 
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_every_family_is_measured_token_by_token(family, tmp_path):
+    known, pair = families.FAMILIES[family], families.FAMILIES[family].build()
+    fits = (size for size, grids in zip(known.sizes, known.grids, strict=True) if min(map(min, grids)) > 2)
+    width, height = next(fits)
+    mask = np.zeros((height, width), bool)
+    mask[: height // 2, : width // 2] = True
+    rle = encode_mask(mask)
+    samples = [
+        Sample(
+            i,
+            lambda i=i: tiny.random_images(1, (width, height), seed=i)[0],
+            width,
+            height,
+            objects=(SceneObject("cat", (0, 0, width // 2, height // 2), rle, float(mask.sum())),)
+            if i
+            else (),
+            source="test",
+        )
+        for i in range(2)
+    ]
+    asked = [Question(i, "one_word", QUESTION, "cat") for i in range(2)]
+    config = TruthConfig(positions=(0, 8), n_questions=1)
+    table, facts = measure_truth(
+        *pair, asked, samples, config, folder=tmp_path, shard=Shard(2, 2), progress=False
+    )
+    tokens, swapped = part_of(table, TOKENS), part_of(table, SWAPPED)
+    n_views = len(adapter_for(*pair).encode([samples[1].image])[0].views)
+    assert len(tokens) == 2 * n_views == len(swapped)
+    assert (swapped["fall"] != 0).any() and tokens["swap_change"].notna().all()
+    assert tokens.filter(like="score_").notna().all().all()
+    if adapter_for(*pair).has_cls:
+        assert "score_cls_attention" in tokens
+    else:
+        assert "without [CLS] attention" in facts["left_out"]["cls_attention"]
+
+
 def test_questions_are_of_different_families_and_need_an_object():
     asked = [Question("a", "color", f"color {k}", "red") for k in range(5)]
     asked += [Question("a", "count", "count", "two"), Question("a", "yes_no", "there", "no")]
@@ -264,8 +314,8 @@ def test_questions_are_of_different_families_and_need_an_object():
 
 
 def test_samples_without_masks_end_the_run_before_it_begins(pair, tmp_path):
-    bare = sample_with(1)
-    with pytest.raises(ParameterError, match="samples: got 'image 1, without objects'"):
+    bare = replace(sample_with(1), objects=None)
+    with pytest.raises(ParameterError, match="samples: got 'image 1, without masks'"):
         measure_truth(*pair, [Question(1, "count", "?", "two")], [bare, bare], folder=tmp_path)
 
 
@@ -324,6 +374,20 @@ def test_a_perfect_signal_a_reversed_one_and_chance(made_up):
     assert set(sizes.index) == {"small", "large"} and sizes.groupby(level=0).first().sum() == 40
     values = image_values(tokens, ~positives(tokens)["coverage"], ["entropy"])
     assert summarize(values, np.random.default_rng(0))["value"][0] == 0
+
+
+def test_candidates_have_names_for_readers():
+    names = {
+        "token_norm": "length of the token",
+        "information": "top-1 probability and influence",
+        "pixel_median_distance": "pixels: median distance",
+        "score_visionzip": "VisionZip",
+        "score_codebook_distinct": "codebook without copies",
+        "score_codebook_double_softmax": "codebook, softmax over tokens and prototypes",
+        "attention_last_layer_3": "attention, last, layer 3",
+        "cls_similarity": "similarity to [CLS]",
+    }
+    assert {name: candidate_label(name) for name in names} == names
 
 
 def test_the_truth_is_validated_by_itself(made_up):

@@ -13,7 +13,6 @@ import torch
 from rcblib.codebook.codebook import Codebook, image_identifiers
 from rcblib.codebook.criterion import CodebookCriterion, as_doubles
 from rcblib.codebook.pooling import (
-    N_NEIGHBOURS,
     Pool,
     ProbedImage,
     clusters,
@@ -158,7 +157,7 @@ def _selected(
         f"{pool.counts['n_low_information']} low-information (top-1 probability < {criterion.tau_p}, influence < "
         f"{criterion.tau_jsd}), {len(pool.image_ids)} of them in clusters of at most {criterion.cluster_size_max}"
     )
-    n_needed = max(criterion.n_prototype_clusters, N_NEIGHBOURS)
+    n_needed = max(criterion.n_prototype_clusters, criterion.n_neighbours)
     if len(pool.image_ids) < n_needed:
         raise CodebookError(
             f"no codebook: {counts}; {criterion.n_prototype_clusters} prototype clusters need {n_needed}"
@@ -167,7 +166,8 @@ def _selected(
     of_cluster: list[int] = []
     images_per_cluster: list[int] = []
     most_images = 0
-    for members in clusters(pool.tokens, criterion.n_prototype_clusters, generator):
+    settings = criterion.n_prototype_clusters, criterion.n_neighbours
+    for members in clusters(pool.tokens, *settings, generator):
         n_images = len({pool.image_ids[row] for row in members})
         most_images = max(most_images, n_images)
         if n_images > criterion.min_images:
@@ -194,7 +194,7 @@ def _selected(
         tuple(numbers["positions"]) if "positions" in numbers else None,
         {
             "criterion": dataclasses.asdict(criterion),
-            "n_neighbours": N_NEIGHBOURS,
+            "n_neighbours": criterion.n_neighbours,
             "selection": selection,
             "clusters": of_cluster,
             **({"views": numbers["views"]} if "views" in numbers else {}),

@@ -37,6 +37,8 @@ class CodebookCriterion:
         Clusters of the pooled tokens (stage 2).
     min_images : int
         A stage-2 cluster is kept when it draws from *more than* this many distinct images.
+    n_neighbours : int
+        Neighbours that give DPC-KNN its density, the point itself among them; an image needs at least as many tokens.
 
     Source: section 4 of the paper; defaults are those of the LLaVA-1.5-7B codebook.
     """
@@ -49,6 +51,7 @@ class CodebookCriterion:
     cluster_size_max: Count = 8
     n_prototype_clusters: Count = 64
     min_images: AtLeast[0] = 64
+    n_neighbours: Count = 5
 
     def __post_init__(self):
         if self.k_region == 0 and self.k_global == 0:

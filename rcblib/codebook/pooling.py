@@ -28,9 +28,6 @@ from rcblib.tensors.neighbours import LazyRows, Points
 if TYPE_CHECKING:
     import pandas as pd
 
-N_NEIGHBOURS = 5
-"""Neighbours that give DPC-KNN its density; an image needs at least as many tokens."""
-
 IMAGES_PER_PART = 256
 """Images whose redundant tokens make up one file of a pool on disk."""
 
@@ -99,7 +96,7 @@ class ProbedImage:
         outside = self.signals[0][(self.signals[0] < 0) | (self.signals[0] > 1)]
         if len(outside):
             raise ParameterError("top1", float(outside[0]), "probabilities in [0, 1]")
-        n_needed = max(criterion.n_clusters, N_NEIGHBOURS)
+        n_needed = max(criterion.n_clusters, criterion.n_neighbours)
         for view, rows in self.grids().items():
             if len(rows) < n_needed:
                 what, of = ("image", "") if view is None else ("view", f"{view} of image ")
@@ -129,10 +126,12 @@ class Pool:
     counts: Counter = field(default_factory=Counter)
 
 
-def clusters(tokens: Points, n_clusters: int, generator: torch.Generator | None) -> list[list[int]]:
+def clusters(
+    tokens: Points, n_clusters: int, n_neighbours: int, generator: torch.Generator | None
+) -> list[list[int]]:
     """Cluster tokens; the members of each cluster in their order, clusters by first appearance."""
     members: dict[int, list[int]] = {}
-    for row, label in enumerate(dpc_knn(tokens, n_clusters, N_NEIGHBOURS, generator).tolist()):
+    for row, label in enumerate(dpc_knn(tokens, n_clusters, n_neighbours, generator).tolist()):
         members.setdefault(label, []).append(row)
     return list(members.values())
 
@@ -157,7 +156,8 @@ def redundant_tokens(
     first_view: dict[bytes, int | None] = {}
     kept = []
     for view, rows in image.grids().items():
-        for members in clusters(tokens[rows], criterion.n_clusters, generator):
+        of_view = clusters(tokens[rows], criterion.n_clusters, criterion.n_neighbours, generator)
+        for members in of_view:
             if len(members) > criterion.cluster_size_max:
                 continue
             for row in rows[members]:

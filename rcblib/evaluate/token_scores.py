@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
+import torch.nn.functional as F
 
 from rcblib.mllm import Adapter
 from rcblib.mllm.layer_state import LayerState
@@ -25,6 +26,9 @@ from rcblib.tensors.scoring import RULES
 
 BUDGETS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Shares of the tokens at which methods without scores are asked what they keep."""
+
+N_COMPARED = 128
+"""Tokens that are compared with all words at once."""
 
 UNRANKED = {
     "all": "it keeps every token",
@@ -143,6 +147,23 @@ def _relevance(pruner: InsidePruner, adapter: Adapter, image: EncodedImage, prom
     with dropping(llm, spans, look, (first,), form="masked", **settings):
         adapter.next_token_logits([assembled])
     return found[0][adapter.token_rows(image)]
+
+
+@torch.no_grad()
+def token_measures(adapter: Adapter, image: EncodedImage) -> dict[str, torch.Tensor]:
+    """Measure what a token is by itself, one view after the other.
+
+    Returns
+    -------
+    dict
+        ``"token_norm"``, its length, and ``"token_word_similarity"``, its largest cosine to a word embedding of the
+        LLM: ``(n_tokens of all views,)`` float32 on the CPU each.
+    """
+    tokens = torch.cat([view.tokens for view in image.views]).float()
+    words = F.normalize(adapter.model.get_input_embeddings().weight.float(), dim=-1)
+    unit = F.normalize(tokens, dim=-1).to(words.device)
+    nearest = torch.cat([(part @ words.T).amax(-1) for part in unit.split(N_COMPARED)])
+    return {"token_norm": tokens.norm(dim=-1).cpu(), "token_word_similarity": nearest.cpu()}
 
 
 def codebook_rules(adapter: Adapter, codebook: object) -> dict[str, tuple[Method, dict[str, object]]]:

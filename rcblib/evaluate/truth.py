@@ -21,7 +21,7 @@ from rcblib.data.base import AnySample
 from rcblib.data.pixels import PIXEL_SIGNALS, pixel_signals
 from rcblib.data.samples import identified, load_pictures
 from rcblib.evaluate.interventions import Answer, Donors, coverage_of, removal_falls, swap_falls
-from rcblib.evaluate.token_scores import codebook_rules, method_scores, rankable
+from rcblib.evaluate.token_scores import codebook_rules, method_scores, rankable, token_measures
 from rcblib.mllm import Adapter, adapter_for
 from rcblib.mllm.fingerprint import model_fingerprint, model_name, processor_settings
 from rcblib.probe.config import ProbeConfig
@@ -120,12 +120,12 @@ def measure_truth(
     -------
     table : pandas.DataFrame
         ``part`` tells three kinds of rows apart, and columns of one are empty in the others. ``"tokens"``: one a token,
-        with the signals of `rcblib.signals.SIGNALS`, of `PIXEL_SIGNALS`, and ``score_<method>`` of every method that
-        ranks tokens; ``background`` (the kind that the sample knows), ``object_share`` (of the image, that the object
-        beneath covers); and the truth: ``object_coverage``; ``swap_fall`` and ``swap_change``, the means over questions
-        of a swap's fall and of its size, whichever way it goes; and, where pictures were drawn again, ``removal_fall``:
-        the mean over questions of what each object's removal takes, summed over the shares of the patch that the
-        objects cover. ``"swapped"``: `swap_falls`, one a question and token. ``"removed"``:
+        with the signals of `rcblib.signals.SIGNALS`, of `PIXEL_SIGNALS` and of `token_measures`, and ``score_<method>``
+        of every method that ranks tokens; ``background`` (the kind that the sample knows), ``object_share`` (of the
+        image, that the object beneath covers); and the truth: ``object_coverage``; ``swap_fall`` and ``swap_change``,
+        the means over questions of a swap's fall and of its size, whichever way it goes; and, where pictures were drawn
+        again, ``removal_fall``: the mean over questions of what each object's removal takes, summed over the shares of
+        the patch that the objects cover. ``"swapped"``: `swap_falls`, one a question and token. ``"removed"``:
         `removal_falls`, one a question and object. Falls are in nats; higher = needed more.
     facts : dict
         As `rcblib.runs.records.table_facts` gives them, with ``left_out``: methods that rank no token here, and why.
@@ -214,15 +214,16 @@ def chosen_questions(
 
 def part_of(table: pd.DataFrame, part: str) -> pd.DataFrame:
     """Return the rows of one part of a table of `measure_truth`, without the columns that are empty in it."""
-    rows = table[table["part"] == part].drop(columns="part")
-    return rows.dropna(axis="columns", how="all").reset_index(drop=True)
+    rows = table[table["part"] == part].drop(columns="part").dropna(axis="columns", how="all")
+    whole = {name: int for name in ("view", "token", "position", "row", "column", "object") if name in rows}
+    return rows.astype(whole).reset_index(drop=True)  # missing values of other parts have made them floats
 
 
 def _check_samples(samples: Sequence[AnySample], config: TruthConfig) -> None:
     for sample in samples:
-        if sample.kind != "image" or not sample.objects:
-            given = f"image {sample.image_id}, {'without objects' if sample.kind == 'image' else sample.kind}"
-            raise ParameterError("samples", given, "single images with masks of their objects")
+        if sample.kind != "image" or sample.objects is None:
+            given = f"image {sample.image_id}, {'without masks' if sample.kind == 'image' else sample.kind}"
+            raise ParameterError("samples", given, "single images with masks")
         if config.rerender and sample.without is None:
             given = f"True, with image {sample.image_id} of {sample.source}, which cannot be drawn again"
             raise ParameterError("rerender", given, "False, or images of a world that draws them")
@@ -288,6 +289,7 @@ class _Run:
         needs = {need for method, _ in self.methods.values() for need in method.needs} & adapter.offers
         image = adapter.encode_input(pictures, sample.kind, needs=needs)[0]
         columns = self._scores(image, questions, self.donors.ids.index(image_id))
+        columns |= {name: values.numpy() for name, values in token_measures(adapter, image).items()}
         shown = view_pictures(adapter.processor, pictures[0], image.views)
         of_views = [pixel_signals(*each) for each in zip(shown, (v.grid for v in image.views), strict=True)]
         columns |= {name: np.concatenate([own[name] for own in of_views]) for name in PIXEL_SIGNALS}

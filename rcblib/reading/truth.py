@@ -7,6 +7,7 @@ image's value is the mean over its views, and intervals are those of a bootstrap
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
 
+from rcblib.reading.labels import NAMES, label_of, method_label
 from rcblib.reading.signals import attention_columns, most_influential, with_mean_attention
 from rcblib.reading.statistics import Estimate, mean_interval, spearman
 from rcblib.records import ParameterError
@@ -41,6 +43,14 @@ TRUTHS = {
 
 COMBINED = "information"
 """Mean of a token's ranks by top-1 probability and by influence, which the paper's criterion thresholds together."""
+
+
+BY_ITSELF = {
+    COMBINED: "top-1 probability and influence",
+    "token_norm": "length of the token",
+    "token_word_similarity": "similarity to the nearest word",
+}
+"""What readers call candidates that are neither signals of probing nor scores of methods."""
 
 
 def positives(tokens: pd.DataFrame) -> dict[str, pd.Series]:
@@ -84,7 +94,9 @@ def with_candidates(tokens: pd.DataFrame, generator: np.random.Generator) -> tup
     candidates = [COMBINED, "random_numbers"]
     for name in tokens:
         signal = signal_of(name)
-        has_side = name in layers or name.startswith(("score_", "pixel_")) or bool(signal and signal.keep)
+        has_side = (
+            name in layers or name.startswith(("score_", "pixel_", "token_")) or bool(signal and signal.keep)
+        )
         if not has_side or name in candidates or tokens[name].isna().any() or tokens[name].nunique() < 2:
             continue
         candidates.append(name)
@@ -314,3 +326,17 @@ def _same_object(tokens: pd.DataFrame, swapped: pd.DataFrame, removed: pd.DataFr
             hit = float(own["change"].idxmax() == own["fall"].idxmax())
             rows.append({"image_id": image_id, "hit": hit, "chance": 1 / len(own)})
     return pd.DataFrame(rows)
+
+
+def candidate_label(name: str) -> str:
+    """Return what readers call a candidate of `with_candidates`."""
+    if name in BY_ITSELF:
+        return BY_ITSELF[name]
+    if name.startswith("pixel_"):
+        return f"pixels: {label_of(name.removeprefix('pixel_'))}"
+    if name.startswith("score_"):
+        method = name.removeprefix("score_")
+        rule = method.removeprefix("codebook_")
+        return f"codebook, {NAMES[rule]}" if rule in NAMES else method_label(method)
+    layer = re.fullmatch(r"attention_(last|question)_layer_(\d+)", name)
+    return f"{label_of(f'attention_{layer[1]}', short=True)}, layer {layer[2]}" if layer else label_of(name)

@@ -145,7 +145,10 @@ def add_gates(parser: argparse.ArgumentParser) -> None:
 def add_folder(parser: argparse.ArgumentParser) -> None:
     """Add where results are kept."""
     parser.add_argument(
-        "--folder", type=results_folder, required=True, help="results; what is there is not computed again"
+        "--folder",
+        type=results_folder,
+        required=True,
+        help="results; what is there is not computed again, so that a run that was killed goes on",
     )
 
 

@@ -1,0 +1,105 @@
+"""Check recipes of codebooks that differ in one choice, and what their codebooks are said to know."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from rcblib.codebook.codebook import Codebook
+from rcblib.codebook.criterion import CodebookCriterion
+from rcblib.reading.ablations import Recipe, judge_codebooks, make_all, make_codebook, variants
+from rcblib.records import ParameterError
+
+WIDTH, N_EACH, N_IMAGES = 16, 24, 16
+
+
+@pytest.fixture(scope="module")
+def world():
+    """Images of 24 tokens: 8 of a background that recurs, and others of their own, which say much and matter."""
+    generator = torch.Generator().manual_seed(0)
+    shared = torch.randn(WIDTH, generator=generator)
+    tokens, parts = {}, []
+    rng = np.random.default_rng(0)
+    for image_id in range(N_IMAGES):
+        rows = torch.randn(N_EACH, WIDTH, generator=generator)
+        rows[:8] = shared + 0.1 * rows[:8]
+        tokens[image_id] = rows
+        is_background = np.arange(N_EACH) < 8
+        influence = np.where(is_background, 0.0, 1.0) + 0.01 * rng.random(N_EACH)
+        parts.append(
+            pd.DataFrame(
+                {
+                    "image_id": image_id,
+                    "view": 0,
+                    "position": range(N_EACH),
+                    "token": range(N_EACH),
+                    "top1_probability": np.where(is_background, 0.1, 0.8) + 0.01 * rng.random(N_EACH),
+                    "region_divergence": influence,
+                    "global_divergence": influence,
+                    "region_divergence_textbook": influence[::-1],
+                    "global_divergence_textbook": influence[::-1],
+                    "object_coverage": 1.0 - is_background,
+                    "swap_change": influence,
+                    "background": "sky" if image_id % 2 else "grass",
+                    "object_share": np.nan,
+                }
+            )
+        )
+    return pd.concat(parts, ignore_index=True), tokens
+
+
+CRITERION = CodebookCriterion(n_prototype_clusters=2, min_images=4, n_clusters=6, cluster_size_max=16)
+
+
+def test_each_variant_differs_from_the_reference_in_one_choice():
+    reference = Recipe(CRITERION)
+    listed = variants(reference, 40, ["sky", "grass", "sky"])
+    assert len({(v.choice, v.value) for v in listed}) == len(listed)
+    by_choice = pd.DataFrame({"choice": [v.choice for v in listed], "same": [v.is_reference for v in listed]})
+    assert by_choice.groupby("choice")["same"].sum().drop("backgrounds of training images").le(1).all()
+    found = {(v.choice, v.value): v.recipe for v in listed}
+    assert found["weight of the global divergence", "64"].criterion.k_global == 64
+    assert found["neighbours in DPC-KNN", "10"].criterion.n_neighbours == 10
+    few = found["training images", "4"]
+    assert few.n_images == 4 and few.criterion.min_images == 0
+    assert found["backgrounds of training images", "sky"].backgrounds == ("sky",)
+    assert found["form of the divergence", "textbook"].form == "textbook"
+    with pytest.raises(ParameterError, match="form: got 'other'"):
+        Recipe(CRITERION, form="other")
+
+
+def test_a_recipe_keeps_what_recurs_and_says_little(world):
+    probed, tokens = world
+    book = make_codebook(Recipe(CRITERION, 1 / 3, 1 / 3), probed, tokens)
+    kept = {(i, p) for i, p in zip(book.image_ids, book.positions, strict=True)}
+    assert len(kept) > 60 and all(position < 8 for _, position in kept)
+    criterion = book.metadata["criterion"]
+    assert 0.1 < criterion["tau_p"] < 0.8 and 0.1 < criterion["tau_jsd"] < 17
+    few = make_codebook(Recipe(CRITERION, 1 / 3, 1 / 3, n_images=8), probed, tokens)
+    assert set(few.image_ids) <= set(range(8))
+    sky = {i: "sky" if i % 2 else "grass" for i in range(N_IMAGES)}
+    odd = make_codebook(Recipe(CRITERION, 1 / 3, 1 / 3, backgrounds=("sky",)), probed, tokens, sky)
+    assert {i % 2 for i in odd.image_ids} == {1}
+    with pytest.raises(ParameterError, match="recipe: got 99"):
+        make_codebook(Recipe(CRITERION, n_images=99), probed, tokens)
+
+
+def test_codebooks_are_judged_on_other_images_and_against_a_reference(world):
+    probed, tokens = world
+    train, test = probed[probed["image_id"] < 10], probed[probed["image_id"] >= 10].reset_index(drop=True)
+    reference = Recipe(CRITERION, 1 / 3, 1 / 3)
+    listed = variants(reference, 10)
+    books = make_all(listed, train, tokens)
+    key = ("clustering of each image", "on")
+    assert isinstance(books[key], Codebook)
+    books["transfer", "random"] = Codebook(torch.randn(5, WIDTH, generator=torch.Generator().manual_seed(3)))
+    books["transfer", "none"] = "nothing recurs"
+    table = judge_codebooks(books, test, tokens, key, generator=np.random.default_rng(0))
+    whole = table[table["truth"] == "coverage"].set_index(["choice", "variant"])
+    assert set(table["truth"]) == {"coverage", "change"}
+    assert whole.loc[key, "value"] == 1 and whole.loc[key, "difference"] == 0
+    assert whole.loc[("transfer", "random"), "difference_high"] < 0
+    assert whole.loc[("transfer", "none"), "reason"] == "nothing recurs"
+    assert whole.loc[("form of the divergence", "textbook"), "n_prototypes"] != whole.loc[key, "n_prototypes"]
+    with pytest.raises(ParameterError, match="reference"):
+        judge_codebooks(books, test, tokens, ("transfer", "none"), generator=np.random.default_rng(0))
