@@ -67,7 +67,26 @@ def test_versions_are_told_once_and_others_with_their_runs(build):
 
 def test_what_was_recorded_and_what_was_never_run_is_told(build):
     assert "| `big/gates` | 10.0 | 1 | a processor | 2026-01-02 | c0ffee1 |" in build["recorded"]
-    assert "- GPUs: none used" in build["never"] and "left nothing here: `b`." in build["never"]
+    assert "left nothing here: `b`." in build["absent"]
+    for kind in ("GPU", "published checkpoint", "photograph of COCO", "public benchmark"):
+        assert f"- **No {kind}** was used" in build["never"]
+    assert "from 4 runs (2 minutes together" in build["effort"]
+
+
+def test_what_was_run_after_all_is_named(tmp_path):
+    checkpoint = next(iter(make_status.CHECKPOINTS))
+    options = {"model": checkpoint, "images": "coco:photos", "tasks": "pope", "retain_ratios": [0.2]}
+    facts = {"provenance": [MADE | {"gpu": "A card"}], "stage": {"options": options}}
+    write_json(tmp_path / "data/recorded/large/pruning.json", facts)
+    told = make_status.never_run(pd.DataFrame({"made": [[]]}), tmp_path)
+    assert "No " not in told
+    for text in (
+        "**GPU:** A card",
+        make_status.short(checkpoint),
+        "coco:photos",
+        "**public benchmark:** pope",
+    ):
+        assert text in told
 
 
 SHAPE = ModelShape(
@@ -103,9 +122,9 @@ def test_growth_in_proportion_has_slope_one():
 
 @pytest.mark.parametrize("page", ["scale", "status"])
 def test_every_table_is_included_in_a_page_and_written_by_the_tool(page):
-    text = (REPOSITORY / "book" / f"{page}.md").read_text(encoding="utf-8")
+    pages = (REPOSITORY / "book" / f"{name}.md" for name in (page, "intro"))
+    text = "".join(path.read_text(encoding="utf-8") for path in pages)
     included = set(re.findall(rf"_build/{page}/(\w+)\.md", text))
     source = (REPOSITORY / "tools" / f"make_{page}.py").read_text(encoding="utf-8")
     written = set(re.findall(r'^        "(\w+)": \w+\(', source, flags=re.MULTILINE))
     assert included == written
-    assert "_build/scale/checkpoints.md" in (REPOSITORY / "book/status.md").read_text(encoding="utf-8")

@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
+from tools import book_terms  # noqa: E402
 from tools.stamp_notebooks import insert_badge  # noqa: E402
 
 # The site loads nothing from other hosts, so it has a picture of its own.
@@ -84,4 +85,5 @@ def setup(app: Any) -> dict[str, bool]:
     app.add_config_value("launch_folder", "", "env")
     app.connect("source-read", show_badge)
     app.connect("builder-inited", read_in_parallel)
+    book_terms.setup(app)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -175,7 +175,6 @@ def main(root: Path = ROOT) -> int:
         "measured": measured_table(root),
         "growth": growth_table(grown),
         "limits": limits_table(jobs[CHECKPOINTS[0]]),
-        "checkpoints": f"No run of the book read one of {', '.join(map(short, CHECKPOINTS))}.\n",
     }
     write_parts(root / "book" / "_build" / "scale", parts)
     return 0

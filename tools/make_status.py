@@ -15,7 +15,9 @@ from typing import Any
 
 import pandas as pd
 
+from benchmarks.checkpoints import CHECKPOINTS
 from rcblib.runs.files import read_json, read_metadata
+from tools.make_memory import short
 from tools.notebook_list import Notebook, NotebookList, Stage, read_notebook_list
 from tools.write_parts import table, write_parts
 
@@ -119,25 +121,59 @@ def recorded_rows(root: Path) -> Iterable[list[str]]:
         ]  # fmt: skip
 
 
-def never_run(rows: pd.DataFrame, root: Path) -> str:
-    """Say whether a GPU was used, and which runs of the list left nothing."""
-    machines = [each for own in rows["made"] for each in own]
-    of_records = [
-        made for path in (root / "data/recorded").rglob("*.json") for made in as_list(read_json(path))
-    ]
-    used = sorted({each["gpu"] for each in (*machines, *of_records) if each.get("gpu", "none") != "none"})
+def absent_runs(rows: pd.DataFrame) -> str:
+    """Say which runs of the list left nothing."""
     absent = rows.loc[rows["made"].map(len) == 0, "run"]
+    return f"Runs of the list that left nothing here: {', '.join(f'`{run}`' for run in absent) or 'none'}.\n"
+
+
+def never_run(rows: pd.DataFrame, root: Path) -> str:
+    """Say of GPUs, published checkpoints, COCO and public benchmarks whether any run of the book used them."""
+    records = [read_json(path) for path in sorted((root / "data/recorded").rglob("*.json"))]
+    machines = [*rows["made"].explode().dropna(), *(made for facts in records for made in as_list(facts))]
+    live = [
+        read_json(path) for path in sorted((root / "results").rglob("*.json")) if "checked" not in path.name
+    ]
+    asked = [facts["stage"]["options"] for facts in records if isinstance(facts, dict) and "stage" in facts]
+    asked += [facts["config"] for facts in live if isinstance(facts, dict) and "config" in facts]
+    used = {
+        "GPU": {each["gpu"] for each in machines if each.get("gpu", "none") != "none"},
+        "published checkpoint": {f"`{Path(str(each.get('model'))).name}`" for each in asked}
+        & set(map(short, CHECKPOINTS)),
+        "photograph of COCO": {
+            str(each["images"]) for each in asked if "coco" in str(each.get("images")).lower()
+        },
+        "public benchmark": {str(each["tasks"]) for each in asked if "retain_ratios" in each} - {"embedded"},
+    }
+    missing = {
+        "published checkpoint": f", of 7B or of any other size: not {', '.join(map(short, CHECKPOINTS))}",
+        "public benchmark": ": where lmms-eval was run, it asked about drawn scenes",
+    }
     lines = [
-        f"- GPUs: {', '.join(used) if used else 'none'} used by this build or for recorded results.",
-        f"- Runs of the list that left nothing here: {', '.join(f'`{run}`' for run in absent) or 'none'}.",
+        f"- **{kind}:** {', '.join(sorted(names))}."
+        if names
+        else f"- **No {kind}** was used{missing.get(kind, '')}."
+        for kind, names in used.items()
     ]
     return "\n".join(lines) + "\n"
+
+
+def effort_text(rows: pd.DataFrame, pages: int) -> str:
+    """Say what a whole build takes: runs, minutes of all of them together, and pages."""
+    minutes = rows["minutes"].sum()
+    took = f"{minutes:.0f} minutes together, two side by side" if minutes else "not measured in this build"
+    return f"`make book` makes all {pages} pages anew from {len(rows)} runs ({took}).\n"
 
 
 def as_list(facts: Any) -> list[Mapping[str, Any]]:
     """Return the provenance of a recorded file as a list; empty where it has none."""
     made = facts.get("provenance") if isinstance(facts, dict) else None
     return [made] if isinstance(made, dict) else list(made or [])
+
+
+def n_pages(listed: NotebookList, root: Path) -> int:
+    """Count the pages that are written by hand or made from notebooks; those of the library's docstrings are more."""
+    return len(list((root / "book").glob("*.md"))) + len({entry.page for entry in listed.notebooks})
 
 
 def parts_of(listed: NotebookList, root: Path) -> dict[str, str]:
@@ -149,6 +185,8 @@ def parts_of(listed: NotebookList, root: Path) -> dict[str, str]:
         "versions": versions_table(rows),
         "recorded": table(header, recorded_rows(root)),
         "never": never_run(rows, root),
+        "absent": absent_runs(rows),
+        "effort": effort_text(rows, n_pages(listed, root)),
     }
 
 

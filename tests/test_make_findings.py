@@ -1,0 +1,140 @@
+"""Check what the pages in front say was found: numbers derived anew from recorded answers, and their sentences."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from rcblib.evaluate.guessing import kinds_of
+from rcblib.records import ParameterError
+from rcblib.runs.files import read_json, write_json
+from tools import make_findings
+from tools.make_findings import DROPPED, PHOTOGRAPHS, SCENES
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+RECORDED = REPOSITORY / "data/recorded"
+
+
+def states(cls, attention):
+    """Return results of a signal's page; the interval of a share is a tenth to either side."""
+    shares = {"cls": cls, "attention": attention, "random": 0.5}
+    return {
+        f"{name}_low_share_of_recognisable": {"value": value, "n": 7, "interval": [value - 0.1, value + 0.1]}
+        for name, value in shares.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """Lay out what the tool reads: recorded results, claims and words, and made-up results of one notebook."""
+    root = tmp_path_factory.mktemp("project")
+    (root / "data").mkdir()
+    (root / "book").mkdir()
+    (root / "data/recorded").symlink_to(RECORDED)
+    for name in ("data/claims.yml", "data/gates.yml", "book/what_we_found.yml"):
+        shutil.copy(REPOSITORY / name, root / name)
+    content = {"config": {"model": PHOTOGRAPHS}, "results": states(0.55, 0.02)}
+    write_json(root / "results/intermediate_states.json", content)
+    return root
+
+
+@pytest.fixture(scope="module")
+def judged(project):
+    return make_findings.judge(project)
+
+
+def scored(model, method, ratio=None):
+    """Average a method's score over the tasks of a model that pass, from the recorded answers alone."""
+    answers = pd.read_parquet(RECORDED / model / "pruning.parquet")
+    answers = answers[answers["method"] == method].assign(kind=lambda rows: kinds_of(rows))
+    answers = answers if ratio is None else answers[answers["retain_ratio"] == ratio]
+    return answers.groupby("kind")["score"].mean(), answers
+
+
+@pytest.mark.parametrize("model", [PHOTOGRAPHS, SCENES, DROPPED])
+def test_scores_are_those_of_the_recorded_answers(judged, model):
+    told, tasks = make_findings.scores(judged, model), judged.models[model].tasks["images"]
+    methods = {
+        "codebook": ("codebook", 0.2), "random": ("random tokens", 0.2), "oracle": ("oracle by masks", 0.2),
+        "unpruned": ("all tokens", None),
+    }  # fmt: skip
+    for name, (method, ratio) in methods.items():
+        assert told[name] == f"{scored(model, method, ratio)[0][tasks].mean():.2f}", name
+    _, answers = scored(model, "all tokens")
+    assert told["guessing"] == f"{answers.groupby('kind')['guess'].mean()[tasks].mean():.2f}"
+
+
+def test_findings_tell_these_scores_with_their_controls(judged, project):
+    text = make_findings.findings_text(judged, project)
+    assert [line[:2] for line in text.splitlines() if line[:1].isdigit()] == ["1.", "2.", "3.", "4.", "5."]
+    own = make_findings.scores(judged, PHOTOGRAPHS)
+    controls = "; ".join(f"{name} {own[name]}" for name in ("unpruned", "guessing", "random", "oracle"))
+    assert f"Score {own['codebook']}, which is" in text and f"Controls: {controls}." in text
+    _, answers = scored(PHOTOGRAPHS, "all tokens")
+    n = answers["kind"].isin(judged.models[PHOTOGRAPHS].tasks["images"]).sum()
+    assert f"{n} questions on composed photographs" in text
+    rows = pd.DataFrame(read_json(RECORDED / f"benchmarks/{make_findings.SPEED}.json")["pruning"])
+    rows = rows[(rows["batch_size"] == 1) & (rows["method"] == "codebook") & (rows["retain_ratio"] == 0.2)]
+    ends = rows["end_to_end_speed_up"].item()
+    assert f"{rows['speed_up'].item():.1f} times as fast, a whole answer {ends:.2f} times" in text
+
+
+def test_sentences_follow_the_numbers(judged, project, monkeypatch):
+    said = make_findings.signals(judged)
+    assert "no better than random numbers, and attention is much better" in said.headline
+    assert "55% [45%, 65%] lie in the lower half" in said.measured and "2% by attention" in said.measured
+    monkeypatch.setitem(judged.models[PHOTOGRAPHS].results, "intermediate_states", states(0.2, 0.3))
+    assert "differ from what the paper says" in make_findings.signals(judged).headline
+    worse = {"above_random_retain_20": {"value": -0.2, "interval": [-0.3, -0.1]}}
+    pruned = judged.models[PHOTOGRAPHS].results["pruning"]
+    monkeypatch.setitem(judged.models[PHOTOGRAPHS].results, "pruning", pruned | worse)
+    assert "worse than chance" in make_findings.on_photographs(judged).headline
+
+
+def test_what_was_not_measured_is_refused_in_one_line(judged):
+    with pytest.raises(ParameterError, match=r"pruning of nobody.*score.*a result that was measured"):
+        judged.result("nobody", "pruning", "score")
+    with pytest.raises(ParameterError, match=r"gates of llava-photographs.*nothing.*was measured"):
+        judged.gate(PHOTOGRAPHS, "nothing")
+
+
+def test_every_claim_has_its_line_a_model_and_the_page_is_short(judged, project):
+    words = make_findings.read_words(project)
+    assert set(words) >= {claim.name for claim in judged.claims}
+    text = make_findings.claims_text(judged, words)
+    assert [line[3:5] for line in text.splitlines() if line.startswith("## ")] == list(words)
+    own = make_findings.scores(judged, PHOTOGRAPHS)
+    (line,) = re.findall(
+        r"(?m)^\| LLaVA-photographs \| (0.\d\d\s·.*)$", text.partition("## C3")[2].partition("## C4")[0]
+    )
+    assert line.startswith(own["codebook"]) and own["random"] in line and own["oracle"] in line
+    page = (REPOSITORY / "book/what_we_found.md").read_text(encoding="utf-8")
+    assert len(re.findall(r"[^\s|*·#-]+", page + text)) <= 900
+
+
+def test_words_hold_no_numbers():
+    words = yaml.safe_load((REPOSITORY / "book/what_we_found.yml").read_text(encoding="utf-8"))
+    for name, own in words.items():
+        for text in own.values():
+            assert not re.search(r"\d", re.sub(r"LLaVA-1\.5|\bG\d\b", "", text)), name
+
+
+def test_an_entry_that_is_missing_or_unknown_is_refused(tmp_path):
+    (tmp_path / "book").mkdir()
+    (tmp_path / "book/what_we_found.yml").write_text("C1: {title: a, paper: b}\n", encoding="utf-8")
+    with pytest.raises(ParameterError, match="C1.*title, paper, test, why and change"):
+        make_findings.read_words(tmp_path)
+
+
+def test_pages_include_every_part_and_the_build_writes_them():
+    pages = "".join(
+        (REPOSITORY / f"book/{name}.md").read_text(encoding="utf-8") for name in ("intro", "what_we_found")
+    )
+    workflow = (REPOSITORY / "workflow/Snakefile").read_text(encoding="utf-8")
+    (written,) = re.findall(r"FINDINGS = expand\(.*part=\[(.*)\]\)", workflow)
+    included = re.findall(r"_build/findings/(\w+)\.md", pages)
+    assert sorted(included) == sorted(re.findall(r"\w+", written)) == ["claims", "findings", "summary"]
+    assert "python -m tools.make_findings" in workflow
