@@ -350,7 +350,9 @@ class EncodedImage:
         return EncodedImage(self.whole, Packing(order, self.packing.newline))
 
     def to(self, device: Any) -> EncodedImage:
-        """Return the image with tokens and newline on a device."""
+        """Return the image with tokens and newline on a device; itself, if they are there."""
+        if all(view.tokens.device == device for view in (*self.views, *(self.whole or ()))):
+            return self
 
         def moved(views: tuple[VisualView, ...]) -> tuple[VisualView, ...]:
             return tuple(replace(view, tokens=view.tokens.to(device)) for view in views)

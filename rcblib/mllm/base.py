@@ -320,16 +320,15 @@ class Adapter(LanguageSide):
         offsets, n_positions = self.row_positions(image)
         if image.packing is None:
             return VisualRows(read, offsets[:, tokens], n_positions, tokens, image.n_rows)
-        place = torch.full((image.n_tokens,), -1)  # of each token among those kept
+        # Each kept token's row among those read, and last, where the number of newlines points, that of the newline.
+        place = torch.full((image.n_tokens + 1,), -1)
         place[tokens] = torch.arange(len(tokens))
-        order = image.packing.order
-        numbers = ((order == NEWLINE) | (place[order] >= 0)).nonzero().flatten()
-        order = order[numbers]
-        at, newlines_at = ((order != NEWLINE).nonzero().flatten(), (order == NEWLINE).nonzero().flatten())
-        gathered = read.new_empty(len(numbers), read.shape[1])
-        gathered[at.to(device)] = read[place[order[at]].to(device)]
-        if len(newlines_at):
-            gathered[newlines_at.to(device)] = image.packing.newline.to(read)
+        place[NEWLINE] = len(tokens)
+        rows_read = place[image.packing.order]
+        numbers = (rows_read >= 0).nonzero().flatten()
+        if image.packing.newline is not None:
+            read = torch.cat([read, image.packing.newline.to(read)[None]])
+        gathered = read[rows_read[numbers].to(read.device)]
         return VisualRows(gathered, offsets[:, numbers], n_positions, numbers, image.n_rows)
 
     def assemble(self, image: EncodedImage, views: Sequence[torch.Tensor | None] | None = None) -> VisualRows:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -43,8 +44,8 @@ class Reduced:
         positions, rows = self.positions, self.rows
         is_good = str(getattr(positions, "dtype", "")) == "torch.int64" and positions.ndim == 1
         if is_good and len(positions):
-            numbers = positions.cpu().numpy()  # at once: on a GPU each question by itself would wait for it
-            is_ascending = bool((numbers[1:] > numbers[:-1]).all())
+            numbers = positions.tolist()  # at once: on a GPU each question by itself would wait for it
+            is_ascending = all(map(operator.lt, numbers, numbers[1:]))
             is_good = is_ascending and 0 <= numbers[0] and numbers[-1] < n_tokens
         if not is_good:
             is_array = hasattr(positions, "flatten")

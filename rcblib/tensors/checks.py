@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isfinite
 from numbers import Integral, Real
 
 import numpy as np
@@ -50,6 +51,12 @@ def check_features(parameter: str, features: object, shape: str) -> None:
     ParameterError
         If it is something else, or contains NaN or infinity.
     """
+    check_shape(parameter, features, shape)
+    check_finite(parameter, features)
+
+
+def check_shape(parameter: str, features: object, shape: str) -> None:
+    """Raise unless `features` is what `check_features` accepts, whatever its values."""
     accepted = f"a floating-point tensor {shape}, no dimension empty"
     if not isinstance(features, torch.Tensor):
         raise ParameterError(parameter, type(features).__name__, accepted)
@@ -58,6 +65,12 @@ def check_features(parameter: str, features: object, shape: str) -> None:
     fits = features.ndim >= n_named if names[0] == "..." else features.ndim == n_named
     if not fits or not features.is_floating_point() or features.numel() == 0:
         raise ParameterError(parameter, f"{features.dtype} {tuple(features.shape)}", accepted)
+
+
+def check_finite(parameter: str, features: torch.Tensor) -> None:
+    """Raise if there is NaN or infinity in `features`, or in what was computed from them and hands it on."""
+    if isfinite(features.detach().sum().item()):
+        return  # what is not finite reaches the sum, which takes one pass; finite values may make it overflow
     if not torch.isfinite(features).all():
         raise ParameterError(parameter, "NaN or infinity among its values", "finite values")
 

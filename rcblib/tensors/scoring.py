@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from rcblib.records import CodebookError, ParameterError
-from rcblib.tensors.checks import check_features
+from rcblib.tensors.checks import check_features, check_finite, check_shape
 
 RULES = ("max_cosine", "double_softmax", "single_softmax")
 
@@ -105,19 +105,23 @@ def redundancy_scores(
     where rounding makes many softmax scores tie; cosines agree to 1e-3.
     """
     _check_rule(rule)
-    check_features("tokens", tokens, "(..., n_tokens, d)")
+    check_shape("tokens", tokens, "(..., n_tokens, d)")
     known = prototypes if isinstance(prototypes, UnitPrototypes) else UnitPrototypes(prototypes)
     unit = F.normalize(tokens.to(torch.promote_types(tokens.dtype, torch.float32)), dim=-1)
     directions = known.like(unit)
     if rule == "max_cosine":
         n_block = max(1, MOST_COSINES // max(1, unit[..., 0].numel()))
         largest = [(unit @ block.T).amax(-1) for block in directions.split(n_block)]
-        return functools.reduce(torch.maximum, largest).to(tokens.dtype)
-    similarity = unit @ directions.T
-    weight = similarity.softmax(-1)
-    if rule == "double_softmax":
-        weight = weight * similarity.softmax(-2)
-    return weight.amax(-1)
+        scores = functools.reduce(torch.maximum, largest).to(tokens.dtype)
+    else:
+        similarity = unit @ directions.T
+        weight = similarity.softmax(-1)
+        if rule == "double_softmax":
+            weight = weight * similarity.softmax(-2)
+        scores = weight.amax(-1)
+    # A value that is not finite makes NaN of its token's score, and there are fewer of those.
+    check_finite("tokens", scores)
+    return scores
 
 
 def keep_indices(
