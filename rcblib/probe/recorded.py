@@ -15,20 +15,31 @@ from rcblib.probe.inputs import places_of
 from rcblib.records import ImageId
 from rcblib.runs.records import Record, sample_hash
 
+KEPT_BYTES = 2**29
+"""Tokens of a record's samples that are kept in memory when they have been encoded; those of further ones are not."""
+
 
 class EncodedTokens(Mapping):
-    """Encode the visual tokens of samples when asked for: a record is of tables, and an encoder takes no time.
+    """Encode the visual tokens of samples when asked for, as a record is of tables.
 
     Behaves as `rcblib.probe.results.StoredTokens`.
     """
 
     def __init__(self, adapter: Adapter, samples: Sequence[AnySample]):
         self._adapter, self._samples = adapter, {sample.image_id: sample for sample in samples}
+        self._kept: dict[ImageId, torch.Tensor] = {}
+        self._n_free = KEPT_BYTES
 
     def __getitem__(self, image_id: ImageId) -> torch.Tensor:
+        if image_id in self._kept:
+            return self._kept[image_id]
         sample = self._samples[image_id]
         images = self._adapter.encode_input(load_pictures(sample), sample.kind)
-        return torch.cat([place.view.tokens for place in places_of(images)]).cpu()
+        tokens = torch.cat([place.view.tokens for place in places_of(images)]).detach().cpu()
+        if tokens.nbytes <= self._n_free:
+            self._kept[image_id] = tokens
+            self._n_free -= tokens.nbytes
+        return tokens
 
     def __iter__(self) -> Iterator[ImageId]:
         return iter(self._samples)
