@@ -197,5 +197,7 @@ def test_gates_run_in_shards_and_are_recorded(coco_folder, tmp_path):
     assert (len(tokens), tokens["influence"].notna().sum()) == (4 * 36, 2 * 36)
     agreement = compare_with_record(record, *read_table(measured("again", "--first", "2")))
     assert agreement.disagreements == ()
-    n_rows = 2 * 36 + 2 * len(conditions([0.2]))  # of two of the three images of a part
+    n_rows = 2 * 9 + 2 * len(
+        conditions([0.2])
+    )  # of two of the three images of a part, and some of their tokens
     assert (agreement.n_images, agreement.n_rows) == (2, n_rows)

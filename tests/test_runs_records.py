@@ -150,6 +150,20 @@ def test_tolerances_are_a_column_s_own_and_a_share_of_rows_may_differ(record):
         differing(columns={"valu": 0.1})
 
 
+def test_of_what_is_sampled_the_record_may_have_more_rows(record):
+    found, facts = table_of([3, 7]), facts_of([3, 7]) | {"sampled": {"token": 1}}
+    chosen = found["token"] == 1
+    some = found.drop(index=found.index[chosen][0])
+    assert compare_with_record(record, some, facts_of([3, 7])).disagreements[0].n_differing == 1
+    agreement = compare_with_record(record, some, facts)
+    assert (agreement.n_rows, agreement.disagreements) == (5, ())
+    assert (
+        len(compare_with_record(record, some.drop(index=found.index[~chosen][0]), facts).disagreements) == 1
+    )
+    with pytest.raises(ParameterError, match="no row whose token is 1"):
+        compare_with_record(record, found[~chosen], facts)
+
+
 def test_a_column_that_is_not_computed_any_more_disagrees(record):
     (problem,) = compare_with_record(record, table_of([3]).drop(columns="rank"), facts_of([3])).disagreements
     assert str(problem) == (

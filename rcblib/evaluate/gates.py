@@ -70,7 +70,8 @@ def measure_gates(
         Of the first so many of these images the influence of tokens is measured too, for G5: about five times as long.
     batch_size, max_new_tokens, folder, images_per_part, shard, skipped, progress
         As in `evaluate_parts`; what is finished stays in the folder under a hash of all that it depends on. Of the
-        first images of a shard no more is returned than was asked for, though their last part is answered whole.
+        first images of a shard no more is returned than was asked for, though their last part is answered whole, and
+        of their tokens only some are measured.
 
     Returns
     -------
@@ -79,7 +80,7 @@ def measure_gates(
         question and condition, as `evaluate_parts` gives them with the condition as ``method``; ``"tokens"``, one a
         token, as `measure_tokens` does.
     facts : dict
-        Of the answers, as `evaluate_parts` returns them.
+        Of the answers, as `evaluate_parts` returns them; ``sampled`` where not all rows of tokens are there.
 
     Raises
     ------
@@ -118,6 +119,7 @@ def measure_gates(
                 processor,
                 own,
                 influence=influence,
+                sample=first is not None,
                 batch_size=batch_size,
                 folder=folder,
                 progress=progress,
@@ -125,7 +127,8 @@ def measure_gates(
             parts.append(tokens.assign(part=TOKENS))
     table = pd.concat(parts, ignore_index=True)
     keys = [*facts["keys"], "part", *(name for name in ("view", "position") if name in table)]
-    return table, facts | {"keys": keys}
+    sampled = {} if first is None or len(parts) == 1 else {"sampled": {"part": TOKENS}}
+    return table, facts | {"keys": keys} | sampled
 
 
 def part_of(table: pd.DataFrame, part: str) -> pd.DataFrame:

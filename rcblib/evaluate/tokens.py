@@ -15,6 +15,7 @@ from rcblib.mllm import Adapter, adapter_for
 from rcblib.mllm.fingerprint import model_fingerprint, processor_settings
 from rcblib.probe.config import ProbeConfig
 from rcblib.probe.inputs import places_of, wanted_places
+from rcblib.probe.perturbation import WINDOW_SIZE
 from rcblib.probe.pictures import view_pictures
 from rcblib.probe.run import probe_input
 from rcblib.records import ONE_WORD_QUESTION, ParameterError
@@ -33,6 +34,7 @@ def measure_tokens(
     *,
     question: str = ONE_WORD_QUESTION,
     influence: bool = False,
+    sample: bool = False,
     batch_size: int = 64,
     folder: str | os.PathLike,
     progress: bool = True,
@@ -49,6 +51,8 @@ def measure_tokens(
         What every token is asked alone.
     influence : bool
         Whether the combined influence is measured too, for low-information sets: a pass of the whole image a window.
+    sample : bool
+        Whether only nine tokens of each view are measured, evenly spaced, to compare them with a record.
     batch_size : int
         Inputs per forward pass.
     folder : path-like
@@ -69,14 +73,13 @@ def measure_tokens(
         If a sample has no masks, or is several images or a video.
     """
     samples = list(samples)
-    for sample in samples:
-        if sample.kind != "image" or sample.objects is None:
-            given = (
-                f"image {sample.image_id}, {sample.kind if sample.objects is not None else 'without masks'}"
-            )
+    for own in samples:
+        if own.kind != "image" or own.objects is None:
+            given = f"image {own.image_id}, {own.kind if own.objects is not None else 'without masks'}"
             raise ParameterError("samples", given, "single images with masks")
     adapter = adapter_for(model, processor)
-    config = ProbeConfig(question, batch_size=batch_size, attention=False)
+    positions = {"positions": "grid", "n_side": WINDOW_SIZE} if sample else {}
+    config = ProbeConfig(question, batch_size=batch_size, attention=False, **positions)
     signals = [*ALONE, *BENEATH, "cls_similarity", *(["influence"] if influence else [])]
     asked = {
         "model": model_fingerprint(adapter.model),
@@ -85,15 +88,15 @@ def measure_tokens(
         "signals": signals,
     }
     frames = []
-    for number, sample in enumerate(samples, 1):
-        key = asked | {"sample": sample_identity(sample)}
+    for number, own in enumerate(samples, 1):
+        key = asked | {"sample": sample_identity(own)}
         frames.append(
             cached_table(
                 folder,
                 "tokens",
                 key,
                 code_digest(__name__),
-                lambda sample=sample: _table(adapter, sample, config, signals),
+                lambda own=own: _table(adapter, own, config, signals),
             )
         )
         if progress:

@@ -85,7 +85,8 @@ def compare_with_record(
     found : pandas.DataFrame
         The same table of some of the images, in any order.
     facts : Mapping
-        Those of `found`, see `rcblib.runs.records.table_facts`.
+        Those of `found`, see `rcblib.runs.records.table_facts`; ``sampled``, if it is there, names by key and value
+        the rows of which the record may have more.
     tolerance : Tolerance, optional
         By default 0.0001 for numbers, and no row may differ.
 
@@ -118,6 +119,12 @@ def compare_with_record(
     both = pd.merge(
         *numbered, on=[*keys, "_turn"], how="outer", suffixes=(" recorded", " found"), indicator="_where"
     )
+    for column, value in facts.get("sampled", {}).items():
+        if not (found[column] == value).any():
+            raise ParameterError(
+                record.name, f"no row whose {column} is {value}", "one to compare with the record"
+            )
+        both = both[(both["_where"] != "left_only") | (both[column] != value)]
     problems = []
     alone = both[both["_where"] != "both"]
     if len(alone):
