@@ -101,7 +101,7 @@ def test_equations_and_charts_show_offline(site):
         assert page.locator("mjx-container").count() == 2
         assert page.locator("mjx-container").first.bounding_box()["width"] > 10
         page.goto((site / "notebooks/chart.html").as_uri())
-        drawn = page.locator("div.cell_output img").first
+        drawn = page.locator("img.drawn").first
         drawn.wait_for()
         assert drawn.evaluate("picture => picture.naturalWidth") > 100
         browser.close()

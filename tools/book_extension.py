@@ -8,12 +8,16 @@ Jupyter Book registers some scripts twice, and declaring a constant again is an 
 Pages are read by several processes, which Sphinx does only if every extension says that it may.
 
 Where the address is known under which notebooks can be opened on Colab, each notebook's page gets a badge below its
-title while it is read; the executed copies, from which the pages are made, stay as they are.
+title while it is read; the executed copies, from which the pages are made, stay as they are. The commands of
+its models, each a tab, get a link below them in the same way.
+
+Pictures say how large they are, because a browser loads those of a long page only when they come into view.
 """
 
 from __future__ import annotations
 
 import re
+import struct
 import sys
 from pathlib import Path
 from typing import Any
@@ -69,7 +73,27 @@ def show_badge(app: Any, docname: str, source: list[str]) -> None:
         return
     notebook = nbformat.reads(source[0], as_version=4)
     insert_badge(notebook, f"{app.config.launch_folder}/{name}.ipynb", _BADGE)
+    cell = notebook.cells[0]
+    cell.source = re.sub(
+        r"(?m)^% opens ([\w-]+)$", rf"[Open it on Colab]({app.config.launch_folder}/\1.ipynb)", cell.source
+    )
     source[0] = nbformat.writes(notebook)
+
+
+def size_pictures(app: Any, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
+    """Write width and height into the tags of pictures that load late."""
+    files = {name: path for path, (_, name) in app.env.images.items()}
+
+    def sized(tag: re.Match[str]) -> str:
+        path = Path(app.srcdir, files.get(Path(tag[1]).name, ""))
+        if path.suffix != ".png":
+            return tag[0]
+        width, height = struct.unpack(">II", path.read_bytes()[16:24])
+        return f'{tag[0]} width="{width}" height="{height}"'
+
+    context["body"] = re.sub(
+        r'<img(?=[^>]* loading="lazy")[^>]* src="([^"]+)"', sized, context.get("body", "")
+    )
 
 
 def read_in_parallel(app: Any) -> None:
@@ -82,6 +106,7 @@ def setup(app: Any) -> dict[str, bool]:
     """Connect ahead of napoleon, which reads the sections, and behind what adds scripts."""
     app.connect("autodoc-process-docstring", process_docstring, priority=400)
     app.connect("html-page-context", keep_scripts_once, priority=900)
+    app.connect("html-page-context", size_pictures)
     app.add_config_value("launch_folder", "", "env")
     app.connect("source-read", show_badge)
     app.connect("builder-inited", read_in_parallel)

@@ -16,14 +16,14 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from rcblib.runs.command import OneLineParser
-from tools.notebook_list import Notebook, read_notebook_list
+from tools.notebook_list import NotebookList, read_notebook_list
 from tools.stamp_notebooks import LAUNCH_BRANCH, launch_folder, normalize_repository, stamp_project
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -89,16 +89,9 @@ def build_toc(toc: dict[str, Any], replacements: Mapping[str, list[dict[str, Any
     return toc
 
 
-def notebook_entries(notebooks: Sequence[Notebook]) -> list[dict[str, Any]]:
-    """List the pages of the notebooks, below each the same notebook on further models, by the model's title."""
-    entries = []
-    for notebook in notebooks:
-        if notebook.model:
-            further = entries[-1].setdefault("sections", [])
-            further.append({"file": notebook.page, "title": notebook.title})
-        else:
-            entries.append({"file": notebook.page})
-    return entries
+def notebook_entries(listed: NotebookList) -> list[dict[str, Any]]:
+    """List the pages of the notebooks, one an experiment."""
+    return [{"file": entries[0].page} for entries in listed.experiments.values()]
 
 
 def main(arguments: list[str]) -> int:
@@ -112,8 +105,8 @@ def main(arguments: list[str]) -> int:
 
     config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
     toc = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text(encoding="utf-8"))
-    notebooks = read_notebook_list(ROOT / "workflow" / "notebooks.yml").notebooks
-    replacements = {"notebooks/*": notebook_entries(notebooks)}
+    listed = read_notebook_list(ROOT / "workflow" / "notebooks.yml")
+    replacements = {"notebooks/*": notebook_entries(listed)}
     folder = ROOT / "book" / "_build"
     (folder / "extra").mkdir(parents=True, exist_ok=True)  # what Sphinx copies into the site as it is
     config["sphinx"]["local_extensions"] = {"book_extension": str(ROOT / "tools")}

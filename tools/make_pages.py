@@ -1,10 +1,8 @@
-"""Make pages of executed notebooks: with today's words, what was computed and what recorded, and the model's name.
+"""Make pages of executed notebooks, one an experiment: with today's words, and every model's results as tabs.
 
-The words of a page are those of the notebook's source, so that changing them runs nothing. Below the first heading of a
-notebook that reads stages stands what it read: a table of this build, or a recorded one, with its date, hardware and
-code. The first command that runs the notebook has all parameters of this run. A notebook that ran on a further model
-gains that model's title, so that two pages of one notebook can be told apart; links to other notebooks lead to the
-pages of the same model where the book has them, and further commands name the model and where its results go.
+The words of a page are those of the notebook's source, so that changing them runs nothing. What was computed and what
+recorded is told for each model: a table of this build, or a recorded one, with its date, hardware and code.
+`tools.compose_page` puts all of it in reading order. Where a page of another model used to be, a short one leads on.
 
     python -m tools.make_pages      writes those that differ from what is there
 """
@@ -24,22 +22,23 @@ import nbformat
 from rcblib.records import ParameterError
 from rcblib.runs.command import OneLineParser, run_command
 from rcblib.runs.files import read_json
-from tools.notebook_list import NotebookList, Stage, read_notebook_list
+from tools.answers import answer
+from tools.compose_page import Run, compose
+from tools.notebook_list import Notebook, NotebookList, Stage, read_notebook_list
 
 ROOT = Path(__file__).resolve().parents[1]
 
+_KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
+_MOVED = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><title>Moved</title>
+<meta http-equiv="refresh" content="0; url={address}"></head>
+<body><a href="{address}">The page of this model is a tab now.</a></body></html>
+"""
 
-def name_run(notebook: nbformat.NotebookNode, run: str, listed: NotebookList, root: Path = ROOT) -> None:
-    """Say what was run where; add another model's title to the heading and turn links to its own pages, in place."""
+
+def name_run(notebook: nbformat.NotebookNode, run: str, listed: NotebookList) -> None:
+    """Add another model's title to a copy's heading and turn links to its own copies, in place."""
     entry = listed.find(run)
-    if entry.reads:
-        said = " ".join(_origin(listed.find(stage), root) for stage in entry.reads.values())
-        notebook.cells[0].source = re.sub(
-            r"\A(# .+)",
-            lambda heading: f"{heading[1]}\n\n*{said}*",
-            notebook.cells[0].source.lstrip("\n"),
-            count=1,
-        )
     pages = {other.name: other.run for other in listed.notebooks if other.model == entry.model}
 
     def own_page(link: re.Match[str]) -> str:
@@ -84,7 +83,7 @@ def take_words(executed: nbformat.NotebookNode, source: nbformat.NotebookNode) -
             executed.cells += injected
 
 
-def _origin(stage: Stage, root: Path) -> str:
+def origin_of(stage: Stage, root: Path) -> str:
     """Say of a stage whether this build computed it, or what it checked of the record."""
     what = stage.name.replace("_", " ").capitalize()
     if not stage.recorded:
@@ -110,19 +109,44 @@ def _options(parameters: Mapping[str, Any]) -> str:
     )
 
 
+def run_of(entry: Notebook, listed: NotebookList, root: Path = ROOT) -> Run:
+    """Read what a page tells of one run."""
+    notebook = nbformat.read(root / entry.executed, as_version=4)
+    take_words(notebook, nbformat.read(root / "notebooks" / f"{entry.name}.ipynb", as_version=4))
+    own = [cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+    command = f"papermill notebooks/{entry.name}.ipynb out.ipynb {_options(entry.settings)}".rstrip()
+    origin = " ".join(origin_of(listed.find(stage), root) for stage in entry.reads.values())
+    results = root / entry.results
+    found = answer(entry.name, read_json(results)) if results.is_file() else ""
+    return Run(entry.run, entry.reads_model, entry.title, own, found, origin, command)
+
+
 def write_pages(root: Path = ROOT) -> int:
     """Write the pages that differ from what is there, so that no other is read again; return how many."""
     listed, n_written = read_notebook_list(root / "workflow" / "notebooks.yml"), 0
-    for entry in listed.notebooks:
-        notebook = nbformat.read(root / entry.executed, as_version=4)
-        take_words(notebook, nbformat.read(root / "notebooks" / f"{entry.name}.ipynb", as_version=4))
-        name_run(notebook, entry.run, listed, root)
-        page, text = root / "book" / f"{entry.page}.ipynb", nbformat.writes(notebook) + "\n"
-        if not page.is_file() or page.read_text(encoding="utf-8") != text:
-            page.parent.mkdir(exist_ok=True)
-            page.write_text(text, encoding="utf-8")
-            n_written += 1
+    for name, entries in listed.experiments.items():
+        page = compose(name, [run_of(entry, listed, root) for entry in entries])
+        cell = nbformat.v4.new_markdown_cell(page.text, id="page")
+        notebook = nbformat.v4.new_notebook(cells=[cell], metadata={"kernelspec": _KERNEL})
+        target = root / "book" / f"{entries[0].page}.ipynb"
+        n_written += _write(target, (nbformat.writes(notebook) + "\n").encode())
+        for file, data in page.pictures.items():
+            _write(target.parent / file, data)
+        for path in set((target.parent / name).glob("*")) - {target.parent / file for file in page.pictures}:
+            path.unlink()
+        for entry in entries[1:]:
+            moved = _MOVED.format(address=f"{name}.html?model={entry.model}")
+            _write(root / f"book/_build/extra/notebooks/{entry.run}.html", moved.encode())
     return n_written
+
+
+def _write(path: Path, data: bytes) -> bool:
+    """Write a file unless it holds this already; return whether it was written."""
+    if path.is_file() and path.read_bytes() == data:
+        return False
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return True
 
 
 def main(arguments: list[str]) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,8 @@ class Notebook:
         Stem of ``notebooks/<name>.ipynb``.
     model : str
         Name of the model that replaces the default one; empty for the notebook as it is.
+    reads_model : str
+        Name of the model that it runs on, by its default or not.
     title : str
         What the book calls that model.
     needs : tuple of str
@@ -134,6 +137,7 @@ class Notebook:
 
     name: str
     model: str = ""
+    reads_model: str = ""
     title: str = ""
     needs: tuple[str, ...] = ()
     threads: int = 1
@@ -144,13 +148,13 @@ class Notebook:
 
     @property
     def run(self) -> str:
-        """Name the run: of its rule, its page and its log."""
+        """Name the run: of its rule, its executed copy and its log."""
         return f"{self.name}-{self.model}" if self.model else self.name
 
     @property
     def page(self) -> str:
-        """Return the page that is made of the executed copy, without its suffix, below ``book``."""
-        return f"notebooks/{self.run}"
+        """Return the page that is made of the executed copies, without its suffix, below ``book``."""
+        return f"notebooks/{self.name}"
 
     @property
     def executed(self) -> str:
@@ -188,6 +192,11 @@ class NotebookList:
     def find(self, run: str) -> Notebook | Stage:
         """Return the run of that name."""
         return next(entry for entry in (*self.notebooks, *self.stages) if entry.run == run)
+
+    @property
+    def experiments(self) -> dict[str, list[Notebook]]:
+        """Return the runs of each notebook, that of the model that leads first, by the notebook's name."""
+        return {name: list(runs) for name, runs in groupby(self.notebooks, key=lambda entry: entry.name)}
 
     @property
     def explored(self) -> list[tuple[Stage, Stage]]:
@@ -266,7 +275,8 @@ def read_notebook_list(path: Path) -> NotebookList:
                 Notebook(
                     name=name,
                     model=model,
-                    title=titles.get(model, ""),
+                    reads_model=model or leading,
+                    title=titles.get(model or leading, model or leading),
                     needs=_runs(
                         entry.get("needs") or [], [*stages, *notebooks], model, bool(entry.get("models"))
                     ),

@@ -1,0 +1,190 @@
+"""Compose pages of small notebooks: places, tabs, what is folded, and what stands once."""
+
+import base64
+import re
+
+import nbformat
+import pytest
+
+from rcblib.records import ParameterError
+from tools.answers import answer
+from tools.compose_page import Run, compose
+
+PICTURE = b"\x89PNG a picture"
+
+
+def words(text, *tags, name):
+    return nbformat.v4.new_markdown_cell(text, id=name, metadata={"tags": list(tags)})
+
+
+def code(text, *tags, name, outputs=(), **metadata):
+    return nbformat.v4.new_code_cell(
+        text, id=name, metadata={"tags": list(tags), **metadata}, outputs=list(outputs)
+    )
+
+
+def shows(**data):
+    kinds = {"markdown": "text/markdown", "html": "text/html", "png": "image/png", "plain": "text/plain"}
+    return nbformat.v4.new_output("display_data", data={kinds[kind]: value for kind, value in data.items()})
+
+
+def prints(text, name="stdout"):
+    return nbformat.v4.new_output("stream", name=name, text=text)
+
+
+def glues(name, value):
+    data = {"application/papermill.record/text/plain": repr(value)}
+    return nbformat.v4.new_output("display_data", data=data, metadata={"scrapbook": {"name": name}})
+
+
+def run_on(model, score, further=()):
+    """Return a run of a notebook of which the score is told in words, by a picture, and printed."""
+    figure = {"figure": {"caption": "What it found."}, "image": {"alt": "A curve that rises."}}
+    picture = base64.b64encode(PICTURE + model.encode()).decode()
+    cells = [
+        words("# A title\n\n**Claim.** It rises.", name="title"),
+        code("n: int = 1  # how many", "parameters", name="parameters"),
+        code("import numpy", name="imports", outputs=[prints("numpy 2\n")]),
+        words("## Method\n\nWith $a$.", "method", name="method"),
+        code("a = 1", name="computes"),
+        words("The score is {glue:text}`score`.\n\nIt is the same for all.", "experiment", name="scores"),
+        code(
+            "table", "scroll-output", name="table", outputs=[prints(f"{model} 1/1\n"), shows(html="<b>7</b>")]
+        ),
+        words("## All of them\n\nOne by one.", "fold", "experiment", name="details"),
+        code("listed", name="listed", outputs=[shows(plain="1, 2")]),
+        words("## Limits\n\nFew images.", "limits", name="limits"),
+        words("It rises:", "answer", name="best"),
+        code(
+            "plt.show()",
+            name="best-figure",
+            mystnb=figure,
+            outputs=[prints("noise", "stderr"), shows(png=picture, plain="<Figure>"), glues("score", score)],
+        ),
+        words("## Reading\n\nWell.", "reading", name="reading"),
+        *further,
+    ]
+    return Run(
+        model,
+        model,
+        model.title(),
+        cells,
+        f"{score} of all.",
+        f"Recorded {model}.",
+        f"papermill -p model {model}",
+    )
+
+
+@pytest.fixture
+def page():
+    return compose("example", [run_on("small", "0.5"), run_on("large", "0.7")])
+
+
+def tabs_of(text):
+    return re.findall(r"(?s):::::::\{tab-set\}\n.*?\n:::::::\n", text)
+
+
+def test_cells_stand_by_their_place_and_what_is_the_same_stands_once(page):
+    order = [
+        "# A title",
+        "0.5 of all.",
+        "It rises:",
+        "## Reading",
+        "## Method",
+        "The score is 0.5",
+        "## Limits",
+        "## Appendix",
+    ]
+    at = [page.text.index(text) for text in order]
+    assert at == sorted(at)
+    for text in ("**Claim.** It rises.", "With $a$.", "It is the same for all.", "plt.show()", "<b>7</b>"):
+        assert page.text.count(text) == 1, text
+
+
+def test_what_differs_is_in_tabs_that_change_together(page):
+    tabs = tabs_of(page.text)
+    for both in tabs:
+        assert re.findall(r"\{tab-item\} (\w+)\n:sync: (\w+)", both) == [
+            ("Small", "small"),
+            ("Large", "large"),
+        ]
+        assert ":sync-group: model" in both
+    (told,) = [both for both in tabs if "The score is" in both]
+    assert "The score is 0.5." in told and "The score is 0.7." in told and "same for all" not in told
+    # The picture and what was run where, one below the other, are one set of tabs, and its code follows.
+    (best,) = [both for both in tabs if "```{figure}" in both]
+    assert "*Recorded small.*" in best and "*Recorded large.*" in best
+    assert page.text[page.text.index(best) + len(best) :].lstrip().startswith('<details class="folded-code">')
+
+
+def test_pictures_are_files_with_caption_and_alternative_text(page):
+    assert page.pictures == {
+        "example/best-figure-small-0.png": PICTURE + b"small",
+        "example/best-figure-large-0.png": PICTURE + b"large",
+    }
+    (first, _) = re.findall(r"```\{figure\} (\S+)\n(.*?)\n\n(.*?)\n```", page.text, flags=re.DOTALL)
+    assert first[0] == "example/best-figure-small-0.png" and first[2] == "What it found."
+    assert ":alt: A curve that rises." in first[1]
+
+
+def test_code_details_parameters_and_what_was_printed_are_folded(page):
+    open_part = re.sub(r"(?s)<details.*?</details>", "", re.sub(r"(?s)## Appendix.*", "", page.text))
+    for text in ("import numpy", "plt.show()", "One by one.", "1, 2", "small 1/1", "papermill"):
+        assert text in page.text and text not in open_part, text
+    assert "<summary>All of them</summary>" in page.text and "## All of them" not in page.text
+    for title in ("Run it yourself", "Parameters, imports and versions", "What the runs printed"):
+        assert f"<summary>{title}</summary>" in page.text.split("## Appendix")[1]
+    assert "noise" not in page.text
+    assert "<../../results/executed/large.ipynb>" in page.text
+
+
+def test_one_run_needs_no_tabs():
+    text = compose("example", [run_on("small", "0.5")]).text
+    assert "tab-set" not in text and "The score is 0.5." in text
+
+
+def test_a_notebook_without_places_keeps_its_order():
+    cells = [words(f"# Title\n\n{number}", name=f"c{number}") for number in range(3)]
+    text = compose("plain", [Run("plain", "small", "Small", cells)]).text
+    assert re.findall(r"(?m)^\d$", text.split("## Appendix")[0]) == ["0", "1", "2"]
+
+
+def test_what_is_to_be_folded_has_a_heading_and_runs_have_the_same_cells():
+    with pytest.raises(
+        ParameterError, match="cell of text to fold: got 'No heading'; accepted: one that begins with"
+    ):
+        compose("example", [run_on("small", "0.5", [words("No heading", "fold", name="bad")])])
+    with pytest.raises(ParameterError, match="runs: got 'different cells of example'"):
+        compose("example", [run_on("small", "0.5"), run_on("large", "0.7", [words("More", name="more")])])
+
+
+def estimate(value, low, high, n=40):
+    return {"value": value, "interval": [low, high], "n": n}
+
+
+def test_answers_follow_the_numbers_and_leave_open_what_an_interval_leaves_open():
+    results = {"recognised_on_objects": estimate(0.384, 0.301, 0.456)}
+    for area, said in (
+        (
+            estimate(0.64, 0.59, 0.69),
+            "tells objects from background (area under the ROC curve 0.64 [0.59, 0.69]",
+        ),
+        (estimate(0.36, 0.31, 0.41), "tells the wrong way round objects"),
+        (estimate(0.52, 0.45, 0.59), "does not clearly tell objects"),
+    ):
+        text = answer("token_centric", {"results": results | {"area_top1_probability": area}})
+        assert "in 38% [30, 46] of cases" in text and said in text and "[CLS]" not in text
+    assert answer("token_centric", {"results": {}}) == "" == answer("unknown", {"results": results})
+
+
+def test_the_codebook_is_compared_with_random_tokens_on_the_same_questions():
+    results = {
+        "codebook_relative_score_retain_20": estimate(0.78, 0.72, 0.88),
+        "random_relative_score_retain_20": estimate(0.67, 0.62, 0.76),
+        "codebook_minus_random_retain_20": estimate(0.11, 0.05, 0.17),
+    }
+    assert "78% [72, 88] of the full score, more than random tokens (67% [62, 76])" in answer(
+        "pruned_inference", {"results": results}
+    )
+    results["codebook_minus_random_retain_20"] = estimate(0.02, -0.05, 0.17)
+    assert "not clearly different from random" in answer("pruned_inference", {"results": results})

@@ -1,0 +1,294 @@
+"""Compose the page of an experiment from the executed copies of all its runs, in reading order.
+
+A tag of a cell of text names its place on the page (`PLACES`); the cells after it stay there until another one is
+named. The page follows the places, and inside a place the notebook's order. What is the same in all runs stands once;
+what differs stands in tabs, a model each, which change together. Code is folded, and so is what a cell of text tagged
+``fold`` begins; parameters, versions and what was printed are in the appendix. The page is one cell of MyST Markdown
+with pictures beside it.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any
+
+import nbformat
+
+from rcblib.records import ParameterError
+
+PLACES = ("answer", "reading", "method", "data", "experiment", "limits", "appendix")
+"""Where a cell stands on the page, from its top; told by a tag of the cell."""
+
+FOLD = "fold"
+"""Tag of a cell of text whose heading unfolds it and the code that follows."""
+
+COMMANDS, SET_UP, LOG = "Run it yourself", "Parameters, imports and versions", "What the runs printed"
+"""Titles in the appendix."""
+
+Cell = nbformat.NotebookNode
+
+
+@dataclass(frozen=True)
+class Run:
+    """Hold one run of a notebook.
+
+    Attributes
+    ----------
+    name : str
+        Name of the run: of its executed copy.
+    model : str
+        Name of the model, which tabs of all pages go by.
+    title : str
+        What the tab is called.
+    cells : list of cells
+        Executed, with today's words; what papermill injected is left out.
+    answer : str
+        What it found in a sentence or two, with numbers; empty for none.
+    origin : str
+        What was computed and what was recorded; empty where nothing is read.
+    command : str
+        Runs the notebook with all parameters of this run.
+    """
+
+    name: str
+    model: str
+    title: str
+    cells: list[Cell]
+    answer: str = ""
+    origin: str = ""
+    command: str = ""
+
+
+@dataclass
+class Part:
+    """Hold what stands together, folded under a title or not: blocks of words or of code, a text for each run."""
+
+    place: str
+    title: str = ""
+    blocks: list[tuple[str, tuple[str, ...]]] = field(default_factory=list)
+
+    def add(self, texts: Sequence[str], kind: str = "words") -> None:
+        """Add a block, unless it is empty for every run."""
+        if any(texts):
+            self.blocks.append((kind, tuple(texts)))
+
+
+@dataclass(frozen=True)
+class Page:
+    """Hold the text of a page, and its pictures by the file that the text names."""
+
+    text: str
+    pictures: dict[str, bytes]
+
+
+def compose(name: str, runs: Sequence[Run]) -> Page:
+    """Compose the page of one notebook; the first run leads, and has the first tab.
+
+    Raises
+    ------
+    ParameterError
+        If the runs have different cells, or a text is to be folded that has no heading.
+    """
+    if len({tuple(cell.get("id") for cell in run.cells) for run in runs}) > 1:
+        raise ParameterError("runs", f"different cells of {name}", "executed copies of one notebook")
+    pictures: dict[str, bytes] = {}
+    numbers = [_glued(run.cells) for run in runs]
+    printed: list[list[str]] = [[] for _ in runs]
+    set_up, parts = Part("appendix", SET_UP), [Part("answer")]
+    set_up_at = _set_up(runs[0].cells)
+    for number, cells in enumerate(zip(*(run.cells for run in runs), strict=True)):
+        first, part = cells[0], parts[-1]
+        place = next((tag for tag in _tags(first) if tag in PLACES), part.place)
+        if first.cell_type == "markdown":
+            title, source = "", first.source.strip()
+            if place == "appendix" or FOLD in _tags(first):
+                title, source = _heading(source)
+            parts.append(Part(place, title))
+            for texts in _paragraphs([_with_numbers(source, values) for values in numbers]):
+                parts[-1].add(texts)
+            if number == 0:
+                parts[-1].add([f"**Answer.** {run.answer}" if run.answer else "" for run in runs])
+            continue
+        if number in set_up_at:
+            part = set_up
+        elif place != part.place:  # this cell only
+            part = Part(place)
+            parts += [part, Part(parts[-1].place, parts[-1].title)]
+        told = [
+            _outputs(cell, f"{name}/{cell.id}-{run.model}", pictures)
+            for cell, run in zip(cells, runs, strict=True)
+        ]
+        part.add([shown for shown, _ in told])
+        part.add([first.source.strip()] * len(runs), "code")
+        for own, (_, text) in zip(printed, told, strict=True):
+            own.append(text)
+    leading = [part for part in parts if part.place == "answer" and not part.title]
+    leading[-1].add([f"*{run.origin}*" if run.origin else "" for run in runs])
+    commands = next((part for part in parts if part.title == COMMANDS), Part("appendix", COMMANDS))
+    commands.add([_own_run(run) for run in runs])
+    log = Part("appendix", LOG)
+    log.add([_fenced("text", "\n".join(filter(None, own))) for own in printed])
+    own = [] if commands in parts else [commands]
+    return Page(_written([*own, *parts, set_up, log], runs), pictures)
+
+
+def _written(parts: list[Part], runs: Sequence[Run]) -> str:
+    """Write parts in the order of their places; neighbours of one title are one."""
+    lines: list[str] = []
+    ordered = sorted((part for part in parts if part.blocks), key=lambda part: PLACES.index(part.place))
+    for place, of_place in groupby(ordered, key=lambda part: part.place):
+        if place == "appendix":
+            lines.append("## Appendix")
+        for title, same in groupby(of_place, key=lambda part: part.title):
+            text = _blocks([block for part in same for block in part.blocks], runs)
+            lines.append(_folded(title, text) if title else text)
+    return "\n\n".join(lines) + "\n"
+
+
+def _blocks(blocks: Sequence[tuple[str, tuple[str, ...]]], runs: Sequence[Run]) -> str:
+    """Write blocks: neighbours that differ in one set of tabs, and their code, which is folded, behind them."""
+    lines: list[str] = []
+    differing: list[tuple[str, ...]] = []
+    code: list[str] = []
+
+    def flush() -> None:
+        if differing:
+            lines.append(
+                _tabs(runs, ["\n\n".join(filter(None, own)) for own in zip(*differing, strict=True)])
+            )
+        if code:
+            lines.append(_folded("Code", "\n\n".join(_fenced("python", text) for text in code), "code"))
+        differing.clear()
+        code.clear()
+
+    for kind, texts in blocks:
+        if kind == "code":
+            code.append(texts[0])
+        elif len(set(texts)) > 1:
+            differing.append(texts)
+        else:
+            if differing or code:
+                flush()
+            lines.append(texts[0])
+    flush()
+    return "\n\n".join(lines)
+
+
+def _tabs(runs: Sequence[Run], texts: Sequence[str]) -> str:
+    """Write a tab for each run; all tabs of a site that belong to one model are chosen together."""
+    items = [
+        f"::::::{{tab-item}} {run.title}\n:sync: {run.model}\n\n{text or 'Not part of this run.'}\n\n::::::"
+        for run, text in zip(runs, texts, strict=True)
+    ]
+    return ":::::::{tab-set}\n:sync-group: model\n\n" + "\n\n".join(items) + "\n\n:::::::"
+
+
+def _folded(title: str, text: str, kind: str = "more") -> str:
+    return (
+        f'<details class="folded-{kind}"><summary>{title}</summary>\n\n{text}\n\n</details>' if text else ""
+    )
+
+
+def _fenced(language: str, text: str) -> str:
+    return f"```{language}\n{text}\n```" if text.strip() else ""
+
+
+def _own_run(run: Run) -> str:
+    """Write the command of a run, its executed copy, and a line that `tools.book_extension` makes a link of."""
+    return (
+        f"{_fenced('bash', run.command)}\n\n% opens {run.name}\n\n"
+        f"{{download}}`The executed notebook, with code and all it printed <../../results/executed/{run.name}.ipynb>`"
+    )
+
+
+def _paragraphs(texts: list[str]) -> list[tuple[str, ...]]:
+    """Return words of the runs, each paragraph by itself where numbers in them differ."""
+    if len(set(texts)) == 1:
+        return [tuple(texts)]
+    return list(zip(*(re.split(r"\n\n+", text) for text in texts), strict=True))
+
+
+def _tags(cell: Cell) -> list[str]:
+    return cell.metadata.get("tags", [])
+
+
+def _set_up(cells: list[Cell]) -> set[int]:
+    """Return where the parameters are, and the imports behind them."""
+    found = [number for number, cell in enumerate(cells) if "parameters" in _tags(cell)]
+    return {*found, *(number + 1 for number in found)}
+
+
+def _heading(source: str) -> tuple[str, str]:
+    """Part a text's heading from the rest."""
+    found = re.match(r"#+ (.+)\n*", source)
+    if not found:
+        raise ParameterError("cell of text to fold", source.split("\n")[0], "one that begins with a heading")
+    return found[1], source[found.end() :]
+
+
+def _glued(cells: list[Cell]) -> dict[str, str]:
+    """Return the values that a notebook gave names to."""
+    values = {}
+    for output in (output for cell in cells if cell.cell_type == "code" for output in cell.outputs):
+        name = output.get("metadata", {}).get("scrapbook", {}).get("name", "")
+        for data in output.get("data", {}).values() if name else ():
+            values[name.removeprefix("application/papermill.record/")] = str(data).strip("'\"")
+    return values
+
+
+def _with_numbers(source: str, values: dict[str, str]) -> str:
+    return re.sub(r"\{glue:text\}`(\w+)`", lambda found: values[found[1]], source)
+
+
+def _outputs(cell: Cell, path: str, pictures: dict[str, bytes]) -> tuple[str, str]:
+    """Return what of a cell's outputs is shown, and what goes to the appendix: printed lines besides something else."""
+    shown = [text for text in (_output(cell, output, path, pictures) for output in cell.outputs) if text]
+    streams = [output for output in cell.outputs if output.output_type == "stream"]
+    printed = "".join(str(output.text) for output in streams if output.name == "stdout").strip()
+    if shown or "scroll-output" in _tags(cell):
+        return "\n\n".join(shown), printed
+    return _fenced("text", printed), ""
+
+
+def _output(cell: Cell, output: Any, path: str, pictures: dict[str, bytes]) -> str:
+    """Write one output as Markdown, and keep its picture."""
+    data = {kind: "".join(value) for kind, value in output.get("data", {}).items()}
+    for kind, write in _WRITERS.items():
+        if kind in data:
+            if kind == "image/png":
+                file = f"{path}-{sum(other.startswith(path) for other in pictures)}.png"
+                pictures[file] = base64.b64decode(data[kind])
+                return _picture(cell, file)
+            return write(data[kind])
+    return ""
+
+
+def _picture(cell: Cell, file: str) -> str:
+    """Write a picture with its caption and alternative text."""
+    shown = cell.metadata.get("mystnb", {})
+    alt, caption = shown.get("image", {}).get("alt", ""), shown.get("figure", {}).get("caption", "")
+    options = f":class: drawn\n:loading: lazy\n{f':alt: {alt}' if alt else ''}\n"
+    return (
+        f"```{{figure}} {file}\n{options}\n{caption}\n```"
+        if caption
+        else f"```{{image}} {file}\n{options}```"
+    )
+
+
+def _table(html: str) -> str:
+    """Write HTML with the classes that the style sheet knows outputs by."""
+    inside = f'<div class="cell_output"><div class="output text_html">\n{html.strip()}\n</div></div>'
+    return f"```{{raw}} html\n{inside}\n```"
+
+
+_WRITERS: dict[str, Callable[[str], str]] = {
+    "text/markdown": str.strip,
+    "image/png": str,
+    "text/html": _table,
+    "text/plain": lambda text: _fenced("text", text),
+}
+"""What a page shows of an output, the first that is there."""
