@@ -1,6 +1,7 @@
 # make book   environment, experiments and site: book/_build/html/index.html
 # make test   the checks
 # make faults   the checks' long form, with faults and damaged inputs, minutes: data/recorded/faults.json
+# make pages  every page of the site in a browser, minutes: axe, console, widths, search, bytes
 # make bench  times, memory and ratios beside their targets, 15 minutes: results/benchmarks (bench-gpu: of full size)
 # make full   recorded stages at their full setting, hours: data/recorded
 # make sweep  models by images by seeds, as SWEEP lists them, in shards: runs/sweeps
@@ -29,11 +30,14 @@ STAMP := $(subst $(SPACE),\ ,$(RCB_VENV))/.rcblib-installed
 export PATH := $(BIN):$(PATH)
 export PYTHONUNBUFFERED := 1
 
-.PHONY: bench bench-gpu book full slurm sweep test faults versions lint install format clean
+.PHONY: bench bench-gpu book pages full slurm sweep test faults versions lint install format clean
 
 book: $(STAMP)
 	python -m tools.run_workflow --cores $(CORES) --rerun-incomplete --quiet rules -p
 	@echo "book/_build/html/index.html"
+
+pages: $(STAMP)
+	python -m tools.check_pages
 
 full: $(STAMP)
 	python -m tools.run_workflow --snakefile workflow/shards.smk --cores $(CORES) --rerun-incomplete --keep-going \

@@ -46,9 +46,9 @@ def site(tmp_path_factory):
     (root / "workflow").mkdir()
     (root / "workflow/notebooks.yml").write_text("notebooks: [{name: chart}]\n", encoding="utf-8")
     (root / "book/_toc.yml").write_text(
-        "format: jb-book\nroot: intro\nparts: [{caption: Experiments, chapters: [{glob: notebooks/*}]}]\n"
+        "format: jb-book\nroot: equations\nparts: [{caption: Experiments, chapters: [{glob: notebooks/*}]}]\n"
     )
-    (root / "book/intro.md").write_text(
+    (root / "book/equations.md").write_text(
         "# A page\n\nWith $p_1(i)$, {cite:p}`yang2025beyond` and\n\n$$\n\\tfrac12 \\sum_i M_i \\log M_i\n$$\n\n"
         "```{bibliography}\n```\n",
         encoding="utf-8",
@@ -67,7 +67,7 @@ def site(tmp_path_factory):
 def test_pages_are_built_without_warnings_and_load_nothing_from_other_hosts(site):
     assert check_site(site) == []
     assert (site / "notebooks/chart.html").is_file()
-    assert "Beyond intermediate states" in (site / "intro.html").read_text(encoding="utf-8")
+    assert "Beyond intermediate states" in (site / "equations.html").read_text(encoding="utf-8")
 
 
 def test_without_a_repository_there_are_no_buttons_for_one(site):
@@ -96,9 +96,10 @@ def test_equations_and_charts_show_offline(site):
         page.set_default_timeout(90_000)
         page.route("**/*", only_files)
         page.on("pageerror", lambda error: errors.append(str(error)))
-        page.goto((site / "intro.html").as_uri())
+        page.goto((site / "equations.html").as_uri())
         page.wait_for_selector("mjx-container mjx-math")
         assert page.locator("mjx-container").count() == 2
+        assert page.locator("mjx-container[tabindex]").count() == 0
         assert page.locator("mjx-container").first.bounding_box()["width"] > 10
         page.goto((site / "notebooks/chart.html").as_uri())
         drawn = page.locator("img.drawn").first

@@ -14,7 +14,7 @@ import yaml
 from papermill import inspect_notebook
 
 from rcblib.records import ParameterError
-from tools import book_extension, check_expected, check_site, make_config, make_pages
+from tools import book_extension, check_expected, make_config, make_pages
 from tools.notebook_list import Notebook, read_notebook_list
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -481,49 +481,6 @@ def test_expectations_without_results_or_with_typos_are_errors(tmp_path):
     for entry in ({"val": 1}, {"value": 1, "tolerance": 2}, {"value": 1, "absolute": -1}):
         with pytest.raises(ValueError, match="a: x: got"):
             check_expected.compare("a", {"x": entry}, measured(x=1)["results"])
-
-
-@pytest.mark.parametrize(
-    ("html", "found"),
-    [
-        ('<script src="https://cdn.example/x.js"></script>', ["https://cdn.example/x.js"]),
-        ('<script src="//cdn.example/x.js"></script>', ["//cdn.example/x.js"]),
-        ('<link rel="stylesheet" href="https://a.example/x.css">', ["https://a.example/x.css"]),
-        ('<img src="http://a.example/x.png">', ["http://a.example/x.png"]),
-        ('<style>@import "https://a.example/f.css";</style>', ["https://a.example/f.css"]),
-        ("<style>p { background: url(https://a.example/x.png) }</style>", ["https://a.example/x.png"]),
-        ('<script>import("https://a.example/vega.mjs")</script>', ["https://a.example/vega.mjs"]),
-        (
-            '<script>load("https://cdn.jsdelivr.net/npm/vega@6")</script>',
-            ["https://cdn.jsdelivr.net/npm/vega@6"],
-        ),
-        ('<a href="https://arxiv.org/abs/2503.20540">paper</a>', []),
-        ('<link rel="canonical" href="https://a.example/">', []),
-        ('<script src="_static/x.js"></script><img src="data:image/png;base64,AA//BB">', []),
-        ('<script>var schema = "https://vega.github.io/schema/v6.json"; // a note</script>', []),
-        (
-            '<iframe srcdoc="&lt;script src=&quot;//cdn.example/x.js&quot;&gt;&lt;/script&gt;"></iframe>',
-            ["//cdn.example/x.js"],
-        ),
-        ("<p>The file https://cdn.example/x.js is not needed.</p>", []),
-        ('<script>const THEBE_JS_URL = "https://unpkg.com/thebe@0.8.2/lib/index.js"</script>', []),
-    ],
-)
-def test_loads_from_other_hosts_are_found_and_links_are_not(html, found):
-    assert check_site.external_loads(html, ".html") == found
-
-
-def test_site_check_reads_pages_and_style_sheets(tmp_path, capsys):
-    (tmp_path / "_static").mkdir()
-    (tmp_path / "index.html").write_text("<p>text</p>", encoding="utf-8")
-    assert check_site.main([str(tmp_path)]) == 0
-    (tmp_path / "_static" / "x.css").write_text("@font-face {src: url('https://a.example/f.woff')}")
-    assert check_site.main([str(tmp_path)]) == 1
-    assert "_static/x.css: loads https://a.example/f.woff" in capsys.readouterr().out
-
-
-def test_a_site_without_pages_is_an_error(tmp_path):
-    assert check_site.main([str(tmp_path)]) == 1
 
 
 @pytest.fixture

@@ -3,6 +3,8 @@
 The lines ``Source:`` and ``Differs:`` close a docstring, after its numpydoc sections; without a heading they would
 be read as one more item of the last section, such as an exception that is raised.
 
+The theme's toggles of the sidebar have no name; each gets that of the page whose pages it shows.
+
 Jupyter Book registers some scripts twice, and declaring a constant again is an error in the browser.
 
 Pages are read by several processes, which Sphinx does only if every extension says that it may.
@@ -19,6 +21,7 @@ from __future__ import annotations
 import re
 import struct
 import sys
+from html import escape, unescape
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +69,25 @@ def keep_scripts_once(
     context["script_files"] = list(once.values())
 
 
+def name_toggles(html: str) -> str:
+    """Name the toggles in a list of pages after the link before them."""
+
+    def named(found: re.Match[str]) -> str:
+        words = " ".join(re.sub(r"<[^>]+>", "", found[1]).split())
+        return f'{found[0][: -len("<summary>")]}<summary aria-label="pages below {escape(unescape(words))}">'
+
+    return re.sub(r"<a [^>]*>((?:(?!</a>).)*)</a>\s*<details[^>]*>\s*<summary>", named, html, flags=re.DOTALL)
+
+
+def wrap_sidebar(app: Any, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
+    """Let the theme's list of pages name its toggles."""
+    made = context.get("generate_toctree_html")
+    if made is not None:
+        context["generate_toctree_html"] = lambda *given, **options: name_toggles(
+            str(made(*given, **options))
+        )
+
+
 def show_badge(app: Any, docname: str, source: list[str]) -> None:
     """Put the badge into the text of a notebook's page, where its launch address is known."""
     folder, _, name = docname.rpartition("/")
@@ -107,6 +129,7 @@ def setup(app: Any) -> dict[str, bool]:
     app.connect("autodoc-process-docstring", process_docstring, priority=400)
     app.connect("html-page-context", keep_scripts_once, priority=900)
     app.connect("html-page-context", size_pictures)
+    app.connect("html-page-context", wrap_sidebar, priority=900)
     app.add_config_value("launch_folder", "", "env")
     app.connect("source-read", show_badge)
     app.connect("builder-inited", read_in_parallel)

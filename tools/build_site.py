@@ -1,4 +1,4 @@
-"""Build the site: write its configuration and the sources of its pages, make pages of them, and look at what they load.
+"""Build the site: write its configuration and its pages' sources, make pages of them, make them light, check them.
 
 One process does it all, because starting one takes as long as most steps. Jupyter Book's command reads and writes the
 pages one after another; the function behind it takes a number of jobs.
@@ -18,7 +18,7 @@ from jupyter_book.sphinx import build_sphinx
 from sphinx.ext import apidoc
 
 from rcblib.runs.command import OneLineParser
-from tools import check_site, make_config, make_pages, make_status
+from tools import check_site, lighten_site, make_config, make_pages, make_status
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -65,6 +65,7 @@ def main(arguments: list[str]) -> int:
         lambda: make_pages.main([]),
         make_status.main,
         lambda: build_pages(options.jobs),
+        lambda: lighten_site.main([str(ROOT / "book/_build/html")]),
         lambda: check_site.main([str(ROOT / "book/_build/html")]),
     ]
     return next((status for step in steps if (status := step())), 0)

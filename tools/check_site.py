@@ -1,4 +1,4 @@
-"""Check that a built site loads nothing from other hosts, so that it can be read offline.
+"""Check that a built site loads nothing from other hosts, so that it can be read offline, and that it is small.
 
 Links to other sites are fine; scripts, styles, images, fonts and frames must lie inside the folder. Code
 inside a page counts too where it names a script or module on another host.
@@ -20,8 +20,16 @@ _LOADING_RELATIONS = {"stylesheet", "preload", "modulepreload", "icon", "shortcu
 _EXTERNAL = re.compile(r"(?:https?:)?//", re.IGNORECASE)
 _STYLE_ADDRESS = re.compile(r"(?:url\(|@import)\s*['\"]?\s*((?:https?:)?//[^'\")\s]+)", re.IGNORECASE)
 _CODE_ADDRESS = re.compile(r"(?:https?:)?//[^'\"`\s<>]+\.m?js\b|https://(?:cdn|unpkg|esm)[^'\"`\s<>]*")
+_FONT = re.compile(r"url\(\s*['\"]?(?!data:)([^'\")]+)")
 # Loaded only after a reader presses the button that makes code cells live.
 _ON_DEMAND = ("https://unpkg.com/thebe@",)
+
+
+MOST_BYTES = 40_000_000
+"""Of the whole site."""
+
+MOST_BYTES_AT_FIRST = {"intro.html": 1_000_000, "explorer/index.html": 300_000}
+"""Of what these pages load by themselves."""
 
 
 class _Page(HTMLParser):
@@ -30,6 +38,7 @@ class _Page(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
         self.loaded: list[str] = []
+        self.own: list[str] = []
         self._inside: str | None = None
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
@@ -39,6 +48,8 @@ class _Page(HTMLParser):
             address = values.get("href")
         if address and _EXTERNAL.match(address.strip()):
             self.loaded.append(address)
+        elif address and values.get("loading") != "lazy":
+            self.own.append(address)
         self.loaded += _STYLE_ADDRESS.findall(values.get("style") or "")
         if tag == "iframe" and values.get("srcdoc"):
             self.loaded += external_loads(values["srcdoc"], ".html")
@@ -76,8 +87,40 @@ def check_site(folder: Path) -> list[str]:
     return problems
 
 
+def bytes_at_first(page: Path) -> int:
+    """Return the bytes of a page and of the files that it and its styles name, without those that load late.
+
+    What scripts load is not among them: `tools.check_pages` sees that in a browser.
+    """
+    parsed = _Page()
+    parsed.feed(page.read_text(encoding="utf-8"))
+    files = {page}
+    for address in parsed.own:
+        path = (page.parent / re.split("[?#]", address)[0]).resolve()
+        files.add(path)
+        if path.suffix == ".css" and path.is_file():
+            fonts = _FONT.findall(path.read_text(encoding="utf-8"))
+            files |= {(path.parent / re.split("[?#]", font)[0]).resolve() for font in fonts}
+    return sum(path.stat().st_size for path in files if path.is_file())
+
+
+def check_bytes(folder: Path) -> list[str]:
+    """Return a line for a site, or a page of `MOST_BYTES_AT_FIRST`, that takes more than it may."""
+    sizes = {path: path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+    problems = []
+    if sum(sizes.values()) > MOST_BYTES:
+        largest = max(sizes, key=sizes.get).relative_to(folder)
+        problems.append(
+            f"the site takes {sum(sizes.values())} bytes; accepted: {MOST_BYTES}; largest: {largest}"
+        )
+    for name, most in MOST_BYTES_AT_FIRST.items():
+        if (folder / name).is_file() and (found := bytes_at_first(folder / name)) > most:
+            problems.append(f"{name}: loads {found} bytes at first; accepted: {most}")
+    return problems
+
+
 def main(arguments: list[str]) -> int:
-    """Print what the site loads from other hosts; return 1 if there is anything."""
+    """Print what the site loads from other hosts, and where it is too large; return 1 if there is anything."""
     parser = OneLineParser(prog="check_site", description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="the built site")
     folder = parser.parse_args(arguments).folder
@@ -85,8 +128,10 @@ def main(arguments: list[str]) -> int:
     if not n_pages:
         print(f"{folder}: holds no pages")
         return 1
-    problems = check_site(folder)
-    print("\n".join(problems) if problems else f"{n_pages} pages load nothing from other hosts")
+    problems = check_site(folder) + check_bytes(folder)
+    n_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    said = f"{n_pages} pages load nothing from other hosts; {n_bytes / 1e6:.1f} MB in all"
+    print("\n".join(problems) if problems else said)
     return 1 if problems else 0
 
 

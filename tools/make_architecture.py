@@ -194,7 +194,7 @@ def _text(x: float, y: float, text: str, kind: str) -> str:
 
 
 _SVG = """\
-<svg class="house" viewBox="0 0 {width} {height}" role="img" aria-label="The rooms of the code and who uses whom">
+<svg class="house" viewBox="0 0 {width} {height}" role="group" aria-label="The rooms of the code and who uses whom">
 <style>
 .house {{ width: 100%; height: auto; font-family: var(--pst-font-family-base, sans-serif); }}
 .house a {{ text-decoration: none; }}

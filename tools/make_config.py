@@ -110,6 +110,7 @@ def main(arguments: list[str]) -> int:
     folder = ROOT / "book" / "_build"
     (folder / "extra").mkdir(parents=True, exist_ok=True)  # what Sphinx copies into the site as it is
     config["sphinx"]["local_extensions"] = {"book_extension": str(ROOT / "tools")}
+    config["sphinx"]["config"]["html_search_scorer"] = str(ROOT / "tools" / "search_scorer.js")
     built = {
         "config.yml": build_config(config, repository, options.branch),
         "toc.yml": build_toc(toc, replacements),
