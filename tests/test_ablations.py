@@ -7,7 +7,16 @@ import torch
 
 from rcblib.codebook.codebook import Codebook
 from rcblib.codebook.criterion import CodebookCriterion
-from rcblib.reading.ablations import Recipe, judge_codebooks, make_all, make_codebook, variants
+from rcblib.reading.ablations import (
+    PROTOTYPES,
+    TOKENS_INSTEAD,
+    CodebookRecipe,
+    drawn_books,
+    judge_codebooks,
+    make_all,
+    make_codebook,
+    variants,
+)
 from rcblib.records import ParameterError
 
 WIDTH, N_EACH, N_IMAGES = 16, 24, 16
@@ -52,7 +61,7 @@ CRITERION = CodebookCriterion(n_prototype_clusters=2, min_images=4, n_clusters=6
 
 
 def test_each_variant_differs_from_the_reference_in_one_choice():
-    reference = Recipe(CRITERION)
+    reference = CodebookRecipe(CRITERION)
     listed = variants(reference, 40, ["sky", "grass", "sky"])
     assert len({(v.choice, v.value) for v in listed}) == len(listed)
     by_choice = pd.DataFrame({"choice": [v.choice for v in listed], "same": [v.is_reference for v in listed]})
@@ -65,29 +74,29 @@ def test_each_variant_differs_from_the_reference_in_one_choice():
     assert found["backgrounds of training images", "sky"].backgrounds == ("sky",)
     assert found["form of the divergence", "textbook"].form == "textbook"
     with pytest.raises(ParameterError, match="form: got 'other'"):
-        Recipe(CRITERION, form="other")
+        CodebookRecipe(CRITERION, form="other")
 
 
 def test_a_recipe_keeps_what_recurs_and_says_little(world):
     probed, tokens = world
-    book = make_codebook(Recipe(CRITERION, 1 / 3, 1 / 3), probed, tokens)
+    book = make_codebook(CodebookRecipe(CRITERION, 1 / 3, 1 / 3), probed, tokens)
     kept = {(i, p) for i, p in zip(book.image_ids, book.positions, strict=True)}
     assert len(kept) > 60 and all(position < 8 for _, position in kept)
     criterion = book.metadata["criterion"]
     assert 0.1 < criterion["tau_p"] < 0.8 and 0.1 < criterion["tau_jsd"] < 17
-    few = make_codebook(Recipe(CRITERION, 1 / 3, 1 / 3, n_images=8), probed, tokens)
+    few = make_codebook(CodebookRecipe(CRITERION, 1 / 3, 1 / 3, n_images=8), probed, tokens)
     assert set(few.image_ids) <= set(range(8))
     sky = {i: "sky" if i % 2 else "grass" for i in range(N_IMAGES)}
-    odd = make_codebook(Recipe(CRITERION, 1 / 3, 1 / 3, backgrounds=("sky",)), probed, tokens, sky)
+    odd = make_codebook(CodebookRecipe(CRITERION, 1 / 3, 1 / 3, backgrounds=("sky",)), probed, tokens, sky)
     assert {i % 2 for i in odd.image_ids} == {1}
     with pytest.raises(ParameterError, match="recipe: got 99"):
-        make_codebook(Recipe(CRITERION, n_images=99), probed, tokens)
+        make_codebook(CodebookRecipe(CRITERION, n_images=99), probed, tokens)
 
 
 def test_codebooks_are_judged_on_other_images_and_against_a_reference(world):
     probed, tokens = world
     train, test = probed[probed["image_id"] < 10], probed[probed["image_id"] >= 10].reset_index(drop=True)
-    reference = Recipe(CRITERION, 1 / 3, 1 / 3)
+    reference = CodebookRecipe(CRITERION, 1 / 3, 1 / 3)
     listed = variants(reference, 10)
     books = make_all(listed, train, tokens)
     key = ("clustering of each image", "on")
@@ -103,3 +112,26 @@ def test_codebooks_are_judged_on_other_images_and_against_a_reference(world):
     assert whole.loc[("form of the divergence", "textbook"), "n_prototypes"] != whole.loc[key, "n_prototypes"]
     with pytest.raises(ParameterError, match="reference"):
         judge_codebooks(books, test, tokens, ("transfer", "none"), generator=np.random.default_rng(0))
+
+
+def test_tokens_that_no_signal_chose_are_the_controls_of_a_recipe(world):
+    probed, tokens = world
+    train, test = probed[probed["image_id"] < 10], probed[probed["image_id"] >= 10].reset_index(drop=True)
+    key = ("clustering of each image", "on")
+    book = make_codebook(CodebookRecipe(CRITERION, 1 / 3, 1 / 3), train, tokens)
+    drawn = drawn_books(book, train, tokens, generator=np.random.default_rng(0))
+    assert [value for choice, value in drawn if choice == PROTOTYPES] == [
+        str(n) for n in (3, 10, 30, 100, 300) if n < len(book)
+    ]
+    ten = drawn[PROTOTYPES, "10"].prototypes
+    assert len(ten) == 10 and all((row == book.prototypes).all(1).any() for row in ten)
+    by_masks = {name: drawn[TOKENS_INSTEAD, name] for name in ("any", "without an object", "on objects")}
+    assert {len(each) for each in by_masks.values()} == {len(book)}
+    table = judge_codebooks({key: book} | drawn, test, tokens, key, generator=np.random.default_rng(0))
+    areas = table[table["truth"] == "coverage"].set_index(["choice", "variant"])["value"]
+    assert areas[PROTOTYPES, "3"] == areas[TOKENS_INSTEAD, "without an object"] == 1
+    assert areas[TOKENS_INSTEAD, "on objects"] < 0.9 < areas[TOKENS_INSTEAD, "any"]
+    blind = drawn_books(
+        book, train.drop(columns="object_coverage"), tokens, generator=np.random.default_rng(0)
+    )
+    assert [value for choice, value in blind if choice == TOKENS_INSTEAD] == ["any"]

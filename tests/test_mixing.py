@@ -5,7 +5,7 @@ import pytest
 import tiny
 from test_evaluate_known import sample_with
 
-from rcblib.evaluate.mixing import LAYERS, Background, background_tokens, patch_colors, probe_background
+from rcblib.evaluate.mixing import LAYERS, BackgroundTokens, background_tokens, patch_colors, probe_background
 from rcblib.mllm import adapter_for
 from rcblib.reading.statistics import roc_auc
 from rcblib.records import ParameterError
@@ -50,7 +50,7 @@ def made_up(n_images, seed):
     told = present[image] + rng.normal(0, 1, (len(image), 3))
     noise = rng.normal(0, 1, (len(image), 6))
     features = {"encoder": np.hstack([told, noise]), "connector": noise[:, :3], "pixels": noise[:, 3:]}
-    return Background(features, image, present, ("a", "b", "c"))
+    return BackgroundTokens(features, image, present, ("a", "b", "c"))
 
 
 def test_a_probe_finds_what_is_there_and_nothing_where_nothing_is():
@@ -70,4 +70,4 @@ def test_a_probe_finds_what_is_there_and_nothing_where_nothing_is():
     for nothing in ("connector", "pixels", "shuffled"):
         assert areas[nothing].low < 0.55
     with pytest.raises(ParameterError, match="test"):
-        probe_background(made_up(20, 0), Background({}, np.array([0]), np.ones((1, 1), bool), ("a",)))
+        probe_background(made_up(20, 0), BackgroundTokens({}, np.array([0]), np.ones((1, 1), bool), ("a",)))

@@ -34,7 +34,7 @@ LAYERS = {
 
 
 @dataclass(frozen=True)
-class Background:
+class BackgroundTokens:
     """Hold background tokens of some images.
 
     Attributes
@@ -65,7 +65,7 @@ def background_tokens(
     *,
     categories: Sequence[str] | None = None,
     seed: int = 0,
-) -> Background:
+) -> BackgroundTokens:
     """Gather tokens on which, and next to which, no object lies.
 
     Parameters
@@ -114,7 +114,9 @@ def background_tokens(
     present = np.array(
         [[name in {o.category for o in sample.objects} for name in listed] for sample in samples]
     )
-    return Background({k: np.concatenate(v) for k, v in found.items()}, np.array(image), present, listed)
+    return BackgroundTokens(
+        {k: np.concatenate(v) for k, v in found.items()}, np.array(image), present, listed
+    )
 
 
 def patch_colors(picture: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
@@ -131,13 +133,13 @@ def patch_colors(picture: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
 
 
 def probe_background(
-    train: Background, test: Background, penalty: float = 100.0, seed: int = 0
+    train: BackgroundTokens, test: BackgroundTokens, penalty: float = 100.0, seed: int = 0
 ) -> pd.DataFrame:
     """Fit a linear probe for the objects elsewhere on some images, and apply it to others.
 
     Parameters
     ----------
-    train, test : Background
+    train, test : BackgroundTokens
         Of different images; categories in the same order.
     penalty : float
         Of ridge regression on standardised features, one output a category. Above 0.

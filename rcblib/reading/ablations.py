@@ -14,7 +14,7 @@ from rcblib.codebook.codebook import Codebook
 from rcblib.codebook.criterion import CodebookCriterion
 from rcblib.codebook.pooling import ProbedImage
 from rcblib.reading.statistics import mean_interval
-from rcblib.reading.truth import image_values, positives
+from rcblib.reading.truth import MIN_COVERAGE, image_values, positives
 from rcblib.records import CodebookError, ImageId, ParameterError
 from rcblib.tensors.scoring import redundancy_scores
 
@@ -26,9 +26,14 @@ PROTOTYPE_CLUSTERS, NEIGHBOURS = (16, 32, 64, 128), (2, 3, 5, 10)
 MIN_IMAGE_SHARES = (0.0, 0.02, 0.05, 0.13, 0.25)
 TRAINING_SHARES = (0.05, 0.1, 0.25, 0.5, 1.0)
 
+PROTOTYPES, TOKENS_INSTEAD = "prototypes of the recipe's codebook", "probed tokens instead"
+"""Choices of `drawn_books`."""
+
+PROTOTYPE_COUNTS = (3, 10, 30, 100, 300)
+
 
 @dataclass(frozen=True)
-class Recipe:
+class CodebookRecipe:
     """Say how a codebook is made of probed images.
 
     Attributes
@@ -64,16 +69,16 @@ class Variant:
 
     choice: str
     value: str
-    recipe: Recipe
+    recipe: CodebookRecipe
     is_reference: bool = False
 
 
-def variants(reference: Recipe, n_images: int, backgrounds: Iterable[str] = ()) -> list[Variant]:
+def variants(reference: CodebookRecipe, n_images: int, backgrounds: Iterable[str] = ()) -> list[Variant]:
     """List the recipes that differ from a reference in one choice.
 
     Parameters
     ----------
-    reference : Recipe
+    reference : CodebookRecipe
         Such as the paper's.
     n_images : int
         Images that were probed.
@@ -83,7 +88,7 @@ def variants(reference: Recipe, n_images: int, backgrounds: Iterable[str] = ()) 
     base = reference.criterion
     share = base.min_images / n_images
 
-    def of(**changes: object) -> Recipe:
+    def of(**changes: object) -> CodebookRecipe:
         return replace(reference, criterion=replace(base, **changes))
 
     everything = base.n_clusters * 10**6
@@ -125,7 +130,7 @@ def variants(reference: Recipe, n_images: int, backgrounds: Iterable[str] = ()) 
 
 
 def make_codebook(
-    recipe: Recipe,
+    recipe: CodebookRecipe,
     probed: pd.DataFrame,
     tokens: Mapping[ImageId, torch.Tensor],
     backgrounds: Mapping[ImageId, str] | None = None,
@@ -137,7 +142,7 @@ def make_codebook(
 
     Parameters
     ----------
-    recipe : Recipe
+    recipe : CodebookRecipe
         How.
     probed : pandas.DataFrame
         Table of `rcblib.probe.run.probe`, of all images.
@@ -176,6 +181,48 @@ def make_codebook(
     images = (ProbedImage.from_table(own, tokens) for _, own in rows.groupby("image_id", sort=False))
     generator = torch.Generator().manual_seed(seed)
     return build_codebook_by_image(images, criterion, generator, family=family)
+
+
+def drawn_books(
+    book: Codebook,
+    probed: pd.DataFrame,
+    tokens: Mapping[ImageId, torch.Tensor],
+    *,
+    generator: np.random.Generator,
+) -> dict[tuple[str, str], Codebook]:
+    """Draw some of a codebook's prototypes, and in place of all of them tokens that no signal chose.
+
+    Parameters
+    ----------
+    book : Codebook
+        Of the recipe that is varied.
+    probed, tokens
+        As for `make_codebook`; without the column ``"object_coverage"`` masks choose nothing.
+    generator : numpy.random.Generator
+        Draws.
+
+    Returns
+    -------
+    dict
+        Choice and value to a codebook. Of `PROTOTYPES`: so many of them, where it has more. Of `TOKENS_INSTEAD`, as
+        many as it has, or as there are: ``"any"``, and by masks ``"without an object"`` (the oracle) and
+        ``"on objects"`` (the reverse).
+    """
+    found = {}
+    for n in PROTOTYPE_COUNTS:
+        if n < len(book):
+            chosen = torch.from_numpy(np.sort(generator.permutation(len(book))[:n]))
+            found[PROTOTYPES, str(n)] = Codebook(book.prototypes[chosen], family=book.family)
+    groups = {"any": probed}
+    if "object_coverage" in probed:
+        groups["without an object"] = probed[probed["object_coverage"] == 0]
+        groups["on objects"] = probed[probed["object_coverage"] >= MIN_COVERAGE]
+    for name, rows in groups.items():
+        drawn = rows.iloc[np.sort(generator.permutation(len(rows))[: len(book)])]
+        if len(drawn):
+            own = [tokens[i][k].float() for i, k in zip(drawn["image_id"], drawn["token"], strict=True)]
+            found[TOKENS_INSTEAD, name] = Codebook(torch.stack(own), family=book.family)
+    return found
 
 
 def judge_codebooks(
@@ -254,7 +301,7 @@ def make_all(
     seed: int = 0,
 ) -> dict[tuple[str, str], Codebook | str]:
     """Build the codebooks of all variants, or say in their place why not; arguments as `make_codebook`."""
-    made: dict[Recipe, Codebook | str] = {}
+    made: dict[CodebookRecipe, Codebook | str] = {}
     for variant in listed:
         if variant.recipe not in made:
             try:

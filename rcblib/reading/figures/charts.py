@@ -79,7 +79,8 @@ def interval_plot(
         middle, offset, color = number, 0.0, signal_color(str(row[label]))
         if hue:
             kind = kinds.index(row[hue])
-            middle, offset = labels.index(row[label]), 0.22 * (kind - (len(kinds) - 1) / 2)
+            step = min(0.22, 0.8 / len(kinds))  # rows of neighbouring labels stay apart
+            middle, offset = labels.index(row[label]), step * (kind - (len(kinds) - 1) / 2)
             color = CYCLE[kind % len(CYCLE)]
         line = middle + offset
         axes.plot([row["low"], row["high"]], [line, line], color=color, linewidth=2.2, solid_capstyle="butt")
