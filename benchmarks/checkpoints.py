@@ -1,4 +1,4 @@
-"""Describe the four checkpoints of the paper by their settings, so that their shapes need no download."""
+"""Describe the four checkpoints of the paper, and one of Qwen2.5-VL, by their settings: shapes need no download."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from transformers import (
     LlavaNextConfig,
     LlavaOnevisionConfig,
     PreTrainedConfig,
+    Qwen2_5_VLConfig,
     Qwen2Config,
+    Qwen2VLImageProcessorPil,
     SiglipVisionConfig,
 )
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
@@ -71,9 +73,12 @@ CHECKPOINTS = (
 )
 """Hugging Face ids of the checkpoints that the paper uses; the 13B one is its second size."""
 
+QWEN = "Qwen/Qwen2.5-VL-7B-Instruct"
+"""A checkpoint of the family that counts positions on three axes and reads pictures of any size; not the paper's."""
+
 
 def checkpoint_config(name: str) -> PreTrainedConfig:
-    """Build the config of one of `CHECKPOINTS` from its known settings.
+    """Build the config of one of `CHECKPOINTS`, or of `QWEN`, from its known settings.
 
     Parameters
     ----------
@@ -83,13 +88,23 @@ def checkpoint_config(name: str) -> PreTrainedConfig:
     Raises
     ------
     ParameterError
-        If it is none of `CHECKPOINTS`.
+        If it is none of them.
 
     Notes
     -----
     Source: the ``config.json`` of each checkpoint, and of the encoder and the LLM that it names. Word and output
-    embeddings are separate in all four.
+    embeddings are separate in all of them.
     """
+    if name == QWEN:
+        # Its encoder: 32 layers, four of which attend to the whole picture, and the others in windows of 112 pixels.
+        return Qwen2_5_VLConfig(
+            vision_config=dict(
+                depth=32, hidden_size=1280, intermediate_size=3420, num_heads=16, out_hidden_size=3584, patch_size=14,
+                spatial_merge_size=2, temporal_patch_size=2, window_size=112, fullatt_block_indexes=[7, 15, 23, 31],
+            ),
+            text_config=QWEN_2_7B | {"vocab_size": 152064},
+            tie_word_embeddings=False,
+        )  # fmt: skip
     common = {"tie_word_embeddings": False, "projector_hidden_act": "gelu"}
     if name == CHECKPOINTS[3]:
         return LlavaOnevisionConfig(
@@ -118,7 +133,7 @@ def checkpoint_config(name: str) -> PreTrainedConfig:
         return LlavaConfig(
             vision_config=clip, text_config=LlamaConfig(**text), image_token_index=32000, **common
         )
-    raise ParameterError("name", name, ", ".join(CHECKPOINTS))
+    raise ParameterError("name", name, ", ".join((*CHECKPOINTS, QWEN)))
 
 
 def narrow_config(name: str) -> PreTrainedConfig:
@@ -143,13 +158,18 @@ def narrow_config(name: str) -> PreTrainedConfig:
     return config
 
 
+def n_patches(height: int, width: int) -> int:
+    """Count the patches that Qwen2.5-VL's processor cuts a picture into, as it is set by default."""
+    return Qwen2VLImageProcessorPil().get_number_of_image_patches(height, width)
+
+
 def empty_model(name_or_config: str | Path | PreTrainedConfig) -> Any:
     """Build a model on PyTorch's meta device: every shape, no weight.
 
     Parameters
     ----------
     name_or_config : str, path-like or PreTrainedConfig
-        One of `CHECKPOINTS`, for which nothing is downloaded; what `load_model` takes; or a config.
+        One of `CHECKPOINTS` or `QWEN`, for which nothing is downloaded; what `load_model` takes; or a config.
 
     Raises
     ------
@@ -157,7 +177,7 @@ def empty_model(name_or_config: str | Path | PreTrainedConfig) -> Any:
         As `load_model`.
     """
     config = name_or_config
-    if isinstance(config, str) and config in CHECKPOINTS:
+    if isinstance(config, str) and config in (*CHECKPOINTS, QWEN):
         config = checkpoint_config(config)
     elif not isinstance(config, PreTrainedConfig):
         config = AutoConfig.from_pretrained(model_source(config), trust_remote_code=False)

@@ -30,11 +30,13 @@ import torch
 from torch.nn.functional import linear
 
 from benchmarks.memory import full_size
+from benchmarks.operations import probing_operations
 from benchmarks.results import Target, write_measured
+from benchmarks.weights import ModelShape
 from rcblib.mllm import Adapter, adapter_for, load_model
 from rcblib.mllm.language import VisualInput
 from rcblib.mllm.prefix import SHARING
-from rcblib.mllm.products import LastRows, after_attention
+from rcblib.mllm.products import LastRows
 from rcblib.probe.config import ProbeConfig
 from rcblib.probe.context import ARTICLES, ProbedInput
 from rcblib.probe.perturbation import global_inputs, region_inputs, single_token_inputs
@@ -194,36 +196,13 @@ def product_share(run: Callable[[], Any], device: torch.device) -> float:
     return products / max(sum(times.values()), 1)
 
 
-def operations(setting: Setting, level: str) -> float:
-    """Count the operations of the rows that a level's inputs do not share, over all positions, attention included.
-
-    Two for each weight of the LLM's layers and row, the head's and those behind the last layer's attention for one row
-    an input, and those of each row with all rows before it. What precedes the first replaced row is read once.
-    """
-    model, n_visual = setting.adapter.model, setting.view.n_tokens
-    config, layers = model.config.get_text_config(), setting.adapter.language_model.layers
-    weights = sum(p.numel() for p in layers.parameters())
-    last = sum(part.weight.numel() for part in after_attention(layers[-1]))
-    n_after = len(setting.asked.ids) - 1 - setting.asked.spans[0][0]
-    n_before = setting.asked.spans[0][0]
+def operations(setting: Setting) -> dict[str, int]:
+    """Count the operations of the rows that the inputs of all positions do not share, level by level."""
     height, width = setting.view.grid
-    if level == "global":
-        firsts = [r * width + c for r in range(height - 2) for c in range(width - 2)]
-        lengths = [(n_before + first, n_visual - first + n_after) for first in firsts]
-    elif level == "region":
-        n_windows = (height - 2) * (width - 2)
-        lengths = [(n_before, 9 + n_after)] * (n_windows + n_visual)
-    else:
-        lengths = [(n_before, 1 + n_after)] * n_visual
-    head = config.hidden_size * config.vocab_size
-    width_all = config.num_attention_heads * (
-        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    )
-    pairs = sum(new * (before + new / 2) for before, new in lengths)
-    rows = sum(new for _, new in lengths)
-    return (
-        2 * (weights - last) * rows + 2 * (last + head) * len(lengths) + 4 * width_all * len(layers) * pairs
-    )
+    firsts = [r * width + c for r in range(height - 2) for c in range(width - 2)]
+    (start, stop), n_ids = setting.asked.spans[0], len(setting.asked.ids)
+    shape = ModelShape.from_model(setting.adapter.model)
+    return probing_operations(shape, setting.view.n_tokens, (start, n_ids - stop), firsts)
 
 
 def compare(
@@ -254,7 +233,7 @@ def compare(
     rows, n_all = [], setting.view.n_tokens
     n_side = min(6, *setting.view.grid)
     some = {"positions": "grid", "n_side": n_side}
-    peak = peak_operations(setting.adapter)
+    peak, counted = peak_operations(setting.adapter), operations(setting)
     for level in LEVELS:
         best = dict.fromkeys(("released", "plain", "probe"), float("inf"))
         found: dict[str, torch.Tensor] = {}
@@ -268,7 +247,7 @@ def compare(
                 took, found[name] = seconds(run)
                 n_read = n_all if name == "probe" else len(setting.positions) + (level == "global")
                 best[name] = min(best[name], took / n_read)
-        floor = operations(setting, level) / peak / n_all
+        floor = counted[level] / peak / n_all
         expected = found["released"]
         row = {
             "level": LEVELS[level],

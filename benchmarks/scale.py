@@ -1,4 +1,4 @@
-"""Count what probing many images takes, operations, hours and bytes, and measure that it grows with their number alone.
+"""Measure that what probing many images takes grows with their number alone.
 
 Run it by ``python -m benchmarks.scale``, or with all benchmarks by ``make bench``.
 """
@@ -16,9 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from benchmarks.operations import encoding_operations, prefill_operations, reading_operations
 from benchmarks.results import Target, write_measured
-from benchmarks.weights import ModelShape
 from rcblib.mllm import load_model
 from rcblib.probe.config import ProbeConfig
 from rcblib.probe.store import probe_dataset
@@ -37,48 +35,6 @@ LINEAR = {
     "table_bytes": ("bytes of tables", 1.05),
 }
 """What is to grow no faster than the number of images, and how closely: times vary more than bytes."""
-
-WINDOW = 9
-"""Tokens of the region around a position."""
-
-
-def probing_operations(
-    shape: ModelShape, n_visual: int, n_grids: int, n_text: int, is_shared: bool = True
-) -> dict[str, int]:
-    """Count what probing all positions of a picture takes, level by level.
-
-    Parameters
-    ----------
-    shape : ModelShape
-    n_visual, n_grids : int
-        Rows of the picture, and how often the encoder runs.
-    n_text : int
-        Rows of text; half of them stand before the picture.
-    is_shared : bool
-        Whether what inputs begin with is read once: the text before the picture, and, of the global level, whose inputs
-        are the whole picture with one window replaced, all rows before that. Else every input is read whole.
-
-    Returns
-    -------
-    dict
-        ``encoding``, and the levels ``single``, ``region`` and ``global``.
-    """
-    before = after = n_text // 2
-    whole = prefill_operations(shape, n_visual + n_text)
-
-    def of_input(n_rows: int) -> int:
-        new = n_rows + after
-        return (
-            reading_operations(shape, before, new) if is_shared else prefill_operations(shape, before + new)
-        )
-
-    rests = (reading_operations(shape, before + first, n_visual - first + after) for first in range(n_visual))
-    return {
-        "encoding": encoding_operations(shape, n_grids),
-        "single": n_visual * of_input(1),
-        "region": 2 * n_visual * of_input(WINDOW),
-        "global": whole + (sum(rests) if is_shared else n_visual * whole),
-    }
 
 
 @dataclass(frozen=True)

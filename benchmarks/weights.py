@@ -22,6 +22,10 @@ _NF4_TABLES = 4 * (16 + 256 + 1)
 """Bytes of a matrix's value table, the table of its block constants, and their mean."""
 
 
+_CONNECTORS = ("projector", "connector", "merger")
+"""What the names of modules contain that are connectors."""
+
+
 @dataclass(frozen=True)
 class ModelShape:
     """Hold what the memory of a model depends on.
@@ -37,6 +41,10 @@ class ModelShape:
         Of the LLM.
     d_vision, d_vision_mlp, n_vision_rows, n_pixels, n_vision_layers : int
         Of the vision encoder: rows and pixel values of one picture or tile; 0 where it is of another kind.
+    n_seen : float
+        Rows that a row of the encoder attends to, mean over layers.
+    n_merged : int
+        Rows of the encoder that the connector makes one of.
     """
 
     parameters: Mapping[str, int]
@@ -53,15 +61,19 @@ class ModelShape:
     n_vision_rows: int
     n_pixels: int
     n_vision_layers: int
+    n_seen: float
+    n_merged: int = 1
 
     @classmethod
-    def from_model(cls, model: Any) -> ModelShape:
+    def from_model(cls, model: Any, n_patches: int = 0) -> ModelShape:
         """Read the shape off a model; `benchmarks.checkpoints.empty_model` gives one without weights.
 
         Parameters
         ----------
         model : transformers.PreTrainedModel
             A multimodal model that is not quantized.
+        n_patches : int
+            Rows of the picture in the vision encoder, where that reads pictures of any size.
         """
         llm = model.config.get_text_config()
         d_head = getattr(llm, "head_dim", None) or llm.hidden_size // llm.num_attention_heads
@@ -76,8 +88,13 @@ class ModelShape:
             getattr(llm, "num_key_value_heads", None) or llm.num_attention_heads,
             d_head,
             llm.vocab_size,
-            *_vision_shape(model.config.vision_config),
+            *_vision_shape(model.config.vision_config, n_patches),
         )
+
+    @property
+    def after_attention(self) -> int:
+        """Count the numbers of a layer that rows go through after attention: its last matrix, and the gated MLP."""
+        return self.d_model * (self.n_heads * self.d_head + 3 * self.d_mlp)
 
     @property
     def n_parameters(self) -> int:
@@ -98,22 +115,31 @@ def _count(model: Any) -> tuple[dict[str, int], tuple[int, ...]]:
     owner[id(head.weight)] = "head"
     owner[id(embedding.weight)] = "embeddings"  # also where the head shares them
     for name in outside_llm(model):
-        part = "connector" if "projector" in name or "connector" in name else "vision"
-        for parameter in model.get_submodule(name).parameters():
+        for own, parameter in model.get_submodule(name).named_parameters(prefix=name):
+            part = "connector" if any(word in own for word in _CONNECTORS) else "vision"
             owner.setdefault(id(parameter), part)
     for parameter in model.parameters():  # each shared one once
         counts[owner.get(id(parameter), "rest")] += parameter.numel()
     return counts, tuple(matrices)
 
 
-def _vision_shape(config: Any) -> tuple[int, int, int, int, int]:
+def _vision_shape(config: Any, n_patches: int) -> tuple[int, int, int, int, int, float, int]:
+    if config.model_type == "qwen2_5_vl_vision":
+        n_window = min(
+            (config.window_size // config.patch_size) ** 2, n_patches
+        )  # the most: those at borders are smaller
+        n_whole = len(config.fullatt_block_indexes)
+        n_seen = (n_whole * n_patches + (config.depth - n_whole) * n_window) / config.depth
+        n_pixels = n_patches * config.in_channels * config.temporal_patch_size * config.patch_size**2
+        widths = (config.hidden_size, config.intermediate_size)
+        return *widths, n_patches, n_pixels, config.depth, n_seen, config.spatial_merge_size**2
     if config.model_type not in HAS_CLS:
-        return 0, 0, 0, 0, 0
+        return 0, 0, 0, 0, 0, 0, 1
     n_rows = (config.image_size // config.patch_size) ** 2 + HAS_CLS[config.model_type]
     n_pixels = config.num_channels * config.image_size**2
     ratio = getattr(config, "mlp_ratio", None)  # DINOv2's config says the MLP's width by it
     d_mlp = config.intermediate_size if ratio is None else int(ratio * config.hidden_size)
-    return config.hidden_size, d_mlp, n_rows, n_pixels, config.num_hidden_layers
+    return config.hidden_size, d_mlp, n_rows, n_pixels, config.num_hidden_layers, n_rows, 1
 
 
 def number_bytes(storage: str) -> int:

@@ -6,7 +6,15 @@ import torch
 from families import FAMILIES
 from transformers import AutoModelForImageTextToText
 
-from benchmarks.checkpoints import CHECKPOINTS, checkpoint_config, empty_model, narrow_config, picture_rows
+from benchmarks.checkpoints import (
+    CHECKPOINTS,
+    QWEN,
+    checkpoint_config,
+    empty_model,
+    n_patches,
+    narrow_config,
+    picture_rows,
+)
 from benchmarks.footprint import (
     CARDS,
     Footprint,
@@ -23,6 +31,7 @@ from benchmarks.footprint import (
 from benchmarks.weights import STORAGES, ModelShape, nf4_bytes, weight_bytes
 from rcblib.mllm import adapter_for
 from rcblib.mllm.prefix import ROWS_AT_ONCE
+from rcblib.mllm.products import after_attention
 from rcblib.mllm.prompt import Prompt, VisualRows
 from rcblib.probe.run import probe
 from rcblib.records import ONE_WORD_QUESTION, ParameterError, UnsupportedModelError
@@ -58,6 +67,28 @@ def test_parameters_are_as_many_as_published(name, empty, shapes):
     assert shapes[name].n_parameters == counted
     assert counted / 1e9 == pytest.approx(PUBLISHED[name], abs=0.006)
     assert {parameter.device.type for parameter in empty[name].parameters()} == {"meta"}
+
+
+def test_qwen_reads_pictures_of_any_size():
+    model = empty_model(QWEN)
+    shape = ModelShape.from_model(model, n_patches(480, 640))
+    assert shape.n_parameters == sum(parameter.numel() for parameter in model.parameters())
+    assert shape.n_parameters / 1e9 == pytest.approx(8.29, abs=0.006)
+    assert shape.parameters["connector"] == 1280 + 5120 * 5120 + 5120 + 5120 * 3584 + 3584
+    assert (
+        shape.n_vision_rows == 34 * 46 and shape.n_merged == 4
+    )  # 476 x 644 pixels, as the sides are multiples of 28
+    assert shape.n_seen == (4 * 34 * 46 + 28 * 64) / 32
+    with pytest.raises(UnsupportedModelError, match="vision encoder: got one of another kind"):
+        encoding_bytes(ModelShape.from_model(model), "half")
+
+
+def test_numbers_after_attention_are_those_of_the_modules(empty, shapes):
+    for name, model in empty.items():
+        layers = adapter_for(model).language_model.layers
+        assert shapes[name].after_attention == sum(
+            part.weight.numel() for part in after_attention(layers[-1])
+        )
 
 
 def test_parts_of_llava_15_are_known_by_hand(shapes):

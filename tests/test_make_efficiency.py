@@ -1,5 +1,6 @@
 """Check what the page on efficiency says of recorded benchmarks."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -18,7 +19,7 @@ LABELS = [PRUNERS[name].label for name in ("all", "codebook", "random")]
 
 SHAPE = ModelShape(
     {"vision": 70, "connector": 30, "embeddings": 40, "layers": 1000, "head": 0, "rest": 0},
-    (1000,), 2, 4, 8, 2, 1, 2, 10, 6, 8, 5, 12, 3,
+    (1000,), 2, 4, 8, 2, 1, 2, 10, 6, 8, 5, 12, 3, 5,
 )  # fmt: skip
 
 
@@ -150,6 +151,10 @@ def test_every_part_is_included_in_the_page():
 def test_operations_known_by_hand():
     assert prefill_operations(SHAPE, 3) == 2 * 1000 * 3 + 4 * 2 * 2 * 2 * 6 + 2 * 10 * 4
     assert encoding_operations(SHAPE, 2) == 2 * 5 * (2 * 100 + 4 * 3 * 6 * 5)
+    in_windows = dataclasses.replace(
+        SHAPE, n_seen=2, n_merged=5
+    )  # of two rows; the connector reads one row in five
+    assert encoding_operations(in_windows) == 5 * (2 * (70 + 6) + 4 * 3 * 6 * 2)
     assert selection_operations(SHAPE, 7, 11) == 2 * 7 * 11 * 4
     assert answer_bytes(SHAPE, "half", 3, 2) == (2 * (1000 + 40), 2 * 2 * 1 * 2 * 2 * 3 * 2)
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from benchmarks.operations import encoding_operations, reading_operations
-from benchmarks.scale import growth, probing_operations
+from benchmarks.operations import probing_operations, reading_operations
+from benchmarks.scale import growth
 from benchmarks.weights import ModelShape
 from rcblib.runs.files import write_json, write_table
 from tools import make_status
@@ -91,7 +91,7 @@ def test_what_was_run_after_all_is_named(tmp_path):
 
 SHAPE = ModelShape(
     {"vision": 10, "connector": 5, "embeddings": 80, "layers": 1000, "head": 80, "rest": 0},
-    (1000,), 2, 8, 16, 2, 2, 4, 10, 4, 8, 9, 27, 1,
+    (1000,), 2, 8, 16, 2, 2, 4, 10, 4, 8, 9, 27, 1, 9,
 )  # fmt: skip
 
 
@@ -102,15 +102,23 @@ def test_operations_of_rows_behind_others_add_up_to_those_of_all():
     assert whole == parts - head == 2 * 1000 * 30 + 4 * 2 * 2 * 4 * 15 * 31 + head
 
 
+def test_the_last_layer_ends_with_the_rows_that_are_asked_for():
+    behind = 8 * 2 * 4 + 3 * 8 * 16  # numbers of its last matrix behind attention, and of the MLP
+    assert reading_operations(SHAPE, 5, 7) - reading_operations(SHAPE, 5, 7, 1) == 2 * behind * 6
+
+
 def test_the_global_level_reads_half_of_the_picture_on_average():
     large = dataclasses.replace(SHAPE, parameters=SHAPE.parameters | {"layers": 10**8})
-    parts = probing_operations(large, 100, 1, 2)
-    assert parts["encoding"] == encoding_operations(large, 1)
-    assert parts["single"] == 100 * reading_operations(large, 1, 2)
+    parts = probing_operations(large, 100, (1, 1))
+    assert parts["single"] == 100 * reading_operations(large, 1, 2, 1)
+    assert parts["region"] == 200 * reading_operations(large, 1, 10, 1)
     rows = sum(range(2, 102)) + 102  # from each position on, with a row of text; and the whole picture
     assert parts["global"] == pytest.approx(2 * 10**8 * rows, rel=1e-3)
-    whole = probing_operations(large, 100, 1, 2, is_shared=False)
-    assert whole["global"] == 101 * reading_operations(large, 0, 102) and whole["single"] > parts["single"]
+    few = probing_operations(large, 100, (1, 1), firsts=[0, 50])
+    assert few["region"] == 102 * reading_operations(large, 1, 10, 1)
+    assert few["global"] == pytest.approx(2 * 10**8 * (102 + 101 + 51), rel=1e-3)
+    whole = probing_operations(large, 100, (1, 1), is_shared=False)
+    assert whole["global"] == 101 * reading_operations(large, 0, 102, 1) and whole["single"] > parts["single"]
 
 
 def test_growth_in_proportion_has_slope_one():

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForImageTextToText
 
-from benchmarks.checkpoints import CHECKPOINTS, empty_model, narrow_config, picture_rows
+from benchmarks.checkpoints import CHECKPOINTS, QWEN, empty_model, n_patches, narrow_config, picture_rows
 from benchmarks.footprint import (
     CARDS,
     GIB,
@@ -58,8 +58,13 @@ class Jobs:
 
     def __init__(self, name: str):
         model = empty_model(name)
-        self.shape = ModelShape.from_model(model)
-        self.n_grids, self.n_visual = picture_rows(model, HEIGHT, WIDTH)
+        if name == QWEN:
+            n_rows = n_patches(HEIGHT, WIDTH)
+            self.shape = ModelShape.from_model(model, n_rows)
+            self.n_grids, self.n_visual = 1, n_rows // self.shape.n_merged
+        else:
+            self.shape = ModelShape.from_model(model)
+            self.n_grids, self.n_visual = picture_rows(model, HEIGHT, WIDTH)
 
     def probing(self, storage: str, batch_size: int, attention: bool = False) -> Footprint:
         """Return the memory of probing the picture."""

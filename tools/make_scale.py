@@ -13,9 +13,10 @@ from pathlib import Path
 import pandas as pd
 from transformers import AutoTokenizer
 
-from benchmarks.checkpoints import CHECKPOINTS, empty_model
+from benchmarks.checkpoints import CHECKPOINTS, QWEN, empty_model
+from benchmarks.operations import encoding_operations, probing_operations
 from benchmarks.results import recorded
-from benchmarks.scale import growth, probing_operations
+from benchmarks.scale import growth
 from benchmarks.weights import ModelShape
 from rcblib.codebook.criterion import PRESETS
 from rcblib.mllm.loading import model_names, model_source
@@ -42,8 +43,11 @@ def written(number: float) -> str:
 
 
 def work_of(job: Jobs) -> dict[str, float]:
-    """Count the operations of probing all positions of the tables' picture."""
-    return probing_operations(job.shape, job.n_visual, job.n_grids, N_TEXT)
+    """Count the operations of encoding the tables' picture and of probing all its positions, level by level."""
+    text = (N_TEXT // 2, N_TEXT // 2)
+    return {"encoding": encoding_operations(job.shape, job.n_grids)} | probing_operations(
+        job.shape, job.n_visual, text
+    )
 
 
 def operations_table(jobs: dict[str, Jobs]) -> str:
@@ -96,7 +100,8 @@ def measured_table(root: Path) -> str:
         n_text = len(tokenizer(facts["description"]["prompt"]).input_ids) - 1
         shape = ModelShape.from_model(empty_model(name))
         dtype = facts["stage"]["options"].get("dtype", "float32")
-        total = sum(probing_operations(shape, n_visual, 1, n_text, dtype == "float32").values())
+        levels = probing_operations(shape, n_visual, (n_text // 2, n_text // 2), is_shared=dtype == "float32")
+        total = encoding_operations(shape) + sum(levels.values())
         seconds = facts["seconds"] / n_images
         made = facts["provenance"][0]
         rows.append([
@@ -162,7 +167,7 @@ def limits_table(job: Jobs) -> str:
 
 def main(root: Path = ROOT) -> int:
     """Write the tables; files whose text stays the same are left alone, so that Sphinx skips them."""
-    jobs = {name: Jobs(name) for name in CHECKPOINTS}
+    jobs = {name: Jobs(name) for name in (*CHECKPOINTS, QWEN)}
     found = recorded("scale")
     grown = pd.DataFrame(found["scale"])
     last = grown.iloc[-1]
