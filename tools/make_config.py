@@ -109,6 +109,9 @@ def main(arguments: list[str]) -> int:
     replacements = {"notebooks/*": notebook_entries(listed)}
     folder = ROOT / "book" / "_build"
     (folder / "extra").mkdir(parents=True, exist_ok=True)  # what Sphinx copies into the site as it is
+    from tools.make_support import substitutions  # late, as it takes torch, and rules of the workflow do not
+
+    config["sphinx"]["config"]["myst_substitutions"] = substitutions()
     config["sphinx"]["local_extensions"] = {"book_extension": str(ROOT / "tools")}
     config["sphinx"]["config"]["html_search_scorer"] = str(ROOT / "tools" / "search_scorer.js")
     built = {
