@@ -39,6 +39,8 @@ def test_built_codebook_survives_the_round_trip(tmp_path):
     digest = hashlib.sha256((tmp_path / "prototypes.safetensors").read_bytes()).hexdigest()
     for text in ("scenes-llava", "16 of width 6", "low-information tokens | 48", "`tau_p` | 0.15", digest):
         assert text in card
+    assert 0 < codebook.metadata["provenance"]["seconds"] < 60
+    assert f", in {codebook.metadata['provenance']['seconds']} s once tokens were probed." in card
 
 
 def test_embedded_name_and_precedence(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -84,8 +85,10 @@ def build_codebook(
     two views of an image share because it is read twice, as a whole and as a tile. The script knows no views; that
     grids are clustered one by one follows from their being pruned one by one.
     """
+    start = time.perf_counter()
     images = _checked_images(tokens, image_ids, top1, region, global_, criterion, positions, views)
-    return _selected(pool_tokens(images, criterion, generator), criterion, generator, family, metadata)
+    pooled = pool_tokens(images, criterion, generator)
+    return _selected(pooled, criterion, generator, family, metadata, start)
 
 
 def build_codebook_by_image(
@@ -129,6 +132,7 @@ def build_codebook_by_image(
     CodebookError
         As `build_codebook`.
     """
+    start = time.perf_counter()
     _check_criterion(criterion)
     try:
         torch.empty(0, device=device)
@@ -141,7 +145,7 @@ def build_codebook_by_image(
         pooled = pool_tokens(images, criterion, generator)
         pooled = dataclasses.replace(pooled, tokens=pooled.tokens.to(device))
     _check_number(pooled.counts["n_images"], criterion)
-    return _selected(pooled, criterion, generator, family, metadata)
+    return _selected(pooled, criterion, generator, family, metadata, start)
 
 
 def _selected(
@@ -150,8 +154,9 @@ def _selected(
     generator: torch.Generator | None,
     family: str,
     metadata: Mapping[str, Any] | None,
+    start: float,
 ) -> Codebook:
-    """Keep the clusters of the pool that recur across images (stage 2)."""
+    """Keep the clusters of the pool that recur across images (stage 2); say how long all took since `start`."""
     counts = (
         f"{pool.counts['n_tokens']} tokens of {pool.counts['n_images']} images, "
         f"{pool.counts['n_low_information']} low-information (top-1 probability < {criterion.tau_p}, influence < "
@@ -198,7 +203,7 @@ def _selected(
             "selection": selection,
             "clusters": of_cluster,
             **({"views": numbers["views"]} if "views" in numbers else {}),
-            "provenance": provenance(),
+            "provenance": provenance() | {"seconds": round(time.perf_counter() - start, 3)},
             **(metadata or {}),
         },
     )
