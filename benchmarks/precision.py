@@ -22,8 +22,11 @@ from rcblib.codebook.criterion import CodebookCriterion
 from rcblib.data.base import AnySample
 from rcblib.data.opening import images_for, open_images
 from rcblib.mllm import adapter_for, load_model
+from rcblib.mllm.fingerprint import model_fingerprint
 from rcblib.probe.run import probe
+from rcblib.pruners.codebook import CodebookPruner
 from rcblib.runs.command import OneLineParser, run_command
+from rcblib.runs.digest import code_digest
 from rcblib.runs.files import write_json
 from rcblib.runs.options import results_file
 from rcblib.runs.provenance import provenance
@@ -117,11 +120,14 @@ def compared(
     Returns
     -------
     dict
-        ``made``, where and when; ``model``, ``n_images``, ``retain_ratio``; ``rows`` as from `changed`, by ``format``.
+        ``made``, where and when; ``code``, its digest; ``fingerprints`` of the model, by its number format, and
+        ``codebook``, the hash of its prototypes; ``model``, ``n_images``, ``positions``, ``retain_ratio``; ``rows`` as
+        from `changed`, by ``format``.
     """
-    facts = {}
+    facts, fingerprints = {}, {}
     for dtype in ("float32", *FORMATS):
         model, processor = load_model(name, device=device, dtype=dtype)
+        fingerprints[dtype] = model_fingerprint(model)
         samples = open_images(images_for("auto", model), split="test", n=n_images)
         facts[dtype] = [measured(model, processor, sample, positions) for sample in samples]
     codebook = Codebook.from_pretrained(name)
@@ -132,7 +138,11 @@ def compared(
         for row in changed(facts["float32"], facts[dtype], codebook.prototypes, criterion)
     ]
     about = {"model": name, "n_images": n_images, "positions": positions, "retain_ratio": RETAIN_RATIO}
-    return {"made": provenance(), **about, "rows": rows}
+    hashes = {
+        "fingerprints": fingerprints,
+        "codebook": CodebookPruner(codebook, 1.0).description()["codebook"],
+    }
+    return {"made": provenance(), "code": code_digest(__name__), **hashes, **about, "rows": rows}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -6,6 +6,18 @@ from rcblib.runs.files import write_json
 from rcblib.runs.provenance import provenance
 
 
+def tested():
+    """Return the digest of the code that all commands run, and the fingerprint of the model that faults strike."""
+    import tiny  # here, as every run of the checks imports this module
+
+    from rcblib.mllm.fingerprint import model_fingerprint
+    from rcblib.runs.digest import code_digest
+    from tools.record import COMMANDS
+
+    code = code_digest(*sorted({module for modules in COMMANDS.values() for module in modules}))
+    return {"code": code, "models": {"tiny, of random weights": model_fingerprint(tiny.tiny_llava(7)[0])}}
+
+
 @dataclass
 class Findings:
     """Hold a row for each kind of fault: how often it was tried, and how often all ended as it should."""
@@ -32,4 +44,5 @@ class Findings:
     def write(self, path):
         """Write all rows, if there are any, with where and with what they were found."""
         if self.rows:
-            write_json(path, {"made": provenance(), "rows": sorted(self.rows, key=lambda row: row["kind"])})
+            rows = sorted(self.rows, key=lambda row: row["kind"])
+            write_json(path, {"made": provenance(), **tested(), "rows": rows})

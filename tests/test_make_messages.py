@@ -1,10 +1,12 @@
 """Check the page on what can go wrong: its situations end in what it says, and no message of the library is missing."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import yaml
+from findings import tested
 
 from tools import make_messages
 from tools.make_messages import ERRORS, LIBRARY, Message, messages, outcome, read_groups, told_at
@@ -97,6 +99,13 @@ def test_a_situation_that_ends_well_or_warns_is_told(names):
     found = outcome("import warnings; warnings.warn('rule: odd')", names)
     assert (found.kind, found.text) == ("Warning", "rule: odd")
     assert outcome("Path('new').mkdir(); raise ValueError(Path.cwd())", names).text == "…"
+
+
+def test_what_faults_struck_is_named_by_hashes():
+    recorded = json.loads((REPOSITORY / "data/recorded/faults.json").read_text(encoding="utf-8"))
+    hashes = [recorded["code"], *recorded["models"].values(), *tested()["models"].values()]
+    assert all(re.fullmatch("[0-9a-f]{12}", each) for each in hashes)
+    assert tested().keys() == {"code", "models"} <= recorded.keys()
 
 
 def test_faults_are_added_up(tmp_path):

@@ -65,6 +65,8 @@ def test_a_model_is_compared_with_itself_in_float32():
     assert [row["format"] for row in found["rows"]] == ["float16"] * 7 + ["bfloat16"] * 7
     assert [row["n"] for row in found["rows"]] == [144] * 5 + [2] * 2 + [144] * 5 + [2] * 2
     assert found["made"]["torch"] and found["n_images"] == 1
+    assert set(found["fingerprints"]) == {"float32", *precision.FORMATS}
+    assert len(set(found["fingerprints"].values())) == 3 and found["code"] and found["codebook"]
 
 
 @pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.stem)
