@@ -1,6 +1,7 @@
 """Share a notebook's or a command's images among runs: put together they are, byte for byte, what one run leaves."""
 
 import json
+import re
 import warnings
 from pathlib import Path
 
@@ -121,3 +122,33 @@ def test_a_command_in_shards_notes_what_it_left_out_and_merges(own, coco, tmp_pa
         "rcblib merge: shards: got 'no shard 2/2'; accepted: each of the 2 shards once"
         in capsys.readouterr().err
     )
+
+
+def test_every_notebook_takes_shards_or_the_page_says_why_not():
+    page = (REPOSITORY / "book/cluster.md").read_text(encoding="utf-8")
+    rows = [line for line in page.splitlines() if line.startswith("| [](notebooks/")]
+    excused = {name for row in rows for name in re.findall(r"notebooks/(\w+)\.ipynb", row)}
+    takes = set()
+    for path in (REPOSITORY / "notebooks").glob("*.ipynb"):
+        cells = nbformat.read(path, as_version=4).cells
+        given = next(cell.source for cell in cells if "parameters" in cell.metadata.get("tags", []))
+        if re.search(r"^shard: .*^n_shards: ", given, re.DOTALL | re.MULTILINE):
+            takes.add(path.stem)
+    assert {"signals_against_truth", "token_centric", "pruned_inference"} <= takes
+    assert takes.isdisjoint(excused)
+    assert takes | excused == {path.stem for path in (REPOSITORY / "notebooks").glob("*.ipynb")}
+
+
+def test_the_truth_in_shards_is_that_of_one_run(tmp_path):
+    given = {"n_images": 2, "positions": "grid", "n_questions": 1, "rerender": False}
+    for n_shards in (1, 2):
+        for shard in range(1, n_shards + 1):
+            share = {"shard": shard, "n_shards": n_shards, "results_folder": str(tmp_path / str(n_shards))}
+            said = execute("signals_against_truth", tmp_path, given, **share)
+            assert f"shard       {shard}-of-{n_shards}: " in said
+        merge_to(
+            tmp_path / f"{n_shards}.parquet", [tmp_path / str(n_shards) / "shards" / "signals_against_truth"]
+        )
+    assert (tmp_path / "1.parquet").read_bytes() == (tmp_path / "2.parquet").read_bytes()
+    results = {"results_folder": str(tmp_path / "results"), "measured": str(tmp_path / "2.parquet")}
+    assert "recorded: " in execute("signals_against_truth", tmp_path, given, **results)

@@ -26,7 +26,7 @@ def shard_of(config: Any) -> Shard | None:
     """
     if not 0 <= config.shard <= config.n_shards or (config.n_shards > 1 and not config.shard):
         raise ParameterError("shard", config.shard, f"1 to {config.n_shards}, n_shards")
-    for name in ("probed", "evaluated"):
+    for name in ("probed", "evaluated", "measured"):
         if config.shard and is_record(given := getattr(config, name, "")):
             raise ParameterError(name, given, "a folder or nothing, where a shard is computed")
     return Shard(config.shard, config.n_shards) if config.shard else None
