@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rcblib import __version__
+from rcblib.commands import add_commands
 from rcblib.records import ParameterError
 from rcblib.runs.command import OneLineParser, run_command
 from rcblib.runs.options import (
@@ -20,7 +21,6 @@ from rcblib.runs.options import (
     add_probe,
     add_pruners,
     add_questions,
-    add_shards,
     add_table,
     add_truth,
 )
@@ -81,23 +81,13 @@ def _parser() -> argparse.ArgumentParser:
         add_table(command)
         command.set_defaults(run=run)
 
-    merge = commands.add_parser(
-        "merge", help="put the tables of all shards of a run together, if none is missing"
-    )
-    add_shards(merge)
-    merge.set_defaults(run=_merge)
     explorer = commands.add_parser(
         "explorer", help="write a page on which a reader points at the tokens of probed images"
     )
     add_exhibits(explorer)
     explorer.set_defaults(run=_explorer)
 
-    models = commands.add_parser(
-        "models", help="list the models that have a name and the families that are supported"
-    )
-    models.set_defaults(run=_models)
-    info = commands.add_parser("info", help="say which versions, hardware, models and codebooks are here")
-    info.set_defaults(run=_info)
+    add_commands(commands)
     return parser
 
 
@@ -352,48 +342,10 @@ def _evaluate(options: argparse.Namespace) -> None:
     )
 
 
-def _merge(options: argparse.Namespace) -> None:
-    from rcblib.runs.merging import merge_to
-
-    facts = merge_to(options.table, options.shards)
-    print(f"{len(facts['samples'])} images, {len(facts['skipped'])} left out")
-
-
 def _explorer(options: argparse.Namespace) -> None:
     from rcblib.reading.explorer.command import run_explorer
 
     run_explorer(options, lambda: _samples(options), lambda samples: _model(options, samples))
-
-
-def _models(options: argparse.Namespace) -> None:
-    from rcblib.mllm.loading import ADAPTERS, embedded_models, model_names
-
-    embedded = embedded_models()
-    for name, folder in embedded.items():
-        n_bytes = sum(path.stat().st_size for path in folder.glob("*") if path.is_file())
-        print(f"{name}: {folder}, {n_bytes / 1e6:.1f} MB")
-    for name in sorted(set(model_names()) - embedded.keys()):
-        print(f"{name}: put together at first use")
-    print(f"supported model types, from a folder or the Hugging Face Hub: {', '.join(ADAPTERS)}")
-
-
-def _info(options: argparse.Namespace) -> None:
-    from rcblib.codebook.files import embedded_codebooks
-    from rcblib.codebook.released import released_registry
-    from rcblib.mllm.loading import model_names
-    from rcblib.runs.provenance import FROM_CHECKOUT, project_root, provenance
-
-    for name, value in provenance().items():
-        print(f"{name}: {value}")
-    try:
-        print(f"project: {project_root()}")
-    except ParameterError:
-        print(f"project: none; data/ and codebooks/: {FROM_CHECKOUT}")
-    print(f"models: {', '.join(model_names()) or 'none'}")
-    print(
-        f"codebooks: {', '.join(embedded_codebooks()) or 'none'}; "
-        f"released: {', '.join(released_registry()) or 'none'}"
-    )
 
 
 if __name__ == "__main__":

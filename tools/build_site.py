@@ -18,7 +18,7 @@ from jupyter_book.sphinx import build_sphinx
 from sphinx.ext import apidoc
 
 from rcblib.runs.command import OneLineParser
-from tools import check_site, lighten_site, make_config, make_pages, make_status
+from tools import check_site, lighten_site, make_config, make_elsewhere, make_pages, make_status
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -64,6 +64,7 @@ def main(arguments: list[str]) -> int:
         write_api,
         lambda: make_pages.main([]),
         make_status.main,
+        make_elsewhere.main,
         lambda: build_pages(options.jobs),
         lambda: lighten_site.main([str(ROOT / "book/_build/html")]),
         lambda: check_site.main([str(ROOT / "book/_build/html")]),

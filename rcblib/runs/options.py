@@ -251,6 +251,20 @@ def add_shards(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_submission(parser: argparse.ArgumentParser) -> None:
+    """Add which results are handed in, under which name, and where to."""
+    parser.add_argument(
+        "results", type=path_option, nargs="+", help="JSON files that notebooks wrote, or a folder of them"
+    )
+    parser.add_argument("--name", required=True, help="what it is called: small letters, digits, dashes")
+    parser.add_argument("--remark", default="", help="a line about it")
+    parser.add_argument(
+        "--folder",
+        type=results_folder,
+        help="gets a folder of this name (default: data/recorded/contributed)",
+    )
+
+
 def add_images(parser: argparse.ArgumentParser) -> None:
     """Add which images are opened."""
     parser.add_argument("--images", required=True, help=IMAGES_HELP)
