@@ -6,7 +6,9 @@ import argparse
 from typing import Any
 
 from rcblib.records import ParameterError
-from rcblib.runs.options import add_shards, add_submission
+from rcblib.runs.options import add_shards, add_submission, add_upload
+
+UNTRIED = "Tested against an imitation of the Hub and never tried against the real one: look at the page."
 
 
 def add_commands(commands: Any) -> None:
@@ -15,6 +17,7 @@ def add_commands(commands: Any) -> None:
         ("merge", "put the tables of all shards of a run together, if none is missing", add_shards, _merge),
         ("models", "list the models that have a name and the families that are supported", None, _models),
         ("info", "say which versions, hardware, models and codebooks are here", None, _info),
+        ("upload", "put a codebook or an explorer on the Hugging Face Hub", add_upload, _upload),
         ("submit", "write results as a form, recorded on this hardware, to hand in", add_submission, _submit),
     ):
         command = commands.add_parser(name, help=told)
@@ -71,3 +74,21 @@ def _submit(options: argparse.Namespace) -> None:
     n_numbers = sum(len(run.results) for run in written.runs.values())
     print(f"{path}: {n_numbers} numbers of {', '.join(written.runs)}")
     print(f"Read it, then open a pull request that adds {FOLDER}/{written.name}/ with this one file.")
+
+
+def _upload(options: argparse.Namespace) -> None:
+    from rcblib.codebook.codebook import load_codebook
+    from rcblib.reading.explorer.hub import push_explorer
+    from rcblib.runs.errors import in_one_line
+
+    codebook = None if options.codebook is None else load_codebook(options.codebook)
+    try:
+        if codebook is None:
+            address = push_explorer(options.explorer, options.repository, private=options.private)
+        else:
+            address = codebook.push_to_hub(options.repository, private=options.private)
+    except ParameterError:
+        raise
+    except Exception as error:  # of the Hub, of its client, or of the client's own network library
+        raise OSError(f"the Hub did not take it: {in_one_line(error)}") from error
+    print(f"{address}\n{UNTRIED}")

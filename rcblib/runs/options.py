@@ -265,6 +265,15 @@ def add_submission(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_upload(parser: argparse.ArgumentParser) -> None:
+    """Add what is uploaded to the Hugging Face Hub, and where to."""
+    parser.add_argument("repository", help="owner/name on the Hub; `hf auth login` first")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--codebook", help="a codebook's name or folder: goes to a model repository")
+    what.add_argument("--explorer", type=path_option, help="folder of an explorer: becomes a static Space")
+    parser.add_argument("--private", action="store_true", help="make a new repository private")
+
+
 def add_images(parser: argparse.ArgumentParser) -> None:
     """Add which images are opened."""
     parser.add_argument("--images", required=True, help=IMAGES_HELP)
