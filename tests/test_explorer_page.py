@@ -137,6 +137,13 @@ def test_the_slider_drops_tokens_and_changes_the_answers(visit, explored):
     select = page.locator(".rx-drop select")
     assert "not recorded" in select.locator("option[value='cls_most']").inner_text()
     assert select.locator("option[value='cls_most']").is_disabled()
+    groups = select.locator("optgroup").evaluate_all("own => own.map((group) => group.label)")
+    assert groups[:2] == ["controls", "codebook"] and "inside the LLM" in groups
+    page.locator("#rx-find").fill("ORACLE")
+    assert select.locator("option").count() == 2
+    page.locator("#rx-find").press("Enter")
+    assert select.input_value() == "oracle"
+    assert select.evaluate("own => own === document.activeElement")
     select.select_option("random")
     assert page.locator(".rx-answers thead th").count() == 4  # random stands beside itself once
 
@@ -220,7 +227,7 @@ def test_axe_finds_nothing_serious_and_targets_are_large(visit, scheme):
     assert [
         (v["id"], v["nodes"][0]["html"][:120]) for v in found if v["impact"] in ("serious", "critical")
     ] == []
-    for target in page.locator("button, select, summary, input[type=range], .rx-hows label").all():
+    for target in page.locator("button, select, summary, input:not([type=radio]), .rx-hows label").all():
         if target.is_visible():
             assert target.bounding_box()["height"] >= 44, target.evaluate("node => node.outerHTML")
     assert (

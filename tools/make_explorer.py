@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rcblib.data.opening import images_for, open_dataset
 from rcblib.mllm import adapter_for, load_model
-from rcblib.reading.explorer.build import Source
+from rcblib.reading.explorer.build import Source, with_more
 from rcblib.reading.explorer.command import read_explored, read_probed
 from rcblib.reading.explorer.writing import write_explorer
 from tools.notebook_list import Stage, read_notebook_list
@@ -27,18 +27,24 @@ loaded = functools.cache(lambda name, dtype: load_model(name, "auto", dtype))
 """Load a model once for all stages that it has."""
 
 
-def source_of(stage: Stage, probing: Stage, titles: dict[str, str], root: Path) -> Source:
-    """Return what a stage found, with its model."""
+def source_of(stage: Stage, probing: Stage, *more: Stage, titles: dict[str, str], root: Path) -> Source:
+    """Return what a stage found, and those of more methods, with its model."""
     asked = stage.options
     model, processor = loaded(asked["model"], asked.get("dtype", "auto"))
-    samples = open_dataset(images_for(asked["images"], model), asked.get("split"), asked["n_images"])
+    images = images_for(asked["images"], model)
+    samples = open_dataset(images, asked.get("split"), asked["n_images"])
+    table, facts = read_explored(root / stage.table)
+    for other in more:
+        table, facts = with_more(table, facts, *read_explored(root / other.table))
     return Source(
-        *read_explored(root / stage.table),
+        table,
+        facts,
         read_probed(root / probing.table),
         {sample.image_id: sample for sample in samples},
         adapter_for(model, processor),
         titles.get(asked["model"], ""),
         asked.get("codebook", ""),
+        images,
     )
 
 
@@ -46,7 +52,7 @@ def main(root: Path = ROOT) -> int:
     """Write the explorer."""
     path = root / "workflow" / "notebooks.yml"
     listed = read_notebook_list(path)
-    sources = [source_of(stage, probing, listed.titles, root) for stage, probing in listed.explored]
+    sources = [source_of(*stages, titles=listed.titles, root=root) for stages in listed.explored]
     manifest = write_explorer(root / FOLDER, sources)
     n_bytes = sum(file.stat().st_size for file in (root / FOLDER).rglob("*.js"))
     print(f"explorer: {len(manifest.images)} pictures, {len(manifest.models)} models, {n_bytes / 1e6:.2f} MB")

@@ -199,15 +199,18 @@ class NotebookList:
         return {name: list(runs) for name, runs in groupby(self.notebooks, key=lambda entry: entry.name)}
 
     @property
-    def explored(self) -> list[tuple[Stage, Stage]]:
+    def explored(self) -> list[tuple[Stage, ...]]:
         """List the stages of the command ``explorer``, each with that which probed the same images.
 
-        ``explorer`` goes with ``probing``, ``explorer_plain`` with ``probing_plain``, of the same model.
+        ``explorer`` goes with ``probing``, ``explorer_plain`` with ``probing_plain``, of the same model; behind each
+        pair comes the stage of its name with ``_more`` where there is one.
         """
+        own = {stage.run: stage for stage in self.stages if stage.command == "explorer"}
         return [
-            (stage, self.find(stage.run.replace("explorer", "probing", 1)))
-            for stage in self.stages
-            if stage.command == "explorer"
+            (stage, self.find(run.replace("explorer", "probing", 1)))
+            + tuple(filter(None, [own.get(run.replace(stage.name, f"{stage.name}_more", 1))]))
+            for run, stage in own.items()
+            if not stage.options.get("more")
         ]
 
     def output(self, run: str) -> str:

@@ -83,6 +83,7 @@ def explore(
     config: ProbeConfig | None = None,
     shown: Sequence[ImageId] | None = None,
     n_shown: int = 12,
+    more: bool = False,
     batch_size: int = 32,
     max_new_tokens: int = 16,
     folder: str | os.PathLike,
@@ -108,6 +109,8 @@ def explore(
         Images that are measured in full; by default those of `choose_exhibits`.
     n_shown : int
         How many that chooses.
+    more : bool
+        Only what adds methods to images measured before: what they keep, and answers after dropped tokens are removed.
     batch_size, max_new_tokens, folder, shard, skipped, progress
         As in `rcblib.evaluate.parts.evaluate_parts`; a part is one image.
 
@@ -139,7 +142,7 @@ def explore(
         raise ParameterError("shown", strangers[:5], "ids of the samples")
     questions = exhibit_questions(samples)
     session = Session(model, processor, questions, samples, batch_size, max_new_tokens, None)
-    settings, unfit = _fitting(session, pruners)
+    settings, unfit = _fitting(session, pruners, (REMOVED,) if more else (REMOVED, REPLACED))
     places: dict[ImageId, list[int]] = {}
     for place, question in enumerate(session.questions):
         places.setdefault(question.image_id, []).append(place)
@@ -163,13 +166,13 @@ def explore(
         first = pd.concat([answered(image_id, alone) for image_id in by_id], ignore_index=True)
         shown = choose_exhibits(first, n_shown)
     shown = sorted(shown)
-    others = [image_id for image_id in by_id if image_id not in set(shown)]
+    others = [] if more else [image_id for image_id in by_id if image_id not in set(shown)]
     mine = shard.of(shown)
     if not mine:
         raise ParameterError("shard", str(shard), f"one of at most {len(shown)} images that are shown")
     frames = [answered(image_id, alone) for image_id in shard.of(others)]
     near: dict[ImageId, list[torch.Tensor]] = {}
-    if codebook is not None:
+    if codebook is not None and not more:
         near = {i: [_cosines(own, codebook) for own in _tokens(session.adapter, by_id[i])] for i in shown}
     common = session_description(session) | {
         "config": to_plain(config),
@@ -180,6 +183,10 @@ def explore(
     for number, image_id in enumerate(mine, 1):
         frames.append(answered(image_id, [*alone, *settings]))
         frames.append(_kept(session, image_id, places[image_id], settings))
+        if progress:
+            print(f"explored image {number} of {len(mine)} (id {image_id})", flush=True)
+        if more:
+            continue
         words, made = cached_unit(
             folder,
             "explored",
@@ -191,27 +198,31 @@ def explore(
         frames.append(words)
         if codebook is not None:
             frames.append(_neighbours(words, image_id, near))
-        if progress:
-            print(f"explored image {number} of {len(mine)} (id {image_id})", flush=True)
     table = pd.concat(frames, ignore_index=True)
     codes = {evaluation_code(pruner) for _, _, pruner in [*alone, *settings]} | {code_digest(__name__)}
-    description = session_description(session) | {
-        "code": " ".join(sorted(codes)),
-        "config": {name: value for name, value in to_plain(config).items() if name not in ROUNDING},
-        "shown": list(shown),
-    }
+    description = (
+        session_description(session)
+        | {
+            "code": " ".join(sorted(codes)),
+            "config": {name: value for name, value in to_plain(config).items() if name not in ROUNDING},
+            "shown": list(shown),
+        }
+        | ({"more": True} if more else {})
+    )
     own = {i: sample_hash(session.identities[i]) for i in by_id if i in {*mine, *shard.of(others)}}
     facts = table_facts(description, KEYS, own, units)
     methods = {name: PRUNERS[name].label for name in [ALL, *pruners]}
     return table, facts | shard.share(by_id, skipped or {}) | {"unfit": unfit, "methods": methods}
 
 
-def _fitting(session: Session, pruners: Settings) -> tuple[list[tuple[str, str, Pruner]], dict[str, str]]:
+def _fitting(
+    session: Session, pruners: Settings, hows: Sequence[str]
+) -> tuple[list[tuple[str, str, Pruner]], dict[str, str]]:
     """Return (method, how, pruner) for those that the model and the images allow, and the reasons of the others."""
     settings: list[tuple[str, str, Pruner]] = []
     unfit: dict[str, str] = {}
     for name, by_budget in pruners.items():
-        for how in (REMOVED, REPLACED):
+        for how in hows:
             try:
                 own = [p if how == REMOVED else ReplacePruner(p) for p in by_budget.values()]
                 session.prepare(own)

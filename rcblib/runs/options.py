@@ -223,7 +223,15 @@ def add_exhibits(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pruner", nargs="+", metavar="NAME", help="registered methods (default: all)")
     parser.add_argument("--retain-ratio", type=float, nargs="+", help="up to six shares of tokens to keep")
     parser.add_argument(
-        "--recorded", type=path_option, help="a table that --table wrote, in place of running the model"
+        "--more",
+        action="store_true",
+        help="only choices and answers, without words: to add methods to --recorded",
+    )
+    parser.add_argument(
+        "--recorded",
+        type=path_option,
+        nargs="+",
+        help="a table that --table wrote, and those of --more, in place of running the model",
     )
     parser.add_argument("--probed", type=path_option, help="folder that `probe` wrote, or its recorded table")
     parser.add_argument("--page", type=results_folder, help="where the page is written; needs --probed")

@@ -21,6 +21,7 @@ from rcblib.signals import SIGNALS
 
 GROUPS = {
     "scenes": "drawn scene",
+    "large-scenes": "large drawn scene",
     "photographs": "photograph",
     "photos/plain": "plain photograph",
     "photos": "photo",
@@ -74,6 +75,8 @@ class Source:
         What readers call the model.
     codebook : str
         Its name.
+    images : str
+        Name of the dataset, where samples of two are called the same.
     """
 
     table: pd.DataFrame
@@ -83,6 +86,7 @@ class Source:
     adapter: Any
     title: str = ""
     codebook: str = ""
+    images: str = ""
 
     def __post_init__(self):
         here, there = (
@@ -112,7 +116,7 @@ class Source:
     @property
     def group(self) -> str:
         """Return the kind of pictures in words."""
-        source = self.samples[self.shown[0]].source
+        source = self.images if self.images in GROUPS else self.samples[self.shown[0]].source
         return GROUPS.get(source) or GROUPS.get(source.partition("/")[0], "picture")
 
     @property
@@ -125,6 +129,7 @@ class Source:
             for what, facts in (
                 (f"scores of tokens, {self.group}", self.probed.facts),
                 (f"words, kept tokens and answers, {self.group}", self.facts),
+                *((f"more methods, {self.group}", facts) for facts in self.facts.get("more", [])),
             )
         ]
 
@@ -147,6 +152,29 @@ class Source:
         """Return the key of a picture, from letters, digits and hyphens."""
         text = f"{self.group}-{image_id}".lower()
         return "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in text)
+
+
+def with_more(
+    table: pd.DataFrame, facts: Mapping[str, Any], more: pd.DataFrame, more_facts: Mapping[str, Any]
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Add methods that were asked about the same images later, as `explore` with ``more`` does.
+
+    Raises
+    ------
+    ParameterError
+        If the model is another, or images are missing in either.
+    """
+    for name in ("model_fingerprint", "shown"):
+        ours, theirs = facts["description"][name], more_facts["description"][name]
+        if ours != theirs:
+            raise ParameterError("recorded", f"{name} {theirs}", f"that of the first table, {ours}")
+    new = more[~more["method"].isin([*facts["methods"], ALL])]
+    told = {
+        "methods": facts["methods"] | more_facts["methods"],
+        "unfit": {**more_facts.get("unfit", {}), **facts.get("unfit", {})},
+        "more": [*facts.get("more", []), more_facts],
+    }
+    return pd.concat([table, new], ignore_index=True), {**facts, **told}
 
 
 def exhibit_of(source: Source, image_id: ImageId, views: Sequence[VisualView]) -> Exhibit:

@@ -19,7 +19,7 @@ from rcblib.probe.config import ProbeConfig, codebook_positions
 from rcblib.probe.results import ProbeResults
 from rcblib.probe.store import read_probe
 from rcblib.pruners.registry import PRUNERS, find_method
-from rcblib.reading.explorer.build import Source
+from rcblib.reading.explorer.build import Source, with_more
 from rcblib.reading.explorer.writing import write_explorer
 from rcblib.records import ImageId, ParameterError
 from rcblib.runs.files import read_table, write_table
@@ -64,7 +64,9 @@ def run_explorer(
     adapter = adapter_for(model, processor)
     samples, skipped = fitting_noted(options.folder, samples, skipped, adapter.size_limit, options.on_error)
     if options.recorded:
-        table, facts = read_explored(options.recorded)
+        table, facts = read_explored(options.recorded[0])
+        for path in options.recorded[1:]:
+            table, facts = with_more(table, facts, *read_explored(path))
     else:
         positions = options.positions
         config = ProbeConfig(
@@ -82,6 +84,7 @@ def run_explorer(
             config=config,
             shown=shown,
             n_shown=options.n_shown,
+            more=options.more,
             batch_size=options.batch_size,
             max_new_tokens=options.max_new_tokens,
             folder=options.folder,

@@ -15,7 +15,8 @@ N_TOKENS = 5
 def numbered_tokens(exhibit: Exhibit) -> list[int]:
     """Choose tokens of the first view: the surest of each word, surest first, and at the end the least sure of all."""
     n_tokens = exhibit.views[0].rows * exhibit.views[0].columns
-    first = unpack_integers(exhibit.word_ids)[:: len(exhibit.word_ids) // 2 // len(exhibit.probed)][:n_tokens]
+    ids = unpack_integers(exhibit.word_ids)
+    first = ids[:: len(ids) // len(exhibit.probed)][:n_tokens]
     sure = _probabilities(exhibit)[:n_tokens, 0]
     order = [int(i) for i in np.argsort(-sure, kind="stable") if first[i] is not None]
     chosen: list[int] = []

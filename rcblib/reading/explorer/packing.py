@@ -1,16 +1,20 @@
 """Write many small numbers as letters, two a number, so that a picture's data fit into a few kilobytes.
 
-The letters are those of base64 for addresses; two of them hold 0 to 4095. 4095, ``"__"``, stands for nothing.
+The letters are those of base64 for addresses; two of them hold 0 to 4095. 4095, ``"__"``, stands for nothing; a dot and
+two letters for so many nothings in a row, since of some pictures most tokens are not probed.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from itertools import groupby
 
 import numpy as np
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 NOTHING = 4095
+GAP = "."
 STEPS = NOTHING - 1
 """A number is written as one of `STEPS` + 1 steps from the smallest to the largest of its picture."""
 
@@ -19,7 +23,7 @@ N_BITS = 6
 
 
 def pack_integers(values: Sequence[int | None]) -> str:
-    """Write integers from 0 to 4094, or ``None``, as two letters each.
+    """Write integers from 0 to 4094, or ``None``, as two letters each; rows of ``None`` as three.
 
     Raises
     ------
@@ -29,13 +33,28 @@ def pack_integers(values: Sequence[int | None]) -> str:
     given = [NOTHING if value is None else int(value) for value in values]
     if any(not 0 <= value <= NOTHING for value in given):
         raise ValueError(f"values: got {min(given)} to {max(given)}; accepted: 0 to {STEPS}")
-    return "".join(LETTERS[value >> 6] + LETTERS[value & 63] for value in given)
+    text = ""
+    for value, group in groupby(given):
+        n = len(list(group))
+        if value == NOTHING:
+            whole, rest = divmod(n, NOTHING)
+            text += (GAP + _letters(NOTHING)) * whole + (GAP + _letters(rest) if rest > 1 else "__" * rest)
+        else:
+            text += _letters(value) * n
+    return text
+
+
+def _letters(value: int) -> str:
+    return LETTERS[value >> 6] + LETTERS[value & 63]
 
 
 def unpack_integers(text: str) -> list[int | None]:
     """Read what `pack_integers` wrote."""
-    codes = [LETTERS.index(a) << 6 | LETTERS.index(b) for a, b in zip(text[::2], text[1::2], strict=True)]
-    return [None if code == NOTHING else code for code in codes]
+    values: list[int | None] = []
+    for gap, high, low in re.findall(rf"({re.escape(GAP)}?)(.)(.)", text):
+        code = LETTERS.index(high) << 6 | LETTERS.index(low)
+        values += [None] * code if gap else [None if code == NOTHING else code]
+    return values
 
 
 def pack_numbers(values: Sequence[float], power: int = 1) -> tuple[float, float, str]:

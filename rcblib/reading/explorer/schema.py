@@ -10,12 +10,13 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from rcblib.reading.explorer.packing import N_BITS
+from rcblib.reading.explorer.packing import N_BITS, unpack_integers
 
-VERSION = "rcb-explorer/1"
+VERSION = "rcb-explorer/2"
 NOT_RECORDED = -1
 
 Letters = Annotated[str, Field(pattern="^[A-Za-z0-9_-]*$")]
+Codes = Annotated[str, Field(pattern="^([.]?[A-Za-z0-9_-]{2})*$")]
 
 
 class _Part(BaseModel):
@@ -28,7 +29,7 @@ class Numbers(_Part):
     low: float
     high: float
     power: Literal[1, 2] = 1
-    codes: Letters
+    codes: Codes
 
 
 class View(_Part):
@@ -86,19 +87,19 @@ class Exhibit(_Part):
         (`rcblib.reading.explorer.packing.pack_choices`).
     """
 
-    version: Literal["rcb-explorer/1"] = VERSION
+    version: Literal["rcb-explorer/2"] = VERSION
     model: str
     image: str
     views: list[View]
     probed: Annotated[str, Field(pattern="^[01]*$")]
     words: list[str]
-    word_ids: Letters
+    word_ids: Codes
     word_probabilities: Numbers
     signals: dict[str, Numbers]
     objects: list[str]
-    object_ids: Letters
+    object_ids: Codes
     prototypes: list[int] = []
-    prototype_ids: Letters = ""
+    prototype_ids: Codes = ""
     near: list[list[Near]] = []
     questions: list[Asked]
     answers: dict[str, dict[Literal["removed", "replaced"], list[list[int]]]]
@@ -109,13 +110,13 @@ class Exhibit(_Part):
         n = sum(view.rows * view.columns for view in self.views)
         lengths = {
             "probed": (len(self.probed), n),
-            "word_ids": (len(self.word_ids), len(self.word_probabilities.codes)),
-            "words of a token": (len(self.word_ids) % max(2 * n, 1), 0),
-            "object_ids": (len(self.object_ids), 2 * n),
-            "prototype_ids": (len(self.prototype_ids) or 2 * n, 2 * n),
+            "word_ids": (_n(self.word_ids), _n(self.word_probabilities.codes)),
+            "words of a token": (_n(self.word_ids) % max(n, 1), 0),
+            "object_ids": (_n(self.object_ids), n),
+            "prototype_ids": (_n(self.prototype_ids) or n, n),
             "near": (len(self.near), len(self.prototypes)),
         }
-        lengths |= {name: (len(own.codes), 2 * n) for name, own in self.signals.items()}
+        lengths |= {name: (_n(own.codes), n) for name, own in self.signals.items()}
         lengths |= {
             f"kept of {name}, {k}": (len(text), n)
             for name, own in self.kept.items()
@@ -132,11 +133,16 @@ class Exhibit(_Part):
         return self
 
 
+def _n(codes: str) -> int:
+    return len(unpack_integers(codes))
+
+
 class ShownMethod(_Part):
-    """A registered pruner."""
+    """A registered pruner, and what kind it is, in words."""
 
     name: str
     label: str
+    kind: str
     paper: str = ""
 
 
@@ -161,19 +167,26 @@ class Model(_Part):
     unfit: dict[str, str] = {}
 
 
+class Seen(_Part):
+    """How a model sees a picture: the name of its `Pictures`, and its grids, rows by columns."""
+
+    pictures: str
+    grids: list[tuple[int, int]]
+
+
 class Image(_Part):
-    """A picture: its key, which names its files, its title, and each model's grids of it, rows by columns."""
+    """A picture: its key, which names its files, its title, and how each model sees it."""
 
     key: str
     title: str
     group: str
-    models: dict[str, list[tuple[int, int]]]
+    models: dict[str, Seen]
 
 
 class Manifest(_Part):
     """What there is to see."""
 
-    version: Literal["rcb-explorer/1"] = VERSION
+    version: Literal["rcb-explorer/2"] = VERSION
     budgets: Annotated[list[float], Field(min_length=1, max_length=N_BITS)]
     methods: list[ShownMethod]
     signals: list[Layer]
@@ -193,5 +206,5 @@ class ShownView(_Part):
 class Pictures(_Part):
     """All views of a picture, in the order of the exhibit's."""
 
-    version: Literal["rcb-explorer/1"] = VERSION
+    version: Literal["rcb-explorer/2"] = VERSION
     views: list[ShownView]

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import rcssmin
+import rjsmin
 
 from rcblib.data.samples import load_pictures
 from rcblib.probe.inputs import Place, places_of
+from rcblib.pruners.codebook import CodebookPruner
+from rcblib.pruners.context import OF_SAMPLES, QUESTION
 from rcblib.pruners.registry import PRUNERS
 from rcblib.reading.explorer.build import Source, exhibit_of
 from rcblib.reading.explorer.figure import static_figure
 from rcblib.reading.explorer.pictures import MOST_BYTES, pictures_of, thumbnails
-from rcblib.reading.explorer.schema import Exhibit, Image, Manifest, Model, Pictures, ShownMethod
+from rcblib.reading.explorer.schema import Exhibit, Image, Manifest, Model, Pictures, Seen, ShownMethod
 from rcblib.records import ImageId, ParameterError
 from rcblib.runs.files import atomic_write
 
@@ -58,11 +61,17 @@ def write_explorer(
         raise ParameterError("sources", f"budgets {sorted(budgets)}", "the same budgets in all")
     made = [own for source in sources for own in _exhibits(source)]
     pictures: dict[str, Pictures] = {}
+    first_of: dict[str, Pictures] = {}
+    seen: dict[tuple[str, str], Seen] = {}
+    named: dict[tuple, str] = {}
     for exhibit, own in made:
-        pictures.setdefault(exhibit.image, own)
-    manifest = _manifest(
-        sources, [exhibit for exhibit, _ in made], list(budgets.pop()), list(pictures.values())
-    )
+        grids = [(view.rows, view.columns) for view in exhibit.views]
+        first_of.setdefault(exhibit.image, own)
+        key = exhibit.image if exhibit.image not in pictures else f"{exhibit.image}-{exhibit.model}"
+        key = named.setdefault((exhibit.image, *grids), key)
+        pictures.setdefault(key, own)
+        seen[exhibit.image, exhibit.model] = Seen(pictures=key, grids=grids)
+    manifest = _manifest(sources, seen, list(budgets.pop()), list(first_of.values()))
     files = {"manifest": manifest}
     files |= {f"data/{key}": own for key, own in pictures.items()}
     files |= {f"data/{exhibit.model}-{exhibit.image}": exhibit for exhibit, _ in made}
@@ -77,7 +86,8 @@ def write_explorer(
         for name, at in (("index.html", "."), ("fragment.html", "explorer"))
     }
     programs = {
-        name: compact((PAGE / name).read_text(encoding="utf-8")) for name in ("explorer.js", "explorer.css")
+        name: minify((PAGE / name).read_text(encoding="utf-8")) + "\n"
+        for name, minify in (("explorer.js", rjsmin.jsmin), ("explorer.css", rcssmin.cssmin))
     }
     at_first = ("manifest", f"data/{first.image}", f"data/{first.model}-{first.image}")
     _check_bytes("data", texts.values(), MOST_BYTES_IN_ALL)
@@ -98,15 +108,6 @@ def _check_bytes(what: str, texts: Iterable[str], limit: int) -> None:
     if n_bytes > limit:
         accepted = f"at most {limit / 1e6:g} MB: fewer images"
         raise ParameterError("shown", f"{what} of {n_bytes / 1e6:.2f} MB", accepted)
-
-
-def compact(text: str) -> str:
-    """Return a script, or styles, as they are sent: without indentation, comments, and blanks of styles."""
-    lines = [re.sub(r"\s// [^\"'`]*$", "", line).strip() for line in text.splitlines()]
-    kept = [line for line in lines if line and not line.startswith(("//", "/*"))]
-    if "@container" in text:
-        return re.sub(r"\s*([{};,])\s*", r"\1", re.sub(r"([\w-]): ", r"\1:", "".join(kept))) + "\n"
-    return "\n".join(kept) + "\n"
 
 
 def script(name: str, content: Any) -> str:
@@ -135,8 +136,25 @@ def _places(source: Source, image_id: ImageId) -> list[Place]:
     return places_of(source.adapter.encode_input(load_pictures(sample), sample.kind))
 
 
+def _kind(name: str) -> str:
+    """Say in words what a method chooses by."""
+    method = PRUNERS.get(name)
+    if method is None or method.paper.startswith("a control") or name == "random":
+        return "controls"
+    if method.needs & OF_SAMPLES:
+        return "bounds that know the answer"
+    if method.kind._overrides("inside"):
+        return "inside the LLM"
+    if issubclass(method.kind, CodebookPruner):
+        return "codebook"
+    return "states of the vision encoder" if method.needs - {QUESTION} else "spread and merging"
+
+
 def _manifest(
-    sources: Sequence[Source], exhibits: Sequence[Exhibit], budgets: list[float], pictures: Sequence[Pictures]
+    sources: Sequence[Source],
+    seen: Mapping[tuple[str, str], Seen],
+    budgets: list[float],
+    pictures: Sequence[Pictures],
 ) -> Manifest:
     titles: dict[str, tuple[str, str]] = {}
     for source in sources:
@@ -167,6 +185,7 @@ def _manifest(
             ShownMethod(
                 name=name,
                 label=labels.get(name) or PRUNERS[name].label,
+                kind=_kind(name),
                 paper=PRUNERS[name].paper if name in PRUNERS else "",
             )
             for name in methods
@@ -178,11 +197,7 @@ def _manifest(
                 key=key,
                 title=title,
                 group=group,
-                models={
-                    own.model: [(view.rows, view.columns) for view in own.views]
-                    for own in exhibits
-                    if own.image == key
-                },
+                models={model: own for (image, model), own in seen.items() if image == key},
             )
             for key, (title, group) in titles.items()
         ],

@@ -34,8 +34,11 @@
 	const integers = (text) => {
 		const found = [];
 		for (let i = 0; i < text.length; i += 2) {
+			const isGap = text[i] === "."; // so many nothings in a row
+			if (isGap) i++;
 			const value = (code[text[i]] << 6) | code[text[i + 1]];
-			found.push(value === NOTHING ? null : value);
+			if (isGap) for (let k = 0; k < value; k++) found.push(null);
+			else found.push(value === NOTHING ? null : value);
 		}
 		return found;
 	};
@@ -52,7 +55,7 @@
 	}
 	const addresses = {};
 	function address(key, view) { // of a picture's view: made once, so that many crops share one decoded image
-		const name = `${key}/${view}`, source = store[`data/${key}`].views[view].source;
+		const name = `${seen(key).pictures}/${view}`, source = shownOf(key).views[view].source;
 		if (!addresses[name]) {
 			const [head, body] = source.split(","), bytes = Uint8Array.from(atob(body), (c) => c.charCodeAt(0));
 			addresses[name] = URL.createObjectURL(new Blob([bytes], { type: head.slice(5).split(";")[0] }));
@@ -106,7 +109,9 @@
 	const LAST = M.budgets.length - 1;
 	const S = { image: M.images[0].key, model: "", view: 0, token: null, pins: [], method: "", budget: LAST, how: "removed", layer: "", question: 0, step: -1 };
 	const label = (name) => M.methods.find((method) => method.name === name)?.label ?? name;
-	const image = () => M.images.find((own) => own.key === S.image);
+	const image = (key = S.image) => M.images.find((own) => own.key === key);
+	const seen = (key) => image(key).models[S.model]; // by the model that is chosen
+	const shownOf = (key) => store[`data/${seen(key).pictures}`];
 	const share = () => percent(M.budgets[S.budget]);
 	let E = null; // the exhibit that is shown
 
@@ -136,10 +141,17 @@
 	const say = (text) => { clearTimeout(speaking); speaking = setTimeout(() => { live.textContent = text; }, 200); };
 	let made = 0;
 	function choice(title, options, chosen, onchange) {
-		const id = `rx-choice-${made++}`;
-		const select = h("select", { id, onchange: () => onchange(select.value) },
-			options.map(([value, text, disabled]) => h("option", { value, selected: value === chosen, disabled }, text)));
+		const id = `rx-choice-${made++}`, select = h("select", { id, onchange: () => onchange(select.value) });
+		list(select, options, chosen);
 		return h("div.rx-field", h("label", { for: id }, title), select);
+	}
+	function list(select, options, chosen) { // options of a group stand below its name
+		const groups = new Map();
+		for (const [value, text, disabled, group] of options) {
+			if (!groups.has(group)) groups.set(group, []);
+			groups.get(group).push(h("option", { value, selected: value === chosen, disabled }, text));
+		}
+		fill(select, [...groups].map(([name, own]) => (name ? h("optgroup", { label: name }, own) : own)));
 	}
 	const thumbs = h("div.rx-thumbs", { role: "radiogroup", "aria-label": "Picture" });
 	const bar = h("div.rx-bar"), tour = h("div.rx-tour", { hidden: true, role: "region", "aria-label": "Tour" });
@@ -203,7 +215,7 @@
 		fill(stage,
 			h("img", { src: address(S.image, S.view), alt: "", draggable: "false" }),
 			h("svg", box, paths.tint, paths.hatch, paths.drop, paths.grid, paths.window, paths.pin, paths.point));
-		root.classList.toggle("rx-pixels", store[`data/${S.image}`].views[S.view].width < 160);
+		root.classList.toggle("rx-pixels", shownOf().views[S.view].width < 160);
 		stage.style.aspectRatio = `${view.columns} / ${view.rows}`;
 		stage.setAttribute("aria-label", `${image().title}: ${view.rows} rows of ${view.columns} tokens`);
 	}
@@ -241,14 +253,14 @@
 		const number = E.prototype(t);
 		if (number === null) return null;
 		const place = h("div.rx-near"), own = E.near[number];
-		const draw = () => fill(place, own.filter((near) => store[`data/${near.image}`]).map((near) => {
-			const other = M.images.find((i) => i.key === near.image), grids = other.models[S.model].map(([rows, columns]) => ({ rows, columns }));
+		const draw = () => fill(place, own.filter((near) => shownOf(near.image)).map((near) => {
+			const other = image(near.image), grids = seen(near.image).grids.map(([rows, columns]) => ({ rows, columns }));
 			const { columns } = grids[near.view];
 			return crop(near.image, grids, near.view, Math.floor(near.position / columns), near.position % columns, 3, 52, `token of ${other.title}`);
 		}));
-		const missing = own.filter((near) => !store[`data/${near.image}`] && M.images.some((i) => i.key === near.image));
+		const missing = own.filter((near) => !shownOf(near.image)), before = E;
 		draw();
-		if (missing.length) Promise.allSettled(missing.map((near) => load(`data/${near.image}`))).then(draw);
+		if (missing.length) Promise.allSettled(missing.map((near) => load(`data/${seen(near.image).pictures}`))).then(() => E === before && draw());
 		return h("div.rx-proto", h("h4", `Nearest prototype, number ${E.prototypes[number]}`),
 			own.length ? [h("p", "Tokens of other pictures that are most like it:"), place] : h("p", "No other picture here to show it by."));
 	}
@@ -316,8 +328,18 @@
 		const model = M.models.find((own) => own.name === S.model);
 		const options = M.methods.filter((own) => own.name !== "all").map((own) => {
 			const there = Boolean(E.answers[own.name]);
-			return [own.name, there ? own.label : `${own.label} (${model.unfit[own.name] ? "cannot be used here" : "not recorded"})`, !there];
+			return [own.name, there ? own.label : `${own.label} (${model.unfit[own.name] ? "cannot be used here" : "not recorded"})`, !there, own.kind];
 		});
+		const take = (name) => { S.method = name; update(); }, by = choice("Chosen by", options, S.method, take);
+		const matching = () => options.filter(([name, text]) => `${text} ${name}`.toLowerCase().includes(find.value.trim().toLowerCase()));
+		const find = h("input", { type: "search", id: "rx-find", oninput: () => {
+			const found = matching();
+			list(by.querySelector("select"), found, S.method);
+			say(`${found.length} methods found. Enter chooses the first.`);
+		}, onkeydown: (event) => {
+			const first = event.key === "Enter" && matching().find(([, , disabled]) => !disabled);
+			if (first) { take(first[0]); drop.querySelector("select").focus(); }
+		} });
 		const slider = h("input", {
 			type: "range", id: "rx-budget", min: 0, max: LAST, step: 1, value: S.budget,
 			oninput: () => {
@@ -345,7 +367,7 @@
 				!E.kept[S.method] && E.answers[S.method] && h("p.rx-note", "This method drops tokens inside the LLM, so none are faded in the picture."));
 		}
 		fill(drop, h("h3", "Drop tokens"), h("div", { class: "rx-bar" },
-			choice("Chosen by", options, S.method, (value) => { S.method = value; update(); }),
+			by, options.length > 8 && h("div.rx-field", h("label", { for: "rx-find" }, "Find a method"), find),
 			h("div.rx-field.rx-grow", h("label", { for: "rx-budget" }, "How many stay"), slider, out), hows), summary);
 		result();
 	}
@@ -473,7 +495,7 @@
 		if (!names.includes(S.model)) S.model = names[0];
 		let own;
 		try {
-			[own] = await Promise.all([load(`data/${S.model}-${S.image}`), load(`data/${S.image}`)]);
+			[own] = await Promise.all([load(`data/${S.model}-${S.image}`), load(`data/${seen().pictures}`)]);
 		} catch {
 			fill(legend, "The data of this picture cannot be read.");
 			return;
