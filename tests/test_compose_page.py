@@ -87,8 +87,8 @@ def tabs_of(text):
 def test_cells_stand_by_their_place_and_what_is_the_same_stands_once(page):
     order = [
         "# A title",
-        "0.5 of all.",
         "It rises:",
+        "0.5 of all.",
         "## Reading",
         "## Method",
         "The score is 0.5",
@@ -111,9 +111,9 @@ def test_what_differs_is_in_tabs_that_change_together(page):
         assert ":sync-group: model" in both
     (told,) = [both for both in tabs if "The score is" in both]
     assert "The score is 0.5." in told and "The score is 0.7." in told and "same for all" not in told
-    # The picture and what was run where, one below the other, are one set of tabs, and its code follows.
+    # Answer, picture and what was run where, one below the other, are one set of tabs, and its code follows.
     (best,) = [both for both in tabs if "```{figure}" in both]
-    assert "*Recorded small.*" in best and "*Recorded large.*" in best
+    assert "**Answer.** 0.7 of all." in best and "*Recorded small.*" in best and "*Recorded large.*" in best
     assert page.text[page.text.index(best) + len(best) :].lstrip().startswith('<details class="folded-code">')
 
 

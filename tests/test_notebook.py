@@ -208,13 +208,14 @@ def notebook_of_the_page():
     for kind, source in cells:
         make = new.new_markdown_cell if kind == "markdown" else new.new_code_cell
         notebook.cells.append(make(source))
-    notebook.cells[1].metadata["tags"] = ["parameters"]
+    next(cell for cell in notebook.cells if cell.cell_type == "code").metadata["tags"] = ["parameters"]
     return notebook
 
 
 def test_the_lines_before_the_first_experiment_are_as_many_as_the_page_says():
-    title, *code = notebook_of_the_page().cells
-    assert title.source.startswith("# ") and "**Claim" in title.source and "**Scope cuts.**" in title.source
+    title, scope, run, *code = notebook_of_the_page().cells
+    assert title.source.startswith("# ") and "**Claim" in title.source and "**Scope cuts.**" in scope.source
+    assert "papermill" in run.source
     before = [cell.source for cell in code if not cell.source.startswith("probing = ")]
     assert len(before) == 3
     n_lines = sum(1 for source in before for line in source.splitlines() if line)

@@ -20,6 +20,8 @@ from tiny_qwen import tiny_qwen
 
 from rcblib.codebook.codebook import Codebook
 from rcblib.runs.parameters import notebook_config
+from tools.answers import ANSWERS
+from tools.compose_page import PLACES
 from tools.notebook_list import read_notebook_list
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -63,12 +65,24 @@ def test_a_notebook_is_clean_and_valid(path, notebook):
     assert "papermill" not in notebook.metadata
 
 
-def test_the_first_cell_says_what_the_notebook_is_about_and_leaves_out(notebook):
-    first = notebook.cells[0]
-    assert first.cell_type == "markdown"
+def test_the_first_cells_say_what_the_notebook_is_about_leaves_out_and_how_it_runs(path, notebook):
+    (parameters,) = tagged(notebook, "parameters")
+    first, *others = notebook.cells[: notebook.cells.index(parameters)]
+    assert all(cell.cell_type == "markdown" for cell in (first, *others))
     assert first.source.startswith("# ")
     assert "**Claim" in first.source or "**What this is" in first.source
-    assert "**Scope cuts.**" in first.source
+    told = "\n".join(cell.source for cell in others)
+    assert "**Scope cuts.**" in told and f"papermill notebooks/{path.stem}.ipynb" in told
+
+
+def test_every_cell_of_text_has_a_place_on_the_page_and_the_page_begins_with_an_answer(path, notebook):
+    places = [
+        [tag for tag in cell.metadata.get("tags", []) if tag in PLACES]
+        for cell in notebook.cells
+        if cell.cell_type == "markdown"
+    ]
+    assert all(len(tags) == 1 for tags in places) and places[0] == ["answer"]
+    assert ("{glue:text}`answer`" in notebook.cells[0].source) != (path.stem in ANSWERS)
 
 
 def test_parameters_are_annotated_literals_one_a_line_each_explained(notebook):

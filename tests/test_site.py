@@ -11,7 +11,7 @@ import pytest
 from fontTools.fontBuilder import FontBuilder
 from fontTools.ttLib import TTFont
 
-from tools import check_site, lighten_site
+from tools import check_site, lighten_site, page_limits
 from tools.book_extension import name_toggles
 
 
@@ -74,6 +74,45 @@ def test_too_many_bytes_are_told(tmp_path, monkeypatch, capsys):
     told = capsys.readouterr().out
     assert f"intro.html: loads {n_bytes} bytes at first; accepted: {n_bytes - 1}" in told
     assert f"the site takes {n_bytes + 5000} bytes; accepted: {n_bytes}; largest: late.png" in told
+
+
+def page_of(*parts):
+    return f"<nav>{'word ' * 900}<img class='drawn'></nav><article><h1>Title</h1>{''.join(parts)}</article>"
+
+
+def words(n):
+    return f"<p>{'word ' * n}</p>"
+
+
+FIGURE = '<figure><img class="drawn" src="a.png"></figure>'
+TABS = (
+    '<div class="sd-tab-set"><input type="radio"><label>One model</label><div class="sd-tab-content">{}</div>'
+    '<input type="radio"><label>Another model</label><div class="sd-tab-content">{}</div></div>'
+)
+
+
+@pytest.mark.parametrize(
+    ("parts", "told"),
+    [
+        ([words(200), FIGURE * 4, words(1799)], []),
+        ([words(1999)], []),
+        ([words(2000)], ["2001 words; accepted: 2000 that are not folded"]),
+        ([FIGURE * 5], ["5 figures; accepted: 4 that are not folded"]),
+        ([words(250), FIGURE], ["251 words before the first figure; accepted: 250"]),
+        ([f"<details>{FIGURE * 5}{words(3000)}</details>", FIGURE * 4], []),
+        ([TABS.format(FIGURE * 4, FIGURE * 4 + words(3000))], []),
+        (
+            [TABS.format(FIGURE * 3, ""), TABS.format(FIGURE * 2, "")],
+            ["5 figures; accepted: 4 that are not folded"],
+        ),
+    ],
+)
+def test_pages_of_experiments_keep_to_their_limits_without_what_is_folded(parts, told, tmp_path, capsys):
+    assert page_limits.limits_broken(page_of(*parts)) == told
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "notebooks/a.html").write_text(page_of(*parts))
+    assert check_site.main([str(tmp_path)]) == bool(told)
+    assert all(f"notebooks/a.html: {line}" in capsys.readouterr().out for line in told)
 
 
 def png(values):

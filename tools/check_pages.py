@@ -3,7 +3,8 @@
 A page is at fault where axe finds something serious, where the console says an error or a warning, where something is
 asked of another host, where part of it is wider than its column and cannot be scrolled, where a formula or a toggle
 without a name stands in the tab order; the search, where pages of the API come first for a word of the book; the start
-page and the explorer, where they load more than they may.
+page and the explorer, where they load more than they may; the page of an experiment, where it is long, or its first
+figure far down.
 
     python -m tools.check_pages [book/_build/html] [--only PATTERN]      minutes; needs Chromium
 """
@@ -19,11 +20,15 @@ from typing import Any
 
 from rcblib.runs.command import OneLineParser
 from tools.check_site import MOST_BYTES_AT_FIRST
+from tools.page_limits import FIRST_FIGURE, MOST_SCREENS
 
 ROOT = Path(__file__).resolve().parents[1]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 WIDTHS = (390, 768, 1280)
+HEIGHT = 900
 THEMES = ("light", "dark")
+MOVED = '<meta http-equiv="refresh"'
+"""Of a page that only leads on."""
 SERIOUS = ("serious", "critical")
 SEARCHED = ("codebook", "redundancy", "pruner")
 """Words that both pages and the API hold."""
@@ -47,6 +52,13 @@ _NAMELESS = """() => [...document.querySelectorAll("mjx-container[tabindex='0'],
   node.tagName === "MJX-CONTAINER" || !node.closest("summary").hasAttribute("aria-label"))
   .slice(0, 1).map((node) => node.outerHTML.slice(0, 90))"""
 
+# Height of the article and top of its first figure, in pixels.
+_EXTENT = """() => {
+  const figure = [...document.querySelectorAll("article img.drawn")].find((image) => image.checkVisibility());
+  const top = figure ? figure.getBoundingClientRect().top + scrollY : 0;
+  return [document.querySelector("article").getBoundingClientRect().height, top];
+}"""
+
 
 def problems_of(page: Any, axe: Any, path: Path, folder: Path) -> Iterator[str]:
     """Open one page in each theme and at each width; yield its problems, a line each."""
@@ -58,7 +70,7 @@ def problems_of(page: Any, axe: Any, path: Path, folder: Path) -> Iterator[str]:
     }
     for event, listener in listeners.items():
         page.on(event, listener)
-    page.set_viewport_size({"width": WIDTHS[-1], "height": 900})
+    page.set_viewport_size({"width": WIDTHS[-1], "height": HEIGHT})
     page.goto(path.as_uri())
     page.wait_for_function("!window.MathJax?.startup || MathJax.startup.promise.then(() => true)")
     for theme in THEMES:
@@ -70,8 +82,14 @@ def problems_of(page: Any, axe: Any, path: Path, folder: Path) -> Iterator[str]:
                 yield f"{violation['id']} in {theme}, {len(nodes)} times, as {nodes[0]['html'][:110]}"
     yield from (f"in the tab order without a name or use: {html}" for html in page.evaluate(_NAMELESS))
     for width in WIDTHS:
-        page.set_viewport_size({"width": width, "height": 900})
+        page.set_viewport_size({"width": width, "height": HEIGHT})
         yield from (f"wider than its column at {width}: {html}" for html in page.evaluate(_WIDE))
+    if path.parent.name == "notebooks":
+        height, top = (pixels / HEIGHT for pixels in page.evaluate(_EXTENT))
+        if height > MOST_SCREENS:
+            yield f"{height:.1f} screens high; accepted: {MOST_SCREENS}"
+        if top > FIRST_FIGURE:
+            yield f"the first figure begins after {top:.1f} screens; accepted: {FIRST_FIGURE}"
     for event, listener in listeners.items():
         page.remove_listener(event, listener)
     yield from dict.fromkeys(told)
@@ -109,6 +127,8 @@ def check_pages(folder: Path, only: str = "**/*.html") -> list[str]:
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
         page, axe = browser.new_page(reduced_motion="reduce"), Axe()
         for path in sorted(folder.glob(only)):
+            if MOVED in path.read_text(encoding="utf-8"):
+                continue
             name = path.relative_to(folder)
             problems += [f"{name}: {problem}" for problem in problems_of(page, axe, path, folder)]
         for word in SEARCHED:

@@ -1,5 +1,7 @@
 """Check that a built site loads nothing from other hosts, so that it can be read offline, and that it is small.
 
+The pages of experiments are held to what a reader can take in, too (`tools.page_limits`).
+
 Links to other sites are fine; scripts, styles, images, fonts and frames must lie inside the folder. Code
 inside a page counts too where it names a script or module on another host.
 
@@ -14,6 +16,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 from rcblib.runs.command import OneLineParser
+from tools.page_limits import check_limits
 
 _LOADING = {"script": "src", "img": "src", "iframe": "src", "source": "src", "video": "src", "embed": "src"}
 _LOADING_RELATIONS = {"stylesheet", "preload", "modulepreload", "icon", "shortcut", "manifest", "preconnect"}
@@ -128,7 +131,7 @@ def main(arguments: list[str]) -> int:
     if not n_pages:
         print(f"{folder}: holds no pages")
         return 1
-    problems = check_site(folder) + check_bytes(folder)
+    problems = check_site(folder) + check_bytes(folder) + check_limits(folder)
     n_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     said = f"{n_pages} pages load nothing from other hosts; {n_bytes / 1e6:.1f} MB in all"
     print("\n".join(problems) if problems else said)

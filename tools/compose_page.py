@@ -144,7 +144,10 @@ def _written(parts: list[Part], runs: Sequence[Run]) -> str:
         if place == "appendix":
             lines.append("## Appendix")
         for title, same in groupby(of_place, key=lambda part: part.title):
-            text = _blocks([block for part in same for block in part.blocks], runs)
+            blocks = [block for part in same for block in part.blocks]
+            if place == "answer" and len(runs) > 1:  # one set of tabs, below what is the same
+                blocks.sort(key=lambda block: (block[0] == "code", len(set(block[1])) > 1))
+            text = _blocks(blocks, runs)
             lines.append(_folded(title, text) if title else text)
     return "\n\n".join(lines) + "\n"
 

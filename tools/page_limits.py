@@ -1,0 +1,56 @@
+"""Hold the page of every experiment to what a reader can take in, as it is built; what is folded does not count.
+
+Of tabs the first counts, which is what a reader sees. How high a page is and where its first figure stands is seen in
+a browser only: `tools.check_pages` looks there.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bs4 import BeautifulSoup
+
+MOST_FIGURES, MOST_WORDS, MOST_WORDS_BEFORE = 4, 2000, 250
+"""Figures of a page, its words, and those in front of its first figure."""
+MOST_SCREENS, FIRST_FIGURE = 6, 1.2
+"""Height of a page, and where its first figure begins, in screens."""
+
+
+def shown_first(html: str) -> BeautifulSoup:
+    """Return the article of a page without what is folded, and of each set of tabs only the first."""
+    soup = BeautifulSoup(html, "html.parser")
+    article = (soup.select_one("article") or soup).extract()
+    for fold in article.select("details"):
+        fold.decompose()
+    for tabs in article.select(".sd-tab-set"):
+        for label in tabs.find_all("label", recursive=False):
+            label.decompose()
+        for other in tabs.find_all(class_="sd-tab-content", recursive=False)[1:]:
+            other.decompose()
+    return article
+
+
+def limits_broken(html: str) -> list[str]:
+    """Return a line for each limit that a page breaks."""
+    article = shown_first(html)
+    figures = article.select("img.drawn")
+    words = len(article.get_text(" ").split())
+    problems = []
+    if len(figures) > MOST_FIGURES:
+        problems.append(f"{len(figures)} figures; accepted: {MOST_FIGURES} that are not folded")
+    if words > MOST_WORDS:
+        problems.append(f"{words} words; accepted: {MOST_WORDS} that are not folded")
+    if figures:
+        before = len(" ".join(str(text) for text in figures[0].find_all_previous(string=True)).split())
+        if before > MOST_WORDS_BEFORE:
+            problems.append(f"{before} words before the first figure; accepted: {MOST_WORDS_BEFORE}")
+    return problems
+
+
+def check_limits(folder: Path) -> list[str]:
+    """Return a line for each limit that a page of an experiment breaks; no other page has any."""
+    return [
+        f"{path.relative_to(folder)}: {problem}"
+        for path in sorted((folder / "notebooks").glob("*.html"))
+        for problem in limits_broken(path.read_text(encoding="utf-8"))
+    ]
