@@ -28,9 +28,20 @@ from rcblib.runs.files import read_json
 from rcblib.runs.options import results_folder
 from rcblib.runs.provenance import project_root
 
-BATCHES = "--batch-size 1 4 --retain-ratio 0.2 0.5 --repeats 3"
+METHODS = "--no-targets --retain-ratio 0.2 --batch-size 1 4 --repeats 3"
+"""All methods at one budget."""
+
+BUDGETS = "--pruner codebook --retain-ratio 0.1 0.2 0.35 0.5 --batch-size 1 4"
+"""The codebook at more budgets, and in as many rounds as targets of a few milliseconds take to be measured."""
 
 PHOTOGRAPHS = "--model llava-photographs --images photographs --codebook llava-photographs"
+
+SMALL = {
+    "scenes": "--model llava-scenes --codebook llava-scenes",
+    "next": "--model llava-next-scenes --codebook llava-next-scenes",
+    "onevision": "--model llava-onevision-scenes --codebook llava-onevision-scenes",
+    "qwen": "--model qwen2_5_vl",
+}
 
 FEW = "--model llava-photographs --positions 4 --repeats 2"
 HALF = "--dtype bfloat16 --sharing always"
@@ -41,28 +52,18 @@ CPU = {
     "probing-photographs-half": (probing.main, f"{FEW} {HALF} --released-dtype float32"),
     "clustering": (clustering.main, "--sizes 2000 10000 50000"),
     "neighbours": (neighbours.main, ""),
-    "pooling": (pooling.main, ""),
-    "pruning-scenes": (pruning.main, f"--model llava-scenes --codebook llava-scenes --no-targets {BATCHES}"),
-    "pruning-scenes-budgets": (
-        pruning.main,
-        "--model llava-scenes --codebook llava-scenes --pruner codebook --batch-size 1 4 "
-        "--retain-ratio 0.1 0.2 0.35 0.5 --repeats 9",
-    ),
-    "pruning-next": (pruning.main, f"--model llava-next-scenes --codebook llava-next-scenes {BATCHES}"),
-    "pruning-onevision": (
-        pruning.main,
-        f"--model llava-onevision-scenes --codebook llava-onevision-scenes {BATCHES}",
-    ),
-    "pruning-qwen": (pruning.main, f"--model qwen2_5_vl {BATCHES}"),
+    "pooling": (pooling.main, "--sizes 800 2400"),
+    **{
+        f"pruning-{name}{part}": (pruning.main, f"{words} {of}")
+        for name, words in SMALL.items()
+        for part, of in (("", METHODS), ("-budgets", f"{BUDGETS} --repeats 15"))
+    },
     "pruning-photographs": (
         pruning.main,
-        f"{PHOTOGRAPHS} --no-targets --retain-ratio 0.2 --new 8 --repeats 1",
+        f"{PHOTOGRAPHS} --no-targets --retain-ratio 0.2 --new 2 --repeats 1",
     ),
-    "pruning-photographs-budgets": (
-        pruning.main,
-        f"{PHOTOGRAPHS} --pruner codebook --batch-size 1 4 --retain-ratio 0.1 0.2 0.35 0.5 --repeats 2",
-    ),
-    "scale": (scale.main, ""),
+    "pruning-photographs-budgets": (pruning.main, f"{PHOTOGRAPHS} {BUDGETS} --repeats 2"),
+    "scale": (scale.main, "--sizes 8 16 32"),
 }
 
 FULL_SIZE = "--model llava-hf/llava-1.5-7b-hf --random"
