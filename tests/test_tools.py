@@ -322,6 +322,17 @@ def test_buttons_need_a_repository_and_colab_needs_github():
     assert "repository" not in config
 
 
+def test_the_pages_on_running_say_what_to_set_where_no_address_is_known():
+    unknown = make_config.address_note(None)
+    assert "knows no address" in unknown and "RCB_REPOSITORY=https://github.com/<owner>/<name>" in unknown
+    assert "a badge and a button" in make_config.address_note("https://github.com/group/name")
+    other = make_config.address_note("https://host.example/name")
+    assert "<https://host.example/name>" in other and "no badges" in other
+    for page in ("how_to_run", "colab"):
+        text = (REPOSITORY / "book" / f"{page}.md").read_text(encoding="utf-8")
+        assert text.split("\n\n")[1].startswith("```{include} _build/address/note.md")
+
+
 def test_contents_take_the_listed_files_and_lose_empty_parts():
     toc = {
         "root": "intro",

@@ -25,6 +25,7 @@ import yaml
 from rcblib.runs.command import OneLineParser
 from tools.notebook_list import NotebookList, read_notebook_list
 from tools.stamp_notebooks import LAUNCH_BRANCH, launch_folder, normalize_repository, stamp_project
+from tools.write_parts import write_parts
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -94,6 +95,23 @@ def notebook_entries(listed: NotebookList) -> list[dict[str, Any]]:
     return [{"file": entries[0].page} for entries in listed.experiments.values()]
 
 
+def address_note(repository: str | None) -> str:
+    """Say on top of the pages on running whether this build knows the repository's address, and what follows."""
+    if repository is None:
+        return (
+            "```{admonition} This build knows no address of its repository\n:class: note\n"
+            "So no page has a badge or button that opens its notebook. Set "
+            "`RCB_REPOSITORY=https://github.com/<owner>/<name>` (or git's remote `origin`) and build again: "
+            "[](colab.md) says what then appears.\n```\n"
+        )
+    opens = (
+        "each notebook's page has a badge and a button that open it on Colab"
+        if launch_folder(repository)
+        else "Colab opens notebooks of GitHub only, so there are no badges"
+    )
+    return f"This build was made for <{repository}>: {opens}.\n"
+
+
 def main(arguments: list[str]) -> int:
     """Write ``book/_build/config.yml``, ``book/_build/toc.yml`` and, for buttons, ``book/_build/launch/``."""
     parser = OneLineParser(prog="make_config", description=__doc__.splitlines()[0])
@@ -120,6 +138,7 @@ def main(arguments: list[str]) -> int:
     }
     for name, content in built.items():
         (folder / name).write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    write_parts(folder / "address", {"note": address_note(repository)})
     shutil.rmtree(folder / "launch", ignore_errors=True)  # of an earlier build that knew an address
     if repository is not None:
         stamp_project(ROOT, folder / "launch" / "notebooks", repository, options.branch)

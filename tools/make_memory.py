@@ -29,6 +29,7 @@ from benchmarks.footprint import (
 )
 from benchmarks.weights import STORAGES, ModelShape, weight_bytes
 from rcblib.mllm import adapter_for
+from rcblib.mllm.encoder import HAS_CLS
 from rcblib.mllm.prompt import Prompt, VisualRows
 from tools.write_parts import table, write_parts
 
@@ -58,6 +59,7 @@ class Jobs:
 
     def __init__(self, name: str):
         model = empty_model(name)
+        self.has_cls = HAS_CLS.get(model.config.vision_config.model_type, False)
         if name == QWEN:
             n_rows = n_patches(HEIGHT, WIDTH)
             self.shape = ModelShape.from_model(model, n_rows)

@@ -23,6 +23,7 @@ from rcblib.mllm.loading import model_names, model_source
 from rcblib.runs.files import config_hash, read_json
 from rcblib.signals import SIGNALS
 from tools.make_memory import N_TEXT, Jobs, short
+from tools.make_minutes import minutes_table
 from tools.write_parts import table, write_parts
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -180,6 +181,7 @@ def main(root: Path = ROOT) -> int:
         "measured": measured_table(root),
         "growth": growth_table(grown),
         "limits": limits_table(jobs[CHECKPOINTS[0]]),
+        "minutes": minutes_table(jobs, root),
     }
     write_parts(root / "book" / "_build" / "scale", parts)
     return 0

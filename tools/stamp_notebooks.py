@@ -35,6 +35,10 @@ ROOT = Path(__file__).resolve().parents[1]
 LAUNCH_BRANCH = "colab"
 """Branch that holds the stamped copies and nothing else."""
 
+ON_COLAB = {"quantization": "auto", "batch_size": 8}
+"""Parameters of a copy that make any checkpoint fit Colab's smallest GPU; no result depends on how many inputs are read
+together, and 8 is less than the 9 answers that a T4 holds of the largest one (``benchmarks.footprint``)."""
+
 _COLAB = "https://colab.research.google.com"
 _SET_UP_CELL = Path(__file__).with_name("set_up_cell.py")
 
@@ -147,10 +151,11 @@ def _without_records(entry: Notebook) -> Notebook:
     return replace(entry, parameters={k: v for k, v in entry.parameters.items() if k not in recorded})
 
 
-def _fitting(notebook: nbformat.NotebookNode) -> dict[str, str]:
-    """Return the parameter that stores weights as the GPU at hand allows, where a notebook has it."""
+def _fitting(notebook: nbformat.NotebookNode) -> dict[str, Any]:
+    """Return those of `ON_COLAB` that a notebook has, where it loads a model."""
     declared = notebook.cells[_parameters_at(notebook)].source
-    return {"quantization": "auto"} if re.search(r"(?m)^quantization: ", declared) else {}
+    own = set(re.findall(r"(?m)^(\w+): ", declared))
+    return {name: value for name, value in ON_COLAB.items() if {name, "quantization"} <= own}
 
 
 def _parameters_at(notebook: nbformat.NotebookNode) -> int:
