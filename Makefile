@@ -1,5 +1,6 @@
 # make book   environment, experiments and site: book/_build/html/index.html
 # make test   the checks
+# make pdf    the site as one file, by Chromium, after make book: book/_build/book.pdf
 # make faults   the checks' long form, with faults and damaged inputs, minutes: data/recorded/faults.json
 # make pages  every page of the site in a browser, minutes: axe, console, widths, search, bytes
 # make bench  times, memory and ratios beside their targets, 15 minutes: results/benchmarks (bench-gpu: of full size)
@@ -30,7 +31,7 @@ STAMP := $(subst $(SPACE),\ ,$(RCB_VENV))/.rcblib-installed
 export PATH := $(BIN):$(PATH)
 export PYTHONUNBUFFERED := 1
 
-.PHONY: bench bench-gpu book pages full slurm sweep test faults versions lint install format clean
+.PHONY: bench bench-gpu book pages full pdf slurm sweep test faults versions lint install format clean
 
 book: $(STAMP)
 	python -m tools.run_workflow --cores $(CORES) --rerun-incomplete --quiet rules -p
@@ -38,6 +39,9 @@ book: $(STAMP)
 
 pages: $(STAMP)
 	python -m tools.check_pages
+
+pdf: book
+	python -m tools.make_pdf
 
 full: $(STAMP)
 	python -m tools.run_workflow --snakefile workflow/shards.smk --cores $(CORES) --rerun-incomplete --keep-going \

@@ -17,7 +17,10 @@ ONE_WORD_QUESTION = "What does this image show? You must provide a single word t
 
 
 class ParameterError(ValueError):
-    """Report a parameter outside the accepted values: its name, what was given, what is accepted."""
+    """Report a parameter outside the accepted values: its name, what was given, what is accepted.
+
+    What to do then: :doc:`/what_can_go_wrong`.
+    """
 
     def __init__(self, parameter: str, given: Any, accepted: str):
         shown = " ".join(repr(given).split())  # of an array it has lines
@@ -28,19 +31,19 @@ class ParameterError(ValueError):
 
 
 class UnsupportedModelError(ValueError):
-    """Report a model that cannot be found or whose family has no adapter."""
+    """Report a model that cannot be found or whose family has no adapter; see :doc:`/what_can_go_wrong`."""
 
 
 class CodebookError(ValueError):
-    """Report a codebook that is damaged or does not fit the model."""
+    """Report a codebook that is damaged or does not fit the model; see :doc:`/what_can_go_wrong`."""
 
 
 class ChecksumError(CodebookError):
-    """Report a file whose sha256 differs from the registered one."""
+    """Report a file whose sha256 differs from the registered one; see :doc:`/what_can_go_wrong`."""
 
 
 class ImageError(ValueError):
-    """Report an image, or a folder of images, that cannot be used."""
+    """Report an image, or a folder of images, that cannot be used; see :doc:`/what_can_go_wrong`."""
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,15 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import nbformat
 import pandas as pd
+import pypdf
 import pytest
 
 from rcblib.reading.figures import interval_plot
+from rcblib.records import ParameterError
+from tools import make_pdf
 from tools.check_site import check_site
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
 def chart_notebook():
@@ -77,7 +79,7 @@ def test_without_a_repository_there_are_no_buttons_for_one(site):
 
 @pytest.mark.browser
 def test_equations_and_charts_show_offline(site):
-    program = next(filter(None, map(shutil.which, BROWSERS)), None)
+    program = next(filter(None, map(shutil.which, make_pdf.BROWSERS)), None)
     if program is None:
         pytest.skip("no Chromium is installed")
     sync_api = pytest.importorskip("playwright.sync_api")
@@ -108,3 +110,29 @@ def test_equations_and_charts_show_offline(site):
         browser.close()
     assert requested == []
     assert errors == []
+
+
+@pytest.mark.browser
+def test_pages_are_printed_as_one_file_with_an_outline(site, tmp_path):
+    if not any(map(shutil.which, make_pdf.BROWSERS)):
+        pytest.skip("no Chromium is installed")
+    toc = {
+        "root": "equations",
+        "parts": [{"chapters": [{"file": "notebooks/chart"}, {"file": "api/rcblib"}]}],
+    }
+    pages = list(make_pdf.pages_of(toc))
+    assert pages == ["equations", "notebooks/chart"]
+    n_sheets = make_pdf.write_pdf(site, pages, tmp_path / "book.pdf")
+    printed = pypdf.PdfReader(tmp_path / "book.pdf")
+    assert len(printed.pages) == n_sheets >= 2
+    assert [entry.title for entry in printed.outline] == ["A page", "A chart"]
+    text = [sheet.extract_text() for sheet in printed.pages]
+    assert "A page" in text[0] and "Yang" in text[0] and "Search" not in text[0]
+    assert sum(len(sheet.images) for sheet in printed.pages) >= 1
+
+
+def test_a_page_that_is_not_there_ends_printing_before_it_begins(site, tmp_path, capsys):
+    with pytest.raises(ParameterError, match="page: got 'nothing'"):
+        make_pdf.write_pdf(site, ["equations", "nothing"], tmp_path / "book.pdf")
+    assert not (tmp_path / "book.pdf").exists()
+    assert make_pdf.main([], tmp_path) == 2 and "make book" in capsys.readouterr().err

@@ -8,6 +8,7 @@ import pytest
 import yaml
 from findings import tested
 
+from rcblib import records
 from tools import make_messages
 from tools.make_messages import ERRORS, LIBRARY, Message, messages, outcome, read_groups, told_at
 
@@ -72,11 +73,22 @@ def test_every_message_is_in_one_group(known):
 def test_the_page_includes_every_part():
     page = (REPOSITORY / "book/what_can_go_wrong.md").read_text(encoding="utf-8")
     for group in GROUPS:
-        assert f"## {group['title']}\n\n```{{include}} _build/messages/{group['name']}.md\n```" in page
+        assert (
+            f"(wrong-{group['name']})=\n## {group['title']}\n\n```{{include}} _build/messages/{group['name']}.md\n```"
+            in page
+        )
     for name in ("numbers", "precision", "faults"):
         assert f"```{{include}} _build/messages/{name}.md\n```" in page
     toc = yaml.safe_load((REPOSITORY / "book/_toc.yml").read_text(encoding="utf-8"))
     assert {"file": "what_can_go_wrong"} in [c for part in toc["parts"] for c in part["chapters"]]
+
+
+def test_every_group_and_the_page_it_is_about_lead_to_each_other():
+    for group in GROUPS:
+        page = (REPOSITORY / f"book/{group['page']}.md").read_text(encoding="utf-8")
+        assert f"(wrong-{group['name']})" in page, group["name"]
+    for kind in ERRORS:
+        assert ":doc:`/what_can_go_wrong`" in getattr(records, kind).__doc__
 
 
 def test_messages_are_read_from_source(tmp_path):

@@ -326,7 +326,10 @@ def main() -> int:
     for group in groups:
         own = [message for message in known if message.module in group["modules"]]
         parts[group["name"]] = (
-            situations_text(group["situations"], outcomes[group["name"]]) + "\n" + list_text(own, group["do"])
+            f"How it is meant: []({group['page']}.md).\n\n"
+            + situations_text(group["situations"], outcomes[group["name"]])
+            + "\n"
+            + list_text(own, group["do"])
         )
     write_parts(ROOT / "book/_build/messages", parts)
     return 0
