@@ -115,6 +115,11 @@ stages:
     command: probe
     options: {n: 5, codebook: "{model}"}
     models: {other-model: {}, *leading : {n: 2}}
+  - name: evaluating
+    command: probe
+    default_model: other-model
+    options: {asked: ["all", "some:of={model}"]}
+    models: {other-model: {}}
 notebooks:
   - name: first
     reads: {probed: probing}
@@ -129,6 +134,7 @@ def test_the_leading_model_has_settings_of_its_own_and_a_notebook_may_choose_ano
     assert [(stage.run, stage.options) for stage in found.stages] == [
         ("probing", {"model": "small", "n": 2, "codebook": "small"}),
         ("probing-other-model", {"model": "other-model", "n": 5, "codebook": "other-model"}),
+        ("evaluating", {"model": "other-model", "asked": ["all", "some:of=other-model"]}),
     ]
     assert [entry.run for entry in found.notebooks] == [
         "first",

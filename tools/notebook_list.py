@@ -222,9 +222,9 @@ class NotebookList:
 def read_notebook_list(path: Path) -> NotebookList:
     """Read and check the list, a run for the leading model and for each further model of a stage or a notebook.
 
-    The leading model is the list's ``default_model``, or the notebook's own; what ``models`` says of it is for the run
-    without a name. What a run on a further model needs is the same model's run of it, where there is one, else the
-    leading one's; a notebook that is not run model by model needs all of them.
+    The leading model is the list's ``default_model``, or that of the stage or notebook; what ``models`` says of it is
+    for the run without a name. What a run on a further model needs is the same model's run of it, where there is one,
+    else the leading one's; a notebook that is not run model by model needs all of them.
 
     Raises
     ------
@@ -237,15 +237,16 @@ def read_notebook_list(path: Path) -> NotebookList:
     default, titles = content.get("default_model", ""), content.get("models") or {}
     stages: list[Stage] = []
     for entry in content.get("stages") or []:
-        keys = {"name", "command", "options", "inputs", "models", "recorded"}
+        keys = {"name", "command", "options", "inputs", "models", "recorded", "default_model"}
         name = _name(entry, keys, path, stages)
-        for model, own in _by_model(entry, default, titles, path).items():
-            options = {"model": model or default} | (entry.get("options") or {}) | own
-            options = _for_model(options, model or default)
+        leading = entry.get("default_model", default)
+        for model, own in _by_model(entry, leading, titles, path).items():
+            options = {"model": model or leading} | (entry.get("options") or {}) | own
+            options = _for_model(options, model or leading)
             recorded = _recorded(options.pop("recorded", entry.get("recorded")), f"{path}: {name}")
             if recorded and entry.get("command") in IN_PARTS and "images_per_part" not in options:
                 raise ValueError(f"{path}: {name} is recorded; accepted: with the option images_per_part")
-            inputs = _inputs(content, entry, model or default)
+            inputs = _inputs(content, entry, model or leading)
             stages.append(Stage(name, entry.get("command", ""), model, options, inputs, recorded))
     notebooks: list[Notebook] = []
     for entry in content.get("notebooks") or []:
@@ -322,11 +323,14 @@ def _inputs(content: dict[str, Any], entry: dict[str, Any], model: str) -> tuple
 
 
 def _for_model(settings: dict[str, Any], model: str) -> dict[str, Any]:
-    """Put the model's name into texts that ask for it."""
-    texts = {
-        name: value.replace("{model}", model) for name, value in settings.items() if isinstance(value, str)
-    }
-    return settings | texts
+    """Put the model's name into texts, and those of lists, that ask for it."""
+
+    def put(value: Any) -> Any:
+        if isinstance(value, list):
+            return [put(own) for own in value]
+        return value.replace("{model}", model) if isinstance(value, str) else value
+
+    return {name: put(value) for name, value in settings.items()}
 
 
 def _recorded(given: Any, where: str) -> Recorded | None:
