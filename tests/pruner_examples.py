@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from rcblib.codebook.scorer import Scorer
 from rcblib.mllm.layers import dropping
 from rcblib.pruners import Budget, Pruner, Reduced, tokens_of
 
@@ -70,3 +71,9 @@ class Smaller(Pruner):
 
     def resize(self, pictures, adapter):
         return [picture.resize((picture.width // 2, picture.height // 2)) for picture in pictures]
+
+
+def scorer_for(adapter):
+    """Return a scorer of a model's tokens, of drawn weights."""
+    weights = torch.randn(2, adapter.d_model, generator=torch.Generator().manual_seed(0))
+    return Scorer(weights, torch.tensor([0.5, 0.5]), adapter.family)

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 import tiny
+from pruner_examples import scorer_for
 from tiny_clip import text_tower
 
 from rcblib.__main__ import main
@@ -37,6 +38,7 @@ def setting(tmp_path_factory):
     Codebook(
         tokens[::3].clone(), (), "llava", metadata={"clusters": [i % 4 for i in range(12)]}
     ).save_pretrained(folder / "codebook")
+    scorer_for(adapter).save_pretrained(folder / "scorer")
     asked = questions_for(scenes, ["count"], 2, seed=0)
     return SimpleNamespace(folder=folder, model=model, processor=processor, scenes=scenes, questions=asked)
 
@@ -47,6 +49,8 @@ def settings_of(name, setting):
     settings = dict(OWN.get(name, {}))
     if "codebook" in parameters:
         settings["codebook"] = str(setting.folder / "codebook")
+    if "scorer" in parameters:
+        settings["scorer"] = str(setting.folder / "scorer")
     if "text_tower" in parameters:
         settings["text_tower"] = text_tower().name
     if "retain_ratio" in parameters:

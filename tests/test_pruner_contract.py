@@ -7,6 +7,7 @@ import pytest
 import tiny
 import torch
 from families import FAMILIES
+from pruner_examples import scorer_for
 from tiny_clip import text_tower
 
 from rcblib.codebook.codebook import Codebook
@@ -65,6 +66,8 @@ def fitting(method, family, ratio=0.4):
         tokens = adapter.encode(tiny.random_images(1, seed=7))[0].views[0].tokens
         clusters = {"clusters": [i % 4 for i in range(len(tokens[::3]))]}
         settings["codebook"] = Codebook(tokens[::3].clone(), (), adapter.family, metadata=clusters)
+    if "scorer" in method.parameters:
+        settings["scorer"] = scorer_for(adapter)
     pruner = method.make(settings, family=adapter.family)
     if not serves(method, adapter):
         pytest.skip(f"{method.name} does not serve {family}")

@@ -10,6 +10,7 @@ from typing import Any
 import pydantic
 
 from rcblib.codebook.codebook import Codebook, load_codebook
+from rcblib.codebook.scorer import Scorer, load_scorer
 from rcblib.pruners.all import AllTokens
 from rcblib.pruners.anti_oracle import AntiOraclePruner
 from rcblib.pruners.base import Pruner
@@ -19,6 +20,7 @@ from rcblib.pruners.cls_similarity import ClsSimilarityPruner
 from rcblib.pruners.codebook import CodebookPruner
 from rcblib.pruners.codebook_fewer import DistinctCodebookPruner, MedoidCodebookPruner
 from rcblib.pruners.context import QUESTION
+from rcblib.pruners.distilled import DistilledPruner
 from rcblib.pruners.divprune import DivPrune
 from rcblib.pruners.downsampled import DownsampledPruner
 from rcblib.pruners.fastv import FastV
@@ -39,7 +41,8 @@ from rcblib.records import ParameterError
 BASELINES = ("random", "cls_most", "cls_least")
 
 _ALIASES = {"none": "all"}
-_WORDS = {"retain_ratio": "a share", "codebook": "a codebook"}
+_WORDS = {"retain_ratio": "a share", "codebook": "a codebook", "scorer": "a scorer"}
+_LOADERS = {Codebook: load_codebook, Scorer: load_scorer}
 
 
 @dataclass(frozen=True)
@@ -265,8 +268,8 @@ def read_pruner(text: str) -> tuple[Method, dict[str, str]]:
 
 def _read(name: str, value: Any, kind: Any) -> Any:
     """Return a parameter as its type asks for it."""
-    if kind is Codebook:
-        return load_codebook(value)
+    if kind in _LOADERS:
+        return _LOADERS[kind](value)
     if isinstance(value, str) and any(
         typing.get_origin(own) is tuple for own in (kind, *typing.get_args(kind))
     ):
@@ -285,6 +288,7 @@ register("cls_most", ClsSimilarityPruner, "most similar to [CLS]", "the release'
 register("cls_least", ClsSimilarityPruner, "least similar to [CLS]", "the release's baseline", keep="least")
 register("codebook_distinct", DistinctCodebookPruner, "codebook without copies", "a variant of this project")
 register("codebook_medoids", MedoidCodebookPruner, "codebook's medoids", "a variant of this project")
+register("distilled", DistilledPruner, "distilled from probing", "this project")
 register("strided", StridedPruner, "evenly strided", "a control")
 register("pooled", PooledPruner, "pooled 2 x 2", "a control")
 register("downsampled", DownsampledPruner, "smaller picture", "a control, arXiv 2510.07143")
