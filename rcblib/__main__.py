@@ -21,6 +21,7 @@ from rcblib.runs.options import (
     add_probe,
     add_pruners,
     add_questions,
+    add_scorer,
     add_table,
     add_truth,
 )
@@ -63,9 +64,13 @@ def _parser() -> argparse.ArgumentParser:
     add_table(probe)
     probe.set_defaults(run=_probe)
 
-    codebook = commands.add_parser("codebook", help="build a codebook from probed images")
-    add_codebook(codebook)
-    codebook.set_defaults(run=_codebook)
+    for name, told, add_own, run in (
+        ("codebook", "build a codebook from probed images", add_codebook, _codebook),
+        ("scorer", "fit a scorer of visual tokens to probed images", add_scorer, _scorer),
+    ):
+        command = commands.add_parser(name, help=told)
+        add_own(command)
+        command.set_defaults(run=run)
 
     for name, told, add_own, run in (
         ("evaluate", "answer questions with and without pruning", add_pruners, _evaluate),
@@ -188,23 +193,20 @@ def _codebook(options: argparse.Namespace) -> None:
     print(f"{len(codebook)} prototypes from {len(set(codebook.image_ids))} images in {options.folder}")
 
 
+def _scorer(options: argparse.Namespace) -> None:
+    from rcblib.pruners.fitting import write_scorer
+
+    print(write_scorer(options.probed, options.folder, options.penalty))
+
+
 def _questions(options: argparse.Namespace, samples: Sequence[AnySample]) -> list[Question]:
     """Draw the questions asked for; with numbers that are out of range, before a model is loaded."""
-    from rcblib.data.questions import default_tasks, questions_for
+    from rcblib.data.questions import questions_by_task
     from rcblib.tensors.checks import check_integer
 
     check_integer("batch_size", options.batch_size, 1)
     check_integer("max_new_tokens", options.max_new_tokens, 1)
-    asked = options.tasks, options.n_per_task, options.seed
-    of_its_own = getattr(samples, "questions", None)  # groups and videos of a world
-    if of_its_own or options.n_yes_no is None:
-        return of_its_own(*asked) if of_its_own else questions_for(samples, *asked)
-    n_asked = {"yes_no": options.n_yes_no}
-    drawn = [
-        questions_for(samples, [task], n_asked.get(task, options.n_per_task), options.seed)
-        for task in options.tasks or default_tasks(samples)
-    ]
-    return [question for of_task in drawn for question in of_task]
+    return questions_by_task(samples, options.tasks, options.n_per_task, options.seed, options.n_yes_no)
 
 
 def _asking(
@@ -282,9 +284,10 @@ def _gates(options: argparse.Namespace) -> None:
 def _evaluate(options: argparse.Namespace) -> None:
     from rcblib.codebook.codebook import load_codebook
     from rcblib.data.opening import fitting_noted
-    from rcblib.evaluate.parts import evaluate_parts
+    from rcblib.evaluate.parts import evaluate_parts, scores_text
     from rcblib.mllm import adapter_for
     from rcblib.pruners.asked import asked_pruners, calibrated_cut_offs, cut_off_pruners
+    from rcblib.pruners.every import every_pruner, variant_pruners
     from rcblib.runs.files import write_table
     from rcblib.runs.shards import Shard
 
@@ -298,16 +301,24 @@ def _evaluate(options: argparse.Namespace) -> None:
         options.max_similarity,
         options.random_seeds,
     )
-    if options.n_calibration and not (options.codebook and options.retain_ratio):
-        raise ParameterError("n-calibration", options.n_calibration, "images, with codebook and retain-ratio")
+    for name in ("n_calibration", "every_method"):
+        if (given := getattr(options, name)) and not (options.codebook and options.retain_ratio):
+            raise ParameterError(name.replace("_", "-"), given, "codebook and retain-ratio with it")
     model, processor, samples, questions, skipped = _asking(options)
     adapter = adapter_for(model, processor)
-    if not options.pruner:  # those that nobody named are left out where they do not fit
-        offers = adapter.offers
-        unfit = [name for name, given in pruners.items() if any(own.signals - offers for own in given)]
+    if not (options.pruner or options.every_method):  # what nobody named is left out where it does not fit
+        unfit = [
+            name for name, given in pruners.items() if any(own.signals - adapter.offers for own in given)
+        ]
         pruners = {name: given for name, given in pruners.items() if name not in unfit}
         if unfit:
             print(f"Left out, as the vision encoder has not what they need: {', '.join(unfit)}", flush=True)
+    if options.every_method:
+        book, first = load_codebook(options.codebook), next(iter(samples))
+        seeds, known = options.random_seeds, {"has_masks": first.objects is not None, "kind": first.kind}
+        every, left_out = every_pruner(adapter, book, options.retain_ratio, seeds, **known)
+        pruners = every | variant_pruners(adapter, book, options.variants_at, seeds, kind=first.kind)
+        print(*(f"{name}: left out: {why}" for name, why in left_out.items()), sep="\n", flush=True)
     if options.n_calibration:
         others = {"split": options.calibration_split, "n_images": options.n_calibration}
         opened = _samples(argparse.Namespace(**vars(options) | others))
@@ -330,16 +341,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     )
     if options.table:
         write_table(options.table, frame, facts)
-    budget = frame["retain_ratio"].fillna(frame["max_similarity"]).rename("budget")
-    kept = frame.assign(retained=frame["n_retained"] / frame["n_visual_tokens"])
-    differ = (frame.groupby("method")["settings"].nunique() > 1).any()
-    keys = ["method", *(["settings"] if differ else []), budget, "task"]
-    groups = kept.groupby(keys, sort=False, dropna=False)
-    print(
-        groups.agg(n=("score", "size"), retained=("retained", "mean"), score=("score", "mean"))
-        .round(3)
-        .to_string()
-    )
+    print(scores_text(frame))
 
 
 def _explorer(options: argparse.Namespace) -> None:

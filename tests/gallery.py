@@ -211,3 +211,27 @@ def learning_curves() -> Figure:
     ]
     frame = pd.DataFrame(rows, columns=["kind", "stage", "scenes", "quantity", "value"])
     return figures.learning_curves(frame)
+
+
+@entry
+def curves_by_kind() -> Figure:
+    names = {"codebook": "codebook", "random tokens": "controls", "VisionZip": "states of the encoder"}
+    rows = [
+        {"method": method, "kind": kind, "retained": share, "mean": 0.5 + share / 2, "low": 0.4, "high": 1.1}
+        for method, kind in names.items()
+        for share in (0.05, 0.2, 1.0)
+    ]
+    return figures.curves_by_kind(pd.DataFrame(rows), ["states of the encoder", "bounds"])
+
+
+@entry
+def kept_grid() -> Figure:
+    kept = [figures.Kept("codebook", [0, 5, 19], "3 of 20 tokens", "a dog", True)]
+    return figures.kept_grid(picture(), kept, (4, 5))
+
+
+@entry
+def kept_beside_objects() -> Figure:
+    coverage = np.zeros((4, 5))
+    coverage[1:3, 1:4] = 0.8
+    return drawing(picture(), [0, 6, 7], coverage, "the answer is lost")(figures.kept_beside_objects)

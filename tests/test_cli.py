@@ -19,6 +19,8 @@ from rcblib.__main__ import main
 from rcblib.codebook.build import build_codebook
 from rcblib.codebook.codebook import Codebook, load_codebook
 from rcblib.codebook.criterion import CodebookCriterion
+from rcblib.codebook.pooling import ProbedImage
+from rcblib.codebook.scorer import fit_scorer, load_scorer
 from rcblib.data.opening import open_images
 from rcblib.data.questions import questions_for
 from rcblib.evaluate.grid import evaluate_grid, setting_of
@@ -30,7 +32,7 @@ from rcblib.runs.files import read_table
 from rcblib.tensors.geometry import paper_ranks
 from rcblib.tensors.scoring import redundancy_scores
 
-COMMANDS = ["probe", "codebook", "evaluate", "models", "info"]
+COMMANDS = ["probe", "codebook", "scorer", "evaluate", "models", "info"]
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +129,24 @@ def test_a_model_may_be_spread_over_devices(model, photos, tmp_path):
     options = ["--n-images", "1", "--positions", "3", "--no-attention", "--device-map", "sequential"]
     assert main(["probe", "--model", model, "--images", photos, "--folder", str(tmp_path), *options]) == 0
     assert len(read_probe(tmp_path).table) == 1
+
+
+def test_scorer_is_fitted_to_what_was_probed(probed, tmp_path, capsys):
+    assert main(["scorer", "--probed", str(probed), "--folder", str(tmp_path / "scorer")]) == 0
+    scorer = load_scorer(tmp_path / "scorer")
+    table, tokens = (read_probe(probed).table, read_probe(probed).row_tokens())
+    assert f"{len(table)} tokens of {table['image_id'].nunique()} images" in capsys.readouterr().out
+    together = fit_scorer(
+        [ProbedImage.from_table(rows, read_probe(probed).tokens) for _, rows in table.groupby("image_id")]
+    )
+    assert torch.equal(scorer.weights, together.weights) and scorer.family == "llava"
+    told = pd.Series(scorer.predict(tokens)[:, 0].numpy()).corr(table["top1_probability"], method="spearman")
+    assert told > 0.3  # of tokens that it was fitted to
+    assert "required: --probed" in failure(["scorer", "--folder", str(tmp_path / "scorer")], capsys)
+    message = "penalty: got 0.0; accepted: more than 0"
+    assert message in failure(
+        ["scorer", "--probed", str(probed), "--folder", str(tmp_path), "--penalty", "0"], capsys
+    )
 
 
 def test_codebook_builds_from_what_was_probed(probed, tmp_path, capsys):

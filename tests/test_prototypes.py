@@ -8,7 +8,6 @@ import torch
 from rcblib.codebook.codebook import Codebook
 from rcblib.mllm import adapter_for
 from rcblib.reading.prototypes import (
-    central_prototype,
     codebook_agreement,
     coverage_of_kept,
     first_token_agreement,
@@ -96,11 +95,6 @@ def test_a_codebook_agrees_with_itself_and_not_with_its_opposite():
         ParameterError, match="scores: got '40 of 2 images and 20 of 1 images'; accepted: of the same"
     ):
         codebook_agreement(right, right[:1], 0.25, generator=generator)
-
-
-def test_the_central_prototype_is_nearest_to_the_others():
-    book = codebook([[1.0, 0.0], [9.0, 3.0], [0.5, 0.5], [0.0, 1.0], [-1.0, 0.2]])
-    assert central_prototype(book).tolist() == [0.5, 0.5]
 
 
 def test_first_tokens_agree_with_those_of_the_reference():

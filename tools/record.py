@@ -60,7 +60,8 @@ def files(root: Path, *patterns: str) -> list[str]:
 
 def stage_code(stage: Stage, listed: NotebookList, of: dict[str, list[str]] = COMMANDS) -> str:
     """Return the digest of the code that a stage runs, or of that which decides its numbers."""
-    return code_digest(*of[stage.command], *listed.modules)
+    by_option = ["rcblib.pruners.every"] if stage.options.get("every_method") else []
+    return code_digest(*of[stage.command], *by_option, *listed.modules)
 
 
 def state_of(stage: Stage, listed: NotebookList, root: Path) -> dict[str, Any]:

@@ -358,3 +358,22 @@ def _yes_no(samples: Sequence[Sample], n: int | None, rng: np.random.Generator) 
         for answer in ("yes", "no")
     ]
     return asked, len(pairs) * per_pair
+
+
+def questions_by_task(
+    samples: Sequence[Sample],
+    tasks: Sequence[str] | None,
+    n_per_task: int | None,
+    seed: int,
+    n_yes_no: int | None = None,
+) -> list[Question]:
+    """Draw questions as `questions_for`, or as samples draw their own, with another number of yes/no questions."""
+    of_its_own = getattr(samples, "questions", None)  # groups and videos of a world
+    if of_its_own or n_yes_no is None:
+        draw = of_its_own or partial(questions_for, samples)
+        return draw(tasks, n_per_task, seed)
+    drawn = [
+        questions_for(samples, [task], n_yes_no if task == "yes_no" else n_per_task, seed)
+        for task in tasks or default_tasks(samples)
+    ]
+    return [question for of_task in drawn for question in of_task]

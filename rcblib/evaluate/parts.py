@@ -109,3 +109,14 @@ def evaluate_parts(
     settings = {setting_of(pruner): {"method": method} | pruner.description() for method, pruner in listed}
     share = shard.share(ids, skipped or {})
     return pd.concat(tables, ignore_index=True), facts | share | {"settings": to_plain(settings)}
+
+
+def scores_text(frame: pd.DataFrame) -> str:
+    """Lay out mean scores and what was retained, a line a method, budget and task."""
+    budget = frame["retain_ratio"].fillna(frame["max_similarity"]).rename("budget")
+    kept = frame.assign(retained=frame["n_retained"] / frame["n_visual_tokens"])
+    differ = (frame.groupby("method")["settings"].nunique() > 1).any()
+    keys = ["method", *(["settings"] if differ else []), budget, "task"]
+    groups = kept.groupby(keys, sort=False, dropna=False)
+    found = groups.agg(n=("score", "size"), retained=("retained", "mean"), score=("score", "mean"))
+    return found.round(3).to_string()

@@ -43,7 +43,8 @@ def claim_lines(evidence: Iterable[Evidence], claim: Claim, verdicts: pd.DataFra
         Text, by name of model: ``gates``, those of the claim with a mark for passed, failed and not measured; numbers
         in the order of `settings_of`, one where all are the same; ``verdict`` and ``why``. The numbers of a claim on
         pruning are scores on test images, means over the tasks that pass G1: ``codebook``, ``random``, ``oracle``,
-        ``unpruned``, ``guessing``. Those of a claim on a signal are its ``reliability`` and the ``low share`` that this
+        ``unpruned``, ``guessing``; where methods are compared, ``best other`` names the one that the codebook is
+        compared with. Those of a claim on a signal are its ``reliability`` and the ``low share`` that this
         is made of, with what random numbers, a perfect signal (oracle) and a reversed one would get for the latter in
         one column; ``unpruned`` and ``guessing`` are those of the gates, on validation images.
     """
@@ -112,7 +113,12 @@ def _numbers(each: Evidence, claim: Claim) -> dict[str, str]:
         return _joined(values)
 
     if settings[0].retain_ratio is not None:
-        return {
+        rivals = [
+            each.results.get(claim.source_of(rule), {}).get(rule.result, {}).get("against")
+            for rule in settings
+        ]
+        named = {"best other": " · ".join(dict.fromkeys(filter(None, rivals)))} if any(rivals) else {}
+        return named | {
             "codebook": numbers("score_{end}"),
             "random": numbers("score_random_{end}"),
             "oracle": numbers("score_oracle_{end}"),

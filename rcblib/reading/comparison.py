@@ -219,11 +219,11 @@ class CorrectedScores:
 
     def relative(self, name: str, task: str | None = None) -> Estimate:
         """Estimate the relative score of a setting; undefined where the reference does no better than guessing."""
-        return self._estimate(self._relative(name), task)
+        return self._estimate(self.relative_draws(name), task)
 
     def difference(self, first: str, second: str, task: str | None = None) -> Estimate:
         """Estimate the relative score of a setting minus that of another, such as random tokens at its budget."""
-        return self._estimate(self._relative(first) - self._relative(second), task)
+        return self._estimate(self.relative_draws(first) - self.relative_draws(second), task)
 
     def _estimate(self, values: np.ndarray, task: str | None) -> Estimate:
         chosen = values.mean(1) if task is None else values[:, self.draws.tasks.index(task)]
@@ -234,7 +234,8 @@ class CorrectedScores:
         room = np.where(guessing < 1, 1 - guessing, np.nan)
         return (self.draws[name] - guessing) / room
 
-    def _relative(self, name: str) -> np.ndarray:
+    def relative_draws(self, name: str) -> np.ndarray:
+        """Return ``(1 + n_resamples, n_tasks)`` of which `relative` is the mean over tasks; NaN where undefined."""
         whole = self._corrected(self.reference)
         return self._corrected(name) / np.where(whole > 0, whole, np.nan)
 

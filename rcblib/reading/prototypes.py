@@ -134,12 +134,6 @@ def codebook_agreement(
     }
 
 
-def central_prototype(codebook: Codebook) -> torch.Tensor:
-    """Return the prototype that is most similar, on average, to all others: ``(d_model,)``."""
-    unit = F.normalize(codebook.prototypes.float(), dim=-1)
-    return codebook.prototypes[(unit @ unit.sum(0)).argmax()]
-
-
 def first_token_agreement(
     adapter: Adapter,
     questions: Sequence[Question],

@@ -14,8 +14,10 @@ import pandas as pd
 from rcblib.codebook.codebook import load_codebook
 from rcblib.evaluate.gates import ANSWERS, UNPRUNED, part_of
 from rcblib.evaluate.guessing import kinds_of
+from rcblib.pruners.every import OURS
+from rcblib.reading.budgets import above_intermediate, budget_curves, intermediate_methods
 from rcblib.reading.claims import DATA, Claim, Rule, claims_table, source_name
-from rcblib.reading.comparison import corrected_scores, pruning_results
+from rcblib.reading.comparison import ALL_TOKENS, corrected_scores, pruning_results
 from rcblib.reading.gate_results import GateResult, Limits
 from rcblib.reading.gates import judge_gates
 from rcblib.reading.statistics import Estimate
@@ -24,9 +26,13 @@ from rcblib.runs.files import read_json, read_table
 from rcblib.runs.paths import user_path
 from rcblib.runs.records import read_record
 
-GATES_STAGE, PRUNING_STAGE = "gates", "pruning"
+GATES_STAGE, PRUNING_STAGE, METHODS_STAGE = "gates", "pruning", "every_method"
 
-_STAGES = {source_name(stage, data): (stage, data) for stage in (GATES_STAGE, PRUNING_STAGE) for data in DATA}
+_STAGES = {
+    source_name(stage, data): (stage, data)
+    for stage in (GATES_STAGE, PRUNING_STAGE, METHODS_STAGE)
+    for data in DATA
+}
 
 CONTROLS = {"random": "random tokens", "oracle": "an oracle by masks"}
 """Without these, asked the same at the same budget, no verdict on pruning is given."""
@@ -139,8 +145,9 @@ def weigh(
         Of all draws.
     """
     codebook = _codebook_metadata(evidence.model)
+    asked_rules = [(claim.source, rule) for claim in claims for rule in claim.rules if rule.retain_ratio]
     for data in DATA:
-        rules = [rule for claim in claims for rule in claim.rules if rule.data == data and rule.retain_ratio]
+        rules = [rule for _, rule in asked_rules if rule.data == data]
         bounds = {rule.retain_ratio: rule.bound for rule in rules if rule.result.startswith("relative")}
         table = evidence.tables.get((GATES_STAGE, data))
         if table is not None:
@@ -164,19 +171,13 @@ def weigh(
                 "score_unpruned": asked.score(UNPRUNED).as_result(),
                 "score_guessing": asked.score("guessing").as_result(),
             }
-        answers = evidence.tables.get((PRUNING_STAGE, data))
-        if answers is None:
-            continue
-        tasks = evidence.tasks.get(data) or sorted(set(kinds_of(answers[answers["guess"].notna()])))
-        generator = np.random.default_rng(seed)
-        estimates = pruning_results(answers, tasks, list(bounds), generator=generator)
-        found = {name: each.as_result() for name, each in estimates.items()}
-        for rule in rules:
-            if rule.result in estimates:
-                found[rule.result] = rule.result_of(estimates[rule.result]) | _without_controls(
-                    rule, estimates
-                )
-        evidence.results[source_name(PRUNING_STAGE, data)] = found
+        for stage in (PRUNING_STAGE, METHODS_STAGE):
+            answers = evidence.tables.get((stage, data))
+            if answers is not None:
+                of_stage = [rule for source, rule in asked_rules if source == stage and rule.data == data]
+                tasks = evidence.tasks.get(data) or sorted(set(kinds_of(answers[answers["guess"].notna()])))
+                found = _pruning_results(answers, tasks, of_stage, seed)
+                evidence.results[source_name(stage, data)] = found
 
 
 def weigh_all(
@@ -224,6 +225,28 @@ def verdict_table(
     return (
         pd.concat(tables, ignore_index=True) if tables else claims_table(claims, {}).assign(model="none yet")
     )
+
+
+def _pruning_results(
+    answers: pd.DataFrame, tasks: Sequence[str], rules: Sequence[Rule], seed: int
+) -> dict[str, dict[str, Any]]:
+    """Estimate what some rules read from answers on some tasks, with the controls of their budgets."""
+    ratios = list(dict.fromkeys(rule.retain_ratio for rule in rules))
+    estimates = pruning_results(answers, tasks, ratios, generator=np.random.default_rng(seed))
+    found = {name: each.as_result() for name, each in estimates.items()}
+    wanted = {rule.result: rule for rule in rules if rule.result.startswith("above_intermediate")}
+    if wanted and estimates:
+        rivals = intermediate_methods(answers["method"].unique())
+        of_rivals = answers[answers["method"].isin([ALL_TOKENS, OURS, *rivals])]
+        curves = budget_curves(of_rivals, tasks, generator=np.random.default_rng(seed))
+        compared = {name: above_intermediate(curves, rule.retain_ratio) for name, rule in wanted.items()}
+        found |= {name: result for name, result in compared.items() if result}
+    for rule in rules:
+        if rule.result in estimates:
+            found[rule.result] = rule.result_of(estimates[rule.result])
+        if rule.result in found:
+            found[rule.result] |= _without_controls(rule, estimates)
+    return found
 
 
 def _without_controls(rule: Rule, estimates: Mapping[str, Estimate]) -> dict[str, Any]:

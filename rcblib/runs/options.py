@@ -91,6 +91,14 @@ def add_pruners(parser: argparse.ArgumentParser) -> None:
         "tokens, and most and least similar to [CLS])",
     )
     parser.add_argument(
+        "--every-method",
+        action="store_true",
+        help="all registered methods that serve the model in place of --pruner, and variants of two of them",
+    )
+    parser.add_argument(
+        "--variants-at", type=float, default=0.2, help="the share at which there are variants (default: 0.2)"
+    )
+    parser.add_argument(
         "--codebook", help="a codebook's name or folder, a released one's name, or its .pt file"
     )
     parser.add_argument("--rule", default="max_cosine", help="how a codebook scores (default: max_cosine)")
@@ -120,6 +128,15 @@ def add_codebook(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", default="cpu", help="where the pool is clustered (default: cpu)")
     parser.add_argument("--seed", type=int, help="draw the noise that breaks ties (default: no noise)")
+
+
+def add_scorer(parser: argparse.ArgumentParser) -> None:
+    """Add what a scorer is fitted to, how, and where it goes."""
+    parser.add_argument(
+        "--probed", type=path_option, required=True, help="folder that `probe` wrote, or a recorded table"
+    )
+    parser.add_argument("--penalty", type=float, default=0.01, help="of the ridge regression (default: 0.01)")
+    parser.add_argument("--folder", type=results_folder, required=True, help="where the scorer is written")
 
 
 def add_gates(parser: argparse.ArgumentParser) -> None:

@@ -1,5 +1,6 @@
 """Draw the book's figures."""
 
+from rcblib.reading.figures.budgets import Kept, curves_by_kind, kept_beside_objects, kept_grid, mark_setting
 from rcblib.reading.figures.charts import (
     funnel,
     grouped_scatter,
@@ -23,17 +24,22 @@ __all__ = [
     "CYCLE",
     "INK",
     "MUTED",
+    "Kept",
     "confusion_matrix",
     "correlation_matrix",
     "crop_patch",
+    "curves_by_kind",
     "funnel",
     "grid_map",
     "grouped_scatter",
     "heat_map",
     "histograms",
     "interval_plot",
+    "kept_beside_objects",
+    "kept_grid",
     "kept_map",
     "learning_curves",
+    "mark_setting",
     "mean_with_band",
     "outlined_objects",
     "patches_gallery",
