@@ -77,7 +77,7 @@ def test_a_rule_that_cannot_be_applied_is_an_error(side, bound):
 
 def test_the_shipped_claims_are_read_with_their_rules():
     claims = read_claims(yaml.safe_load(CLAIMS.read_text(encoding="utf-8")))
-    assert [claim.name for claim in claims] == ["C1", "C2", "C3", "C5"]
+    assert [claim.name for claim in claims] == ["C1", "C2", "C3", "C4", "C5"]
     pruning = claims[2]
     assert pruning.source == "pruning"
     assert pruning.gates == ("G1", "G2", "G3", "G5", "G6")
@@ -87,7 +87,8 @@ def test_the_shipped_claims_are_read_with_their_rules():
         ("relative_retain_10", "above", 0.9, 0.1),
         ("above_random_retain_10", "above", 0.0, 0.1),
     ]
-    assert {claims[3].source_of(rule) for rule in claims[3].rules} == {"pruning_groups", "pruning_videos"}
+    assert {claims[3].source_of(rule) for rule in claims[3].rules} == {"every_method"}
+    assert {claims[4].source_of(rule) for rule in claims[4].rules} == {"pruning_groups", "pruning_videos"}
     # What the book judged by before stays on record.
     assert pruning.before["verdicts"]["llava-scenes"] == "does not hold"
     assert "above 0.9" in pruning.before["rules"][0]

@@ -38,6 +38,14 @@ def test_shipped_records_are_whole_and_each_is_a_stage_s():
         assert {"image_id", *recorded.facts["keys"]} <= set(recorded.table), name
 
 
+def test_a_stage_of_every_method_depends_on_what_makes_them():
+    listed = read_notebook_list(REPOSITORY / "workflow/notebooks.yml")
+    stage = next(own for own in listed.stages if own.options.get("every_method"))
+    plain = dataclasses.replace(stage, options=stage.options | {"every_method": False})
+    for modules in (record.COMMANDS, record.NUMBERS):
+        assert record.stage_code(stage, listed, modules) != record.stage_code(plain, listed, modules)
+
+
 CHECKED = "results/large/probing.checked.json"
 
 

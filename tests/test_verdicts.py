@@ -19,6 +19,10 @@ CLAIMS = read_claims(
 )
 
 
+RIVALS = {"VisionZip": 80, "most similar to [CLS]": 60, "DivPrune": 95, "codebook; positions kept": 95}
+"""Right answers of other methods, of which the last two are not built on intermediate states."""
+
+
 def gates_of(**changed):
     parts = [answers(**changed).assign(part="answers"), tokens().assign(part="tokens")]
     table = pd.concat(parts, ignore_index=True)
@@ -117,6 +121,34 @@ def test_a_claim_has_a_line_a_model_with_gates_controls_and_verdict(weighed):
     scores = ["codebook", "random", "oracle", "unpruned", "guessing"]
     assert line[scores].tolist() == ["0.94", "0.60", "0.95", "0.95", "0.25"]  # the same at both budgets
     assert lines["verdict"].tolist() == ["holds", "does not hold"]
+
+
+def test_the_codebook_is_judged_against_methods_on_intermediate_states(weighed):
+    evidence, C4 = weighed["first"], CLAIMS[3]
+    before = verdict_table([evidence], CLAIMS, {}).set_index("claim")
+    assert set(before.loc["C4", "verdict"]) == {"not measured"}
+    others = [asked(name, right, ratio=ratio) for ratio in (0.2, 0.1) for name, right in RIVALS.items()]
+    evidence.gates.clear()
+    every = pd.concat([pruning_of(), *others], ignore_index=True)
+    every = every.assign(n_visual_tokens=100, n_retained=100 * every["retain_ratio"].fillna(1.0))
+    evidence.tables["every_method", "images"] = every
+    weigh(evidence, CLAIMS, LIMITS, other=evidence)
+    table = verdict_table([evidence], CLAIMS, {})
+    rules = table[table["claim"] == "C4"].set_index("result")
+    assert rules["verdict"].tolist() == ["holds"] * 2
+    assert rules.loc["above_intermediate_retain_20", "value"] == pytest.approx((94 - 80) / 70)
+    line = claim_lines([evidence], C4, table).loc["first"]
+    assert line[["best other", "codebook", "random", "verdict"]].tolist() == [
+        "VisionZip",
+        "0.94",
+        "0.60",
+        "holds",
+    ]
+    evidence.tables["every_method", "images"] = every[every["method"] != "random tokens"]
+    evidence.gates.clear()
+    weigh(evidence, CLAIMS, LIMITS, other=evidence)
+    why = verdict_table([evidence], CLAIMS, {}).set_index("claim").loc["C4", "why"]
+    assert why.tolist() == ["not beside random tokens"] * 2
 
 
 def test_a_claim_on_a_signal_stands_beside_random_and_reversed_ones(weighed):
