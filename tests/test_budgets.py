@@ -258,3 +258,7 @@ def test_the_best_method_of_a_task_reads_so_few_rows_and_is_no_bound(table):
     assert found.index.tolist() == ["best", "relative", "codebook"]
     assert found["best"] == "DivPrune"
     assert (found["relative"], found["codebook"]) == pytest.approx((0.6875 / 0.875, 4 / 7))
+    blind = pd.concat([answers("all tokens", 10, first=1), answers("random tokens", 10, 0.1, first=1)])
+    assert best_by_task(
+        budget_curves(blind, generator=np.random.default_rng(0), n_resamples=2), 0.1, []
+    ).empty

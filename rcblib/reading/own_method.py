@@ -90,10 +90,13 @@ def best_by_task(curves: Curves, budget: float, others: Sequence[str]) -> pd.Dat
     Returns
     -------
     pandas.DataFrame
-        By ``task``: ``best`` and ``relative`` (its relative score), and a column for each of the others.
+        By ``task``: ``best`` and ``relative`` (its relative score), and a column for each of the others; without tasks
+        in which all tokens do no better than guessing.
     """
     able = [name for name in curves.methods() if kind_of(name) != "bounds"]
     at = pd.DataFrame({name: curves.at(name, budget)[0] for name in able}, index=list(curves.draws.tasks))
-    at = at.dropna(axis=1, how="all")
+    at = at.dropna(axis=1, how="all").dropna(axis=0, how="all")
+    if at.empty:
+        return pd.DataFrame(columns=["best", "relative"])
     found = pd.DataFrame({"best": at.idxmax(axis=1), "relative": at.max(axis=1)}).rename_axis("task")
     return found.join(at[[name for name in others if name in at]])
