@@ -19,6 +19,7 @@ from papermill.exceptions import PapermillExecutionError
 from tiny_qwen import tiny_qwen
 
 from rcblib.codebook.codebook import Codebook
+from rcblib.codebook.scorer import Scorer
 from rcblib.runs.parameters import notebook_config
 from tools.answers import ANSWERS
 from tools.compose_page import PLACES
@@ -234,7 +235,7 @@ def test_a_notebook_runs_with_tiles_and_without_a_cls(name, own, tmp_path):
     assert "cls_rank" not in shown and "cls_similarity" not in shown
 
 
-@pytest.mark.parametrize("name", [*ON_PHOTOS, "pruned_inference"])
+@pytest.mark.parametrize("name", [*ON_PHOTOS, "pruned_inference", "budgets"])
 def test_a_notebook_runs_with_photos_of_grids_of_their_own_and_a_family_beyond_the_papers(name, tmp_path):
     model, processor = tiny_qwen(max_pixels=28 * 28 * 30)
     (tmp_path / "photos").mkdir()
@@ -243,14 +244,18 @@ def test_a_notebook_runs_with_photos_of_grids_of_their_own_and_a_family_beyond_t
     width = model.config.get_text_config().hidden_size
     prototypes = torch.randn(4, width, generator=torch.Generator().manual_seed(0))
     Codebook(prototypes, family="qwen2_5_vl").save_pretrained(tmp_path / "codebook")
-    own = {"codebook": tmp_path / "codebook", "max_new_tokens": 2, "methods": NAMED}
+    own = {"codebook": tmp_path / "codebook", "max_new_tokens": 2}
+    if name == "budgets":
+        own |= {"methods": ["random", "codebook", "divprune", "downsampled", "pooled"], "budgets": [0.2, 0.5]}
+    else:
+        own |= {"methods": NAMED}
     done = papermill(
         name,
         tmp_path / "out.ipynb",
         model=tiny.save(tmp_path / "model", model, processor),
         images=tmp_path / "photos",
         results_folder=tmp_path / "results",
-        **own if name == "pruned_inference" else {},
+        **{} if name in ON_PHOTOS else own,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     written = json.loads((tmp_path / "results" / f"{name}.json").read_text(encoding="utf-8"))
@@ -259,6 +264,10 @@ def test_a_notebook_runs_with_photos_of_grids_of_their_own_and_a_family_beyond_t
         assert {f"{own.partition(':')[0]}_relative_score_retain_20" for own in NAMED} <= written[
             "results"
         ].keys()
+    elif name == "budgets":
+        assert written["results"]["codebook_relative_retain_20"]["value"] is not None
+        assert written["results"]["downsampled_relative_retain_50"]["n"] == 2
+        assert not any("oracle" in result for result in written["results"])  # no masks are known
     else:
         (table,) = (tmp_path / "results" / "probe").glob("*/140.png-*.parquet")
         assert len(pd.read_parquet(table)) == 20
@@ -317,3 +326,43 @@ def test_a_wrong_parameter_ends_in_one_clear_line_before_any_work(execute, chang
     last = [line for line in failed.stderr.splitlines() if line.strip()][-1]
     assert last.split(": ", 1)[1].startswith(message), failed.stderr[-3000:]
     assert not (tmp_path / "results").exists()
+
+
+def test_all_methods_are_compared_on_coco_with_a_model_of_ones_own(own, coco, tmp_path):
+    model, processor = tiny.tiny_llava()
+    width = model.config.get_text_config().hidden_size
+    prototypes = torch.randn(4, width, generator=torch.Generator().manual_seed(0))
+    Codebook(prototypes, family="llava").save_pretrained(tmp_path / "codebook")
+    Scorer(torch.randn(2, width), torch.ones(2)).save_pretrained(tmp_path / "scorer")
+    done = papermill(
+        "budgets",
+        tmp_path / "out.ipynb",
+        model=own["model"],
+        codebook=tmp_path / "codebook",
+        scorer=tmp_path / "scorer",
+        images=coco,
+        split="train2014",
+        tasks=["caption", "yes_no"],
+        budgets=[0.2, 0.5],
+        max_new_tokens=2,
+        results_folder=tmp_path / "results",
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    written = json.loads((tmp_path / "results" / "budgets.json").read_text(encoding="utf-8"))
+    assert written["config"]["images"] == str(coco)
+    for name in (
+        "codebook",
+        "random",
+        "distilled",
+        "visionzip",
+        "downsampled",
+        "divprune",
+        "oracle",
+        "anti_oracle",
+    ):
+        assert written["results"][f"{name}_relative_retain_20"]["n"] > 0
+    executed = nbformat.read(tmp_path / "out.ipynb", as_version=4)
+    outputs = [output for cell in executed.cells if cell.cell_type == "code" for output in cell.outputs]
+    printed = "".join(output.text for output in outputs if output.output_type == "stream")
+    assert "left out    FastV: " in printed  # it drops in front of a third layer, of two
+    assert sum("image/png" in output.get("data", {}) for output in outputs) >= 3
