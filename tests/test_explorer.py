@@ -1,6 +1,7 @@
 """Check an explorer's data against what it was made from: probe tables, pruners, evaluations, and its own limits."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -427,6 +428,15 @@ def test_bytes_are_limited(explored, monkeypatch, tmp_path):
     monkeypatch.setattr(writing, "MOST_BYTES", 10_000)
     with pytest.raises(ParameterError, match="views: got"):
         write_explorer(tmp_path, [explored.source])
+
+
+def test_the_script_is_sent_with_its_texts_as_they_are(explored):
+    source = (writing.PAGE / "explorer.js").read_text(encoding="utf-8")
+    # The minifier takes a text inside a text for code, and blanks out of what surrounds it.
+    assert not re.search(r"\$\{[^}`]*`", source)
+    sent = (explored.folder / "explorer.js").read_text(encoding="utf-8")
+    texts = re.findall(r"`[^`]*`", source)
+    assert len(texts) > 50 and all(text in sent for text in texts)
 
 
 def test_a_probe_run_of_another_model_is_refused(explored):

@@ -79,8 +79,11 @@ def name_toggles(html: str) -> str:
     return re.sub(r"<a [^>]*>((?:(?!</a>).)*)</a>\s*<details[^>]*>\s*<summary>", named, html, flags=re.DOTALL)
 
 
-def wrap_sidebar(app: Any, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
-    """Let the theme's list of pages name its toggles."""
+def name_parts(app: Any, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
+    """Let the theme's list of pages name its toggles; take a role away that does not fit what is inside."""
+    # Entries of a bibliography are no items of a list, as their role says.
+    if "body" in context:
+        context["body"] = context["body"].replace('<div role="list" class="citation', '<div class="citation')
     made = context.get("generate_toctree_html")
     if made is not None:
         context["generate_toctree_html"] = lambda *given, **options: name_toggles(
@@ -129,7 +132,7 @@ def setup(app: Any) -> dict[str, bool]:
     app.connect("autodoc-process-docstring", process_docstring, priority=400)
     app.connect("html-page-context", keep_scripts_once, priority=900)
     app.connect("html-page-context", size_pictures)
-    app.connect("html-page-context", wrap_sidebar, priority=900)
+    app.connect("html-page-context", name_parts, priority=900)
     app.add_config_value("launch_folder", "", "env")
     app.connect("source-read", show_badge)
     app.connect("builder-inited", read_in_parallel)

@@ -74,7 +74,11 @@ def problems_of(page: Any, axe: Any, path: Path, folder: Path) -> Iterator[str]:
     page.goto(path.as_uri())
     page.wait_for_function("!window.MathJax?.startup || MathJax.startup.promise.then(() => true)")
     for theme in THEMES:
-        page.evaluate("theme => { document.documentElement.dataset.theme = theme; }", theme)
+        page.emulate_media(color_scheme=theme)
+        page.evaluate(
+            "theme => { const own = document.documentElement.dataset; if (own.theme) own.theme = theme; }",
+            theme,
+        )
         found = axe.run(page, options={"preload": False, "resultTypes": ["violations"]}).response
         for violation in found["violations"]:
             if violation["impact"] in SERIOUS:

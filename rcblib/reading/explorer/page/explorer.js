@@ -273,11 +273,11 @@
 			const rank = own.ranks[t];
 			if (rank === null) return null;
 			return h("li", h("span.rx-rank", { "aria-hidden": "true", style: `--at:${(rank * 100).toFixed(1)}%` }),
-				h("span", `${own.more} than ${rank === 1 ? "all others" : rank === 0 ? "no other" : `${rank < 0.5 ? "only " : ""}${percent(rank)} of the tokens`}`), h("span.rx-value", `${own.label} ${told(own, own.values[t])}`));
+				h("span", `${own.more} than `, rank === 1 ? "all others" : rank === 0 ? "no other" : `${rank < 0.5 ? "only " : ""}${percent(rank)} of the tokens`), h("span.rx-value", `${own.label} ${told(own, own.values[t])}`));
 		}).filter(Boolean);
 		return h("article", { class: `rx-card${isPinned ? " rx-pinned" : ""}`, "aria-label": where },
 			h("header", h("h3", where), isPinned && button("Unpin", () => pin(t), "rx-small"),
-				h("p", under ? `lies on: ${under}${covered != null ? ` (objects cover ${percent(covered)} of it)` : ""}` : E.isProbed(t) && E.objects.length ? "lies on no object" : "",
+				h("p", under ? `lies on: ${under}` + (covered != null ? ` (objects cover ${percent(covered)} of it)` : "") : E.isProbed(t) && E.objects.length ? "lies on no object" : "",
 					state !== null && h("strong.rx-state", state ? " stays" : ` is ${S.how}`))),
 			h("div.rx-crops", figure(crop(S.image, E.views, view, row, column, 1, 72, "the patch"), "its patch"),
 				figure(crop(S.image, E.views, view, row, column, 3, 72, "its window"), "its window")),
@@ -292,8 +292,8 @@
 	function spoken(t) {
 		const { row, column } = E.place(t), [first] = E.said(t), under = E.object(t);
 		const stays = fate(t);
-		return `Row ${row + 1}, column ${column + 1}. ${first ? `Says ${first[0]}, ${percent(first[1])}.` : "Not asked."} ${under ? `On ${under}.` : ""}` +
-			`${E.isProbed(t) ? "" : " Not probed."}${stays === null ? "" : stays ? " Stays." : ` Is ${S.how}.`}${S.pins.includes(t) ? " Pinned." : ""}`;
+		return `Row ${row + 1}, column ${column + 1}. ` + (first ? `Says ${first[0]}, ${percent(first[1])}. ` : "Not asked. ") + (under ? `On ${under}.` : "") +
+			(E.isProbed(t) ? "" : " Not probed.") + (stays === null ? "" : stays ? " Stays." : ` Is ${S.how}.`) + (S.pins.includes(t) ? " Pinned." : "");
 	}
 	function drawCards() {
 		const shown = [...S.pins];
@@ -431,7 +431,7 @@
 			h("details", h("summary", "Where these numbers come from"), h("ul", model.origin.map((line) => h("li", line)),
 				model.codebook && h("li", `codebook: ${model.codebook}`),
 				h("li", "Numbers are stored as one of 4,095 steps from the smallest to the largest of the picture; kept tokens and answers exactly."),
-				missing.map((own) => h("li", `${own.label}: ${model.unfit[own.name] ? `cannot be used here, ${model.unfit[own.name]}` : "not recorded"}`)))));
+				missing.map((own) => h("li", `${own.label}: `, model.unfit[own.name] ? `cannot be used here, ${model.unfit[own.name]}` : "not recorded")))));
 	}
 
 	// Tour
