@@ -75,7 +75,7 @@ def test_pointing_shows_a_token_and_a_second_pin_compares(visit, explored, width
     assert card.locator(".rx-words li").count() == 5
     assert card.locator(".rx-words li").first.inner_text().startswith(row["word_1"])
     ranks = card.locator(".rx-scores li > :nth-child(2)").all_inner_texts()
-    assert len(ranks) > 5 and all(
+    assert len(ranks) > 3 and all(
         re.search(r"( % of the tokens| all others| no other)$", text) for text in ranks
     )
     page.mouse.click(*center(page, 3, 7))

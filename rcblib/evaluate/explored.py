@@ -212,7 +212,8 @@ def explore(
     own = {i: sample_hash(session.identities[i]) for i in by_id if i in {*mine, *shard.of(others)}}
     facts = table_facts(description, KEYS, own, units)
     methods = {name: PRUNERS[name].label for name in [ALL, *pruners]}
-    return table, facts | shard.share(by_id, skipped or {}) | {"unfit": unfit, "methods": methods}
+    share = shard.share(shown if more else by_id, skipped or {})
+    return table, facts | share | {"unfit": unfit, "methods": methods}
 
 
 def _fitting(
