@@ -4,9 +4,9 @@ The environment is a new one that sees the packages installed here but not the l
 variables to leave the network alone. What Colab adds, a mounted Drive, is a module that only notes what it is asked.
 """
 
+import ast
 import json
 import os
-import re
 import subprocess
 import sys
 import sysconfig
@@ -36,6 +36,12 @@ PAGES = [entry.run for entry in read_notebook_list(REPOSITORY / "workflow" / "no
 def tagged(notebook, tag):
     (cell,) = (cell for cell in notebook.cells if tag in cell.metadata.get("tags", []))
     return cell
+
+
+def literals(source):
+    """Return the parameters that a cell declares."""
+    nodes = (node for node in ast.parse(source).body if isinstance(node, ast.AnnAssign))
+    return {node.target.id: ast.literal_eval(node.value) for node in nodes}
 
 
 def read(path):
@@ -69,12 +75,13 @@ def test_every_page_has_a_stamped_copy_that_is_clean_and_differs_in_nothing_else
         assert "hide-input" in set_up.metadata.tags
         declared = tagged(copy, "parameters").source
         assert "data/recorded/" not in declared  # else no other model could run
-        assert '\nquantization: str = "auto"' in declared or "\nquantization: " not in declared
+        here, there = (literals(tagged(each, "parameters").source) for each in (copy, source))
+        if "quantization" in here:
+            assert (here["quantization"], here["batch_size"]) == ("auto", 8)
         if entry.reads:  # at the size for trying, in the numbers that the GPU has
-            assert '\ndtype: str = "auto"' in declared
-            for name in ("n_images", "n_questions"):
-                own = re.search(rf"(?m)^{name}: .*", tagged(source, "parameters").source)
-                assert not own or own[0] in declared
+            assert here.get("dtype", "auto") == "auto"
+            sizes = ("n_images", "n_questions")
+            assert [here.get(name) for name in sizes] == [there.get(name) for name in sizes]
         copy.cells.remove(set_up)
         assert len(copy.cells) == len(source.cells)
         if not entry.settings and "quantization" not in declared:
