@@ -6,16 +6,20 @@ import warnings
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 import tiny
 import torch
 import warm
+import yaml
 from papermill.exceptions import PapermillExecutionError
 
 from rcblib.__main__ import main
 from rcblib.codebook.codebook import Codebook
 from rcblib.runs.merging import merge_to
 from rcblib.runs.records import read_record
+from tools.sweep import main as sweep_main
+from tools.sweep import notebooks_of, read_sweep, runs_of
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -152,3 +156,54 @@ def test_the_truth_in_shards_is_that_of_one_run(tmp_path):
     assert (tmp_path / "1.parquet").read_bytes() == (tmp_path / "2.parquet").read_bytes()
     results = {"results_folder": str(tmp_path / "results"), "measured": str(tmp_path / "2.parquet")}
     assert "recorded: " in execute("signals_against_truth", tmp_path, given, **results)
+
+
+def test_a_sweep_leaves_what_plain_runs_leave_and_lays_it_side_by_side(own, coco, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    codebook = str(Path(own["model"]).parent / "codebook")
+    content = {
+        "name": "tiny",
+        "models": [{"name": "own", "model": own["model"], "codebook": codebook}],
+        "images": [{"name": "coco", "images": f"coco:{coco}", "split": "val2014", "n_images": 2}],
+        "on_error": "skip",
+        "probe": {"shards": 2, "positions": "all"},
+        "evaluate": {
+            "shards": 1,
+            "images_per_part": 1,
+            "n_per_task": 1,
+            "pruner": ["random"],
+            "retain_ratio": [0.5],
+            "max_new_tokens": 2,
+        },
+        "notebooks": ["token_centric"],
+    }
+    path = tmp_path / "tiny.yml"
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    sweep = read_sweep(path)
+    for run in runs_of(sweep):
+        tables = [f"{run.folder}/{run.command}-shards/{shard}.parquet" for shard in range(1, run.shards + 1)]
+        for shard, table in enumerate(tables, 1):
+            assert main([*run.arguments, "--shard", f"{shard}/{run.shards}", "--table", table]) == 0
+        assert main(["merge", *tables, "--table", run.table]) == 0
+        plain = [word.replace("runs/sweeps", "plain") for word in run.arguments]
+        assert main([*plain, "--table", f"plain/{run.command}.parquet"]) == 0
+        alone = f"plain/merged/{run.command}.parquet"
+        assert main(["merge", f"plain/{run.command}.parquet", "--table", alone]) == 0
+        swept, once = read_record(run.table), read_record(alone)
+        pd.testing.assert_frame_equal(swept.table, once.table, check_exact=True)
+        when = ("seconds", "provenance", "sha256")  # of a file, what its metadata say of the two
+        assert {k: v for k, v in swept.facts.items() if k not in when} == {
+            k: v for k, v in once.facts.items() if k not in when
+        }
+    assert sweep_main(["summary", str(path)]) == 0
+    rows = pd.read_csv("runs/sweeps/tiny/summary.tsv", sep="\t")
+    assert rows["what"].tolist()[0] == "probing" and set(rows["what"][1:]) == {"evaluation"}
+    assert rows["n_images"].iloc[0] == 2 and set(rows["n_left_out"]) == {0}
+    assert {"random tokens", "codebook"} <= set(rows["method"].dropna())
+    assert rows["score"][1:].between(0, 1).all()
+    (executed,) = notebooks_of(sweep)
+    given = executed.parameters | {"probed": str(tmp_path / executed.table)}
+    given |= {"results_folder": str(tmp_path / given["results_folder"])}
+    assert "recorded: " in execute(executed.notebook, tmp_path, given)
+    results = tmp_path / Path(executed.table).parent / "results/token_centric.json"
+    assert json.loads(results.read_text(encoding="utf-8"))["results"]
