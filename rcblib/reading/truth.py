@@ -45,7 +45,14 @@ COMBINED = "information"
 """Mean of a token's ranks by top-1 probability and by influence, which the paper's criterion thresholds together."""
 
 
+ORACLE = "object_coverage"
+"""What masks say: the most that a signal could know of objects."""
+
+REPEATED = ("cls_rank", "score_random", "score_cls_most", "score_cls_least", "score_cls_attention")
+"""Columns that rank tokens as another does, or the other way round."""
+
 BY_ITSELF = {
+    ORACLE: "masks (oracle)",
     COMBINED: "top-1 probability and influence",
     "token_norm": "length of the token",
     "token_word_similarity": "similarity to the nearest word",
@@ -83,21 +90,23 @@ def with_candidates(tokens: pd.DataFrame, generator: np.random.Generator) -> tup
     tokens : pandas.DataFrame
         A copy in which higher values of every candidate mean that a token is worth keeping.
     candidates : list of str
-        Signals with a direction, attention of each layer, what pixels tell, and every method's score. Columns with a
-        missing value, or the same value everywhere, are left out.
+        Signals with a direction, attention of each layer, what pixels tell, every method's score, and as controls
+        random numbers and masks. Columns with a missing value, or the same value everywhere, and `REPEATED`
+        are left out.
     """
     tokens = with_mean_attention(tokens)
     ranks = tokens.groupby("image_id")[["top1_probability", "influence"]].rank(pct=True)
     tokens[COMBINED] = ranks.mean(axis=1)
     tokens["random_numbers"] = generator.random(len(tokens))
     layers = [name for rows in ("last", "question") for name in attention_columns(tokens, rows)]
-    candidates = [COMBINED, "random_numbers"]
+    candidates = [COMBINED, "random_numbers", ORACLE]
     for name in tokens:
         signal = signal_of(name)
         has_side = (
             name in layers or name.startswith(("score_", "pixel_", "token_")) or bool(signal and signal.keep)
         )
-        if not has_side or name in candidates or tokens[name].isna().any() or tokens[name].nunique() < 2:
+        repeats = name in candidates or name in REPEATED
+        if not has_side or repeats or tokens[name].isna().any() or tokens[name].nunique() < 2:
             continue
         candidates.append(name)
         if signal and signal.keep == "low":
