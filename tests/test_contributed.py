@@ -167,7 +167,7 @@ def test_the_page_tells_where_numbers_are_from_and_shows_them_beside_this_build(
     )
     assert make_elsewhere.main(tmp_path) == 0
     page = rendered((tmp_path / "book/_build/elsewhere/contributions.md").read_text(encoding="utf-8"))
-    assert "<h3>mine-on-t4</h3>" in page and "<p>a line_with_ none</p>" in page
+    assert "<h2>mine-on-t4</h2>" in page and "<p>a line_with_ none</p>" in page
     cells = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in page.split("<tr>")]
     assert ["token_centric: recognised", "0.25 [0.125, 0.5]", "40", "0.5", "80"] in cells
     assert ["token_centric: seconds (s)", "3", "1", "–", "–"] in cells

@@ -87,7 +87,7 @@ def page_of(submissions: list[Submission], root: Path) -> str:
     for own in submissions:
         remark = f"{escaped(own.remark)}\n\n" if own.remark else ""
         sections.append(
-            f"### {escaped(own.name)}\n\n{remark}{facts_table(own)}\n{numbers_table(own.runs, root)}"
+            f"## {escaped(own.name)}\n\n{remark}{facts_table(own)}\n{numbers_table(own.runs, root)}"
         )
     return "\n".join(sections) or NONE_YET
 
