@@ -12,7 +12,7 @@ import re
 import sys
 from pathlib import Path
 
-from rcblib.runs.contributed import FOLDER, Result, Run, Submission, read_contributions
+from rcblib.runs.contributed import FOLDER, PublishedRun, Result, Submission, read_contributions
 from rcblib.runs.files import read_json
 from tools.write_parts import table, write_parts
 
@@ -70,7 +70,7 @@ def own_results(notebook: str, root: Path) -> dict[str, Result]:
     }
 
 
-def numbers_table(runs: dict[str, Run], root: Path) -> str:
+def numbers_table(runs: dict[str, PublishedRun], root: Path) -> str:
     """Write every number that was handed in beside the same of this build's leading model."""
     rows = []
     for notebook, run in runs.items():

@@ -77,7 +77,7 @@ class Made(_Model):
     git_dirty: bool | None
 
 
-class Run(_Model):
+class PublishedRun(_Model):
     """Hold what one notebook published, as `rcblib.runs.results.write_results` wrote it."""
 
     results: dict[Key, Result] = Field(max_length=200)
@@ -97,7 +97,7 @@ class Submission(_Model):
     format: Literal[1] = 1
     name: Name
     remark: Text = ""
-    runs: dict[Key, Run] = Field(min_length=1, max_length=30)
+    runs: dict[Key, PublishedRun] = Field(min_length=1, max_length=30)
 
 
 def gather(results: Iterable[str | os.PathLike], name: str, remark: str = "") -> Submission:
