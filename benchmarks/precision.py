@@ -140,7 +140,7 @@ def compared(
     about = {"model": name, "n_images": n_images, "positions": positions, "retain_ratio": RETAIN_RATIO}
     hashes = {
         "fingerprints": fingerprints,
-        "codebook": CodebookPruner(codebook, 1.0).description()["codebook"],
+        "codebook": CodebookPruner(codebook, retain_ratio=1.0).description()["codebook"],
     }
     return {"made": provenance(), "code": code_digest(__name__), **hashes, **about, "rows": rows}
 

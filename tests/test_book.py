@@ -41,7 +41,14 @@ def site(tmp_path_factory):
     """Build the pages and return the folder that holds them."""
     pytest.importorskip("jupyter_book")
     root = tmp_path_factory.mktemp("project")
-    for name in ("_config.yml", "pyproject.toml", "tools", "book/_static", "book/references.bib"):
+    for name in (
+        "_config.yml",
+        "pyproject.toml",
+        "tools",
+        "benchmarks",
+        "book/_static",
+        "book/references.bib",
+    ):
         source, target = REPOSITORY / name, root / name
         target.parent.mkdir(parents=True, exist_ok=True)
         (shutil.copytree if source.is_dir() else shutil.copy)(source, target)

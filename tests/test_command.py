@@ -236,6 +236,6 @@ def test_where_a_command_is_missing_all_are_named(capsys):
         cli.main([])
     assert end.value.code == 2
     assert capsys.readouterr().err == (
-        "rcblib: the following arguments are required: <command>, one of probe, codebook, evaluate, gates, truth, "
-        "explorer, merge, models, info, upload, submit; --help says what they do\n"
+        "rcblib: the following arguments are required: <command>, one of probe, codebook, scorer, evaluate, gates, "
+        "truth, explorer, merge, models, info, upload, submit; --help says what they do\n"
     )

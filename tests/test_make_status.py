@@ -130,7 +130,7 @@ def test_growth_in_proportion_has_slope_one():
 
 @pytest.mark.parametrize("page", ["scale", "status"])
 def test_every_table_is_included_in_a_page_and_written_by_the_tool(page):
-    pages = (REPOSITORY / "book" / f"{name}.md" for name in (page, "intro"))
+    pages = (REPOSITORY / "book" / f"{name}.md" for name in (page, "intro", "colab"))
     text = "".join(path.read_text(encoding="utf-8") for path in pages)
     included = set(re.findall(rf"_build/{page}/(\w+)\.md", text))
     source = (REPOSITORY / "tools" / f"make_{page}.py").read_text(encoding="utf-8")

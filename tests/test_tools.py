@@ -89,10 +89,13 @@ def test_notebooks_ask_about_what_their_stages_compute():
     others = {"n_per_task": "n_questions", "retain_ratio": "budgets", "random_seeds": "n_seeds"}
     for notebook in found.notebooks:
         given = inspect_notebook(str(REPOSITORY / "notebooks" / f"{notebook.name}.ipynb"))
-        for stage in map(found.find, notebook.reads.values()):
+        for parameter, stage in ((name, found.find(run)) for name, run in notebook.reads.items()):
+            # Beside the model's own world a notebook may read another one, by parameters of their own.
+            elsewhere = {"images": "other_images", "split": "other_split", "n_images": "n_other"}
+            named = others | (elsewhere if parameter.endswith("_elsewhere") else {})
             chosen_by_itself = {"positions": "codebook", "codebook": stage.options["model"]}
             for option, value in stage.options.items():
-                name = others.get(option, option)
+                name = named.get(option, option)
                 if name in given and value != chosen_by_itself.get(name):
                     default = yaml.safe_load(given[name]["default"])
                     assert notebook.parameters.get(name, default) == value, (notebook.run, name)

@@ -33,6 +33,8 @@ COMMANDS = {
     "explorer": [*COMMAND, "rcblib.reading.explorer.command"],
 }
 """Modules that each command runs."""
+BY_OPTION = {"every_method": ["rcblib.pruners.every"]}
+"""Those that it runs with an option only."""
 NUMBERS = {
     "probe": ["rcblib.probe.run"],
     "evaluate": ["rcblib.evaluate.session", "rcblib.pruners.registry", "rcblib.data.questions"],
@@ -60,8 +62,8 @@ def files(root: Path, *patterns: str) -> list[str]:
 
 def stage_code(stage: Stage, listed: NotebookList, of: dict[str, list[str]] = COMMANDS) -> str:
     """Return the digest of the code that a stage runs, or of that which decides its numbers."""
-    by_option = ["rcblib.pruners.every"] if stage.options.get("every_method") else []
-    return code_digest(*of[stage.command], *by_option, *listed.modules)
+    by_option = [modules for option, modules in BY_OPTION.items() if stage.options.get(option)]
+    return code_digest(*of[stage.command], *sum(by_option, []), *listed.modules)
 
 
 def state_of(stage: Stage, listed: NotebookList, root: Path) -> dict[str, Any]:
