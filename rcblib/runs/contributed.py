@@ -30,13 +30,13 @@ MOST_BYTES = 200_000
 MOST_IN_ALL = 100
 """Contributions that a page shows."""
 
-_PLAIN = r"A-Za-z0-9_ .,:;()/+@=%-"
+_PLAIN = r"A-Za-z0-9 ._,:;()/+@=%-"
 _MOST_CHARACTERS = 120
 Text = Annotated[str, StringConstraints(pattern=rf"^[{_PLAIN}]*$", max_length=_MOST_CHARACTERS)]
 """Short text of characters that HTML, Markdown and TeX take for themselves here; a page escapes it all the same."""
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{1,39}$")]
-Key = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_.-]{0,79}$")]
+Key = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9._-]{0,79}$")]
 Hash = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{7,64}$")]
 Date = Annotated[str, StringConstraints(pattern=r"^20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00$")]
 Number = Annotated[float, Field(allow_inf_nan=False)]
