@@ -24,7 +24,6 @@ from rcblib.data.opening import images_for, open_images
 from rcblib.mllm import adapter_for, load_model
 from rcblib.mllm.fingerprint import model_fingerprint
 from rcblib.probe.run import probe
-from rcblib.pruners.codebook import CodebookPruner
 from rcblib.runs.command import OneLineParser, run_command
 from rcblib.runs.digest import code_digest
 from rcblib.runs.files import write_json
@@ -140,7 +139,7 @@ def compared(
     about = {"model": name, "n_images": n_images, "positions": positions, "retain_ratio": RETAIN_RATIO}
     hashes = {
         "fingerprints": fingerprints,
-        "codebook": CodebookPruner(codebook, retain_ratio=1.0).description()["codebook"],
+        "codebook": codebook.prototypes_hash(),
     }
     return {"made": provenance(), "code": code_digest(__name__), **hashes, **about, "rows": rows}
 

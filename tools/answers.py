@@ -80,17 +80,15 @@ def answer(name: str, written: Mapping[str, Any]) -> str:
 def _token_centric(found: Found) -> str:
     tells = {"above": "tells", "below": "tells the wrong way round", "undecided": "does not clearly tell"}
     said = (
-        f"Shown alone, a token on an object says what lies beneath it in "
-        f"{found.percent('recognised_on_objects')} of cases, "
-        f"and how surely it speaks {tells[found.side('area_top1_probability', 0.5)]} objects from "
-        f"background (area under the "
+        "Shown alone, a token on an object says what lies beneath it in "
+        f"{found.percent('recognised_on_objects')} of cases, and how surely it speaks "
+        f"{tells[found.side('area_top1_probability', 0.5)]} objects from background (area under the "
         f"ROC curve {found.number('area_top1_probability')}; 0.5 is chance)."
     )
     if "recognised_lower_half" in found:
         said += (
-            f" Of the half least similar to [CLS] {found.percent('recognised_lower_half')} are recognised, "
-            f"of the other "
-            f"half {found.percent('recognised_upper_half')}."
+            f" Of the half least similar to [CLS] {found.percent('recognised_lower_half')} are "
+            f"recognised, of the other half {found.percent('recognised_upper_half')}."
         )
     return said
 
@@ -99,11 +97,10 @@ def _context_centric(found: Found) -> str:
     more = {"above": "more", "below": "less", "undecided": "about equally"}
     whole, near = "area_global_divergence", "area_region_divergence"
     return (
-        f"Leaving a token out of the whole image changes the answer {more[found.side(whole, 0.5)]} where an "
-        f"object lies "
-        f"beneath it (area under the ROC curve {found.number(whole)}; 0.5 is chance); leaving it out of the "
-        f"nine around it "
-        f"changes it {more[found.side(near, 0.5)]} there ({found.number(near)})."
+        f"Leaving a token out of the whole image changes the answer {more[found.side(whole, 0.5)]} "
+        f"where an object lies beneath it (area under the ROC curve {found.number(whole)}; 0.5 is "
+        f"chance); leaving it out of the nine around it changes it {more[found.side(near, 0.5)]} "
+        f"there ({found.number(near)})."
     )
 
 
@@ -115,9 +112,8 @@ def _intermediate_states(found: Found) -> str:
         if f"{key}_reliability_for_recognisable" in found
     ]
     return (
-        f"As a guide to the tokens that can be recognised alone, where 1 is perfect and 0 is random "
-        f"numbers, there is "
-        f"{', and '.join(told)}."
+        "As a guide to the tokens that can be recognised alone, where 1 is perfect and 0 is random "
+        f"numbers, there is {', and '.join(told)}."
     )
 
 
@@ -125,12 +121,11 @@ def _build_codebook(found: Found) -> str:
     words = ("more than", "less than", "about as much as")
     compared = found.beside("coverage_of_prototypes", "coverage_of_probed", words)
     return (
-        f"{found.value('n_prototypes'):,} of {found.results['low_information_share']['n']:,} probed tokens "
-        f"become redundant "
-        f"prototypes, from {found.value('n_prototype_images'):,} of {found.results['n_prototypes']['n']:,} "
-        f"images. Objects "
-        f"cover {found.percent('coverage_of_prototypes')} of a prototype's patch, {compared} of a token's at large "
-        f"({found.percent('coverage_of_probed')}); masks had no part in the choice."
+        f"{found.value('n_prototypes'):,} of {found.results['low_information_share']['n']:,} probed "
+        f"tokens become redundant prototypes, from {found.value('n_prototype_images'):,} of "
+        f"{found.results['n_prototypes']['n']:,} images. Objects cover "
+        f"{found.percent('coverage_of_prototypes')} of a prototype's patch, {compared} of a token's "
+        f"at large ({found.percent('coverage_of_probed')}); masks had no part in the choice."
     )
 
 
@@ -138,9 +133,8 @@ def _prototypes(found: Found) -> str:
     kept, by_chance = "codebook_object_patches_kept", "random_object_patches_kept"
     compared = found.beside(kept, by_chance, ("more than", "less than", "about as many as"))
     said = (
-        f"With {found.config['retain']:.0%} of the tokens the codebook keeps {found.percent(kept)} of the "
-        f"patches on "
-        f"objects, {compared} random choice ({found.percent(by_chance)})"
+        f"With {found.config['retain']:.0%} of the tokens the codebook keeps {found.percent(kept)} of "
+        f"the patches on objects, {compared} random choice ({found.percent(by_chance)})"
     )
     if "cls_most_object_patches_kept" in found:
         said += f"; similarity to [CLS] keeps {found.percent('cls_most_object_patches_kept')}"
@@ -156,9 +150,8 @@ def _pruned_inference(found: Found) -> str:
         difference = f"codebook_minus_random_retain_{percent}"  # of the same questions
         compared = words[found.side(difference, 0) if difference in found else "undecided"]
         told.append(
-            f"with {percent}% of the tokens the codebook keeps {found.percent(name)} of the full score, "
-            f"{compared} random "
-            f"tokens ({found.percent(by_chance)})"
+            f"with {percent}% of the tokens the codebook keeps {found.percent(name)} of the full "
+            f"score, {compared} random tokens ({found.percent(by_chance)})"
         )
     sentence = "; ".join(told)
     return f"{sentence[0].upper()}{sentence[1:]}."
@@ -188,19 +181,17 @@ def _real_benchmarks(found: Found) -> str:
 def _merge_shards(found: Found) -> str:
     same = "byte for byte the table" if found.value("same_bytes") else "not the table"
     return (
-        f"{found.value('n_shards')} shards, put together, give {found.value('n_rows'):,} rows: {same} of "
-        f"one run without "
-        f"shards."
+        f"{found.value('n_shards')} shards, put together, give {found.value('n_rows'):,} rows: {same} "
+        "of one run without shards."
     )
 
 
 def _photographs(found: Found) -> str:
     return (
-        f"The noun nearest to a token on an object is that object's in {found.percent('named_on_objects')} "
-        f"of cases, before "
-        f"any LLM has read it; how near it is tells objects from background (area "
-        f"{found.number('area_nearest_noun')}; 0.5 "
-        f"is chance), which similarity to [CLS] does not do as well ({found.number('area_cls_similarity')})."
+        "The noun nearest to a token on an object is that object's in "
+        f"{found.percent('named_on_objects')} of cases, before any LLM has read it; how near it is "
+        f"tells objects from background (area {found.number('area_nearest_noun')}; 0.5 is chance), "
+        f"which similarity to [CLS] does not do as well ({found.number('area_cls_similarity')})."
         if found.beside("area_nearest_noun", "area_cls_similarity", ("more", "", "")) == "more"
         else f"The noun nearest to a token on an object is that object's in "
         f"{found.percent('named_on_objects')} of cases."
@@ -210,18 +201,17 @@ def _photographs(found: Found) -> str:
 def _embedded_world(found: Found) -> str:
     return (
         f"The model names the dominant object of {found.percent('score_one_word')} of new scenes "
-        f"({found.percent('shuffled_one_word')} where it is shown another one), and a single token names "
-        f"the object beneath "
-        f"it in {found.percent('named_one')} of cases ({found.percent('named_by_chance_one')} by chance)."
+        f"({found.percent('shuffled_one_word')} where it is shown another one), and a single token "
+        f"names the object beneath it in {found.percent('named_one')} of cases "
+        f"({found.percent('named_by_chance_one')} by chance)."
     )
 
 
 def _train_embedded(found: Found) -> str:
     return (
         f"The shipped model saw {found.value('shipped_scenes'):,} scenes in "
-        f"{found.value('shipped_minutes'):.0f} minutes, on a CPU; packing several scenes into one sequence "
-        f"changes no "
-        f"logit by more than {found.value('packed_difference'):.0e}."
+        f"{found.value('shipped_minutes'):.0f} minutes, on a CPU; packing several scenes into one "
+        f"sequence changes no logit by more than {found.value('packed_difference'):.0e}."
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import operator
 import os
 import tempfile
@@ -123,6 +124,13 @@ class Codebook:
     def unit_prototypes(self) -> UnitPrototypes:
         """Return the prototypes at length 1, for scoring tokens; made once for all pruners that hold the codebook."""
         return UnitPrototypes(self.prototypes)
+
+    def prototypes_hash(self) -> str:
+        """Return a hash of the prototypes, their dtype and shape."""
+        raw = self.prototypes.detach().cpu().contiguous()
+        digest = hashlib.sha256(f"{raw.dtype} {tuple(raw.shape)} ".encode())
+        digest.update(raw.view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
 
     def check_fits(self, family: str, d_model: int) -> None:
         """Check that the prototypes live in the input space of a model's LLM, as far as that can be told.

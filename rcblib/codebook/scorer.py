@@ -22,6 +22,7 @@ from rcblib.runs.errors import in_one_line
 from rcblib.runs.files import atomic_write, to_plain
 from rcblib.runs.paths import user_path
 from rcblib.runs.provenance import project_root, provenance
+from rcblib.tensors.divergence import combined_influence
 
 HEADS = ("single", "context")
 """What is predicted: the rank of the top-1 probability of the single-token input, and that of the influence."""
@@ -213,7 +214,7 @@ def fit_scorer(
     top1, region, global_ = (
         np.concatenate(values) for values in zip(*(own.signals for own in images), strict=True)
     )
-    influence = k_region * region + k_global * global_
+    influence = combined_influence(region, global_, k_region, k_global)
     ranks = np.stack([rankdata(top1), rankdata(influence)], axis=1) / len(top1)
     ends = np.cumsum([len(own.rows) for own in images])
     folds = np.arange(len(images)) % min(n_folds, len(images))

@@ -27,6 +27,14 @@ ALONE = ("top1_word", "top1_id", "top1_probability", "entropy")
 BENEATH = ("object_coverage", "object_category")
 
 
+def check_masked(samples: Iterable[AnySample]) -> None:
+    """Raise a `ParameterError` where a sample has no masks, or is several images or a video."""
+    for own in samples:
+        if own.kind != "image" or own.objects is None:
+            given = f"image {own.image_id}, {own.kind if own.objects is not None else 'without masks'}"
+            raise ParameterError("samples", given, "single images with masks")
+
+
 def measure_tokens(
     model: Any,
     processor: Any,
@@ -73,10 +81,7 @@ def measure_tokens(
         If a sample has no masks, or is several images or a video.
     """
     samples = list(samples)
-    for own in samples:
-        if own.kind != "image" or own.objects is None:
-            given = f"image {own.image_id}, {own.kind if own.objects is not None else 'without masks'}"
-            raise ParameterError("samples", given, "single images with masks")
+    check_masked(samples)
     adapter = adapter_for(model, processor)
     positions = {"positions": "grid", "n_side": WINDOW_SIZE} if sample else {}
     config = ProbeConfig(question, batch_size=batch_size, attention=False, **positions)

@@ -22,13 +22,13 @@ from rcblib.data.pixels import PIXEL_SIGNALS, pixel_signals
 from rcblib.data.samples import identified, load_pictures
 from rcblib.evaluate.interventions import Answer, Donors, coverage_of, removal_falls, swap_falls
 from rcblib.evaluate.token_scores import codebook_rules, method_scores, rankable, token_measures
+from rcblib.evaluate.tokens import check_masked
 from rcblib.mllm import Adapter, adapter_for
 from rcblib.mllm.fingerprint import model_fingerprint, model_name, processor_settings
 from rcblib.probe.config import ProbeConfig
 from rcblib.probe.inputs import places_of
 from rcblib.probe.pictures import view_pictures
 from rcblib.probe.run import probe_input
-from rcblib.pruners.codebook import CodebookPruner
 from rcblib.pruners.registry import Method
 from rcblib.records import EncodedImage, ImageId, ParameterError, Question
 from rcblib.runs.digest import code_digest
@@ -220,10 +220,8 @@ def part_of(table: pd.DataFrame, part: str) -> pd.DataFrame:
 
 
 def _check_samples(samples: Sequence[AnySample], config: TruthConfig) -> None:
+    check_masked(samples)
     for sample in samples:
-        if sample.kind != "image" or sample.objects is None:
-            given = f"image {sample.image_id}, {'without masks' if sample.kind == 'image' else sample.kind}"
-            raise ParameterError("samples", given, "single images with masks")
         if config.rerender and sample.without is None:
             given = f"True, with image {sample.image_id} of {sample.source}, which cannot be drawn again"
             raise ParameterError("rerender", given, "False, or images of a world that draws them")
@@ -271,7 +269,7 @@ class _Run:
         self.donors = Donors(adapter, self.samples)
         self.identities, _ = identified(list(self.samples.values()), limit=adapter.size_limit)
         described = {name: value for name, value in to_plain(config).items() if name != "batch_size"}
-        prototypes = codebook and CodebookPruner(codebook, retain_ratio=1.0).description()["codebook"]
+        prototypes = codebook and codebook.prototypes_hash()
         self.description = {
             "model": model_name(adapter.model),
             "model_fingerprint": model_fingerprint(adapter.model),

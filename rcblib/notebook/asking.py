@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,9 +17,8 @@ from rcblib.reading.gate_results import PASSED, read_gates_file
 from rcblib.reading.gates import tasks_work
 from rcblib.reading.labels import label_of
 from rcblib.records import ONE_WORD_QUESTION, ParameterError, Question, Sample
-from rcblib.runs.files import read_table
-from rcblib.runs.provenance import project_root
-from rcblib.runs.records import read_record
+from rcblib.runs.provenance import project_path
+from rcblib.runs.records import read_written
 
 
 def draw_questions(config: Any, model: Any, processor: Any, samples: Sequence[Sample]) -> list[Question]:
@@ -81,9 +79,8 @@ def tasks_that_count(gates: str, asked: Sequence[str], seed: int) -> list[str]:
     """
     if not gates:
         return list(asked)
-    path = Path(gates)
-    table = read_record(path).table if path.with_suffix(".json").is_file() else read_table(path)[0]
-    limits, *_ = read_gates_file(project_root() / "data" / "gates.yml")
+    table, _ = read_written(gates)
+    limits, *_ = read_gates_file(project_path("data/gates.yml"))
     judged, able = tasks_work(part_of(table, ANSWERS), limits, generator=np.random.default_rng(seed))
     for task in asked:
         failed = [str(each) for each in judged if each.task == task and each.verdict != PASSED]

@@ -15,7 +15,6 @@ from rcblib.data.skipped import record_skipped
 from rcblib.mllm import Adapter, adapter_for, load_model
 from rcblib.mllm.fingerprint import model_fingerprint
 from rcblib.mllm.fitting import fitting_quantization
-from rcblib.pruners.codebook import CodebookPruner
 from rcblib.records import ImageId, Sample
 from rcblib.runs.results import note_used
 
@@ -60,7 +59,7 @@ def open_codebook(config: Any, adapter: Adapter) -> tuple[Any, Codebook]:
     name = _own_codebook(config.model) if config.codebook == "auto" else config.codebook
     book = load_codebook(name)
     book.check_fits(adapter.family, adapter.d_model)
-    note_used("codebooks", name, CodebookPruner(book, retain_ratio=1.0).description()["codebook"])
+    note_used("codebooks", name, book.prototypes_hash())
     print(f"codebook    {book}")
     fingerprint = model_fingerprint(adapter.model)
     if book.metadata.get("model_fingerprint", fingerprint) != fingerprint:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -79,10 +78,7 @@ class CodebookPruner(Pruner):
 
     def description(self) -> dict[str, Any]:
         """Return the settings, in the codebook's place a hash of its prototypes, dtype and shape."""
-        raw = self.codebook.prototypes.detach().cpu().contiguous()
-        digest = hashlib.sha256(f"{raw.dtype} {tuple(raw.shape)} ".encode())
-        digest.update(raw.view(torch.uint8).numpy().tobytes())
-        return super().description() | {"codebook": digest.hexdigest()}
+        return super().description() | {"codebook": self.codebook.prototypes_hash()}
 
     def check(self, adapter: Adapter) -> None:
         """Raise a `CodebookError` where the codebook has another width, or a known other family.

@@ -8,12 +8,10 @@ from typing import Any
 
 from rcblib.codebook.pooling import ProbedImage
 from rcblib.codebook.scorer import PENALTY, Scorer, fit_scorer
-from rcblib.data.opening import open_dataset
+from rcblib.data.opening import images_for, open_dataset
 from rcblib.mllm import adapter_for, load_model
-from rcblib.mllm.loading import model_folder
 from rcblib.probe.recorded import EncodedTokens, recorded_rows
 from rcblib.probe.store import read_probe_by_image
-from rcblib.runs.files import read_json
 from rcblib.runs.records import is_record, read_record
 
 
@@ -51,11 +49,9 @@ def _of_folder(folder: str | os.PathLike) -> tuple[dict[str, Any], Iterator[Prob
 def _of_record(path: str | os.PathLike) -> tuple[dict[str, Any], Iterator[ProbedImage]]:
     record = read_record(path)
     options = record.facts["stage"]["options"]
-    images = options["images"]
-    if images == "auto":
-        images = read_json(model_folder(options["model"]) / "config.json").get("rcb_world", "scenes")
-    samples = list(open_dataset(images, options.get("split"), options.get("n_images")))
     model, processor = load_model(options["model"], "cpu", options.get("dtype", "auto"))
+    images = images_for(options["images"], model)
+    samples = list(open_dataset(images, options.get("split"), options.get("n_images")))
     tokens = EncodedTokens(adapter_for(model, processor), samples)
     table = recorded_rows(record, samples, record.description)
     groups = table.groupby("image_id", sort=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ from rcblib.pruners.every import BY_CHANCE, OURS
 from rcblib.reading.budgets import two_sided
 from rcblib.reading.comparison import ALL_TOKENS, corrected_scores
 from rcblib.reading.resampling import estimate_of, holm
+from rcblib.reading.statistics import Estimate
 
 
 def is_variant(answers: pd.DataFrame) -> pd.Series:
@@ -57,22 +59,9 @@ def factor_table(
     scores = corrected_scores(answers, settings, tasks, generator=generator, n_resamples=n_resamples)
     rows = []
     for changed, base, ratio in pairs:
+        before, after = (scores.relative(name).value for name in (base, changed))
         found = scores.difference(changed, base)
-        rows.append(
-            {
-                "method": base,
-                "factor": changed.partition("; ")[2],
-                "asked": ratio,
-                "before": scores.relative(base).value,
-                "after": scores.relative(changed).value,
-                "value": found.value,
-                "low": found.low,
-                "high": found.high,
-                "n": found.n,
-                "n_images": found.n_clusters,
-                "p_value": two_sided(found),
-            }
-        )
+        rows.append(_row(base, changed.partition("; ")[2], ratio, before, after, found))
     table = pd.DataFrame(rows)
     return table.assign(p_holm=holm(table["p_value"]))
 
@@ -122,19 +111,24 @@ def arms_table(
         n_draws = min(len(own.draws), len(its.draws))
         values = np.concatenate([[its.value - own.value], its.draws[:n_draws] - own.draws[:n_draws]])
         found = estimate_of(values, own.n + its.n, own.n_clusters + its.n_clusters)
-        rows.append(
-            {
-                "method": method,
-                "factor": factor,
-                "asked": asked,
-                "before": own.value,
-                "after": its.value,
-                "value": found.value,
-                "low": found.low,
-                "high": found.high,
-                "n": found.n,
-                "n_images": found.n_clusters,
-                "p_value": two_sided(found),
-            }
-        )
+        rows.append(_row(method, factor, asked, own.value, its.value, found))
     return pd.DataFrame(rows)
+
+
+def _row(
+    method: str, factor: str, asked: float, before: float, after: float, found: Estimate
+) -> dict[str, Any]:
+    """Lay out what one change makes of a method, with the difference that was found."""
+    return {
+        "method": method,
+        "factor": factor,
+        "asked": asked,
+        "before": before,
+        "after": after,
+        "value": found.value,
+        "low": found.low,
+        "high": found.high,
+        "n": found.n,
+        "n_images": found.n_clusters,
+        "p_value": two_sided(found),
+    }

@@ -113,6 +113,14 @@ def is_record(path: str | os.PathLike) -> bool:
     return Path(path).suffix == ".parquet"
 
 
+def read_written(path: str | os.PathLike) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Read a table that a command wrote with ``--table``, recorded (then it is checked) or not, with its facts."""
+    if Path(path).with_suffix(".json").is_file():
+        record = read_record(path)
+        return record.table, dict(record.facts)
+    return read_table(path)
+
+
 def read_record(path: str | os.PathLike) -> Record:
     """Open a recorded table.
 

@@ -22,8 +22,8 @@ from rcblib.pruners.registry import PRUNERS, find_method
 from rcblib.reading.explorer.build import Source, with_more
 from rcblib.reading.explorer.writing import write_explorer
 from rcblib.records import ImageId, ParameterError
-from rcblib.runs.files import read_table, write_table
-from rcblib.runs.records import FACTS, is_record, read_record
+from rcblib.runs.files import write_table
+from rcblib.runs.records import FACTS, is_record, read_written
 from rcblib.runs.shards import Shard
 
 MOST_BUDGETS = 6
@@ -119,10 +119,7 @@ def read_probed(path: Path) -> ProbeResults:
 
 def read_explored(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Read a table that a command wrote with ``--table``, recorded or not, with its facts."""
-    if path.with_suffix(".json").is_file():
-        record = read_record(path)
-        return record.table, dict(record.facts)
-    table, facts = read_table(path)
+    table, facts = read_written(path)
     if set(FACTS) - set(facts):
         raise ParameterError("table", path.name, "a table that a command of the library wrote with --table")
     return table, facts
