@@ -218,6 +218,36 @@ def test_names_of_code_in_text_exist():
     assert problems == set()
 
 
+EXAMPLES = {"data/expected/single_tokens.json", "notebooks/single_tokens.ipynb"}
+"""Files that a reader makes, on the page on adding a notebook."""
+
+
+def missing_paths(text, root):
+    """Find paths of the project that do not exist; of one with ``<name>`` or ``*`` in it, what stands before that."""
+    folders = "rcblib|worlds|tools|data|notebooks|benchmarks|workflow|scripts|codebooks|scorers|tests"
+    found = re.findall(rf"(?<![\w/.~<>$}}-])(?:{folders})/[\w./*<>-]+", text)
+    named = {re.split(r"[^/]*[<*]", path)[0].rstrip(".") for path in found}
+    return {path for path in named if not (root / path).exists()}
+
+
+def test_paths_that_do_not_exist_are_found(tmp_path):
+    (tmp_path / "data/models").mkdir(parents=True)
+    text = "`data/models/<name>/a.json`, `data/*.yml`, `results/x`, [](../data/gone) and ~/data/mine: "
+    assert missing_paths(text, tmp_path) == set()
+    assert missing_paths(f"{text} `data/gone.yml`. See tools/<name>.py", tmp_path) == {
+        "data/gone.yml",
+        "tools/",
+    }
+
+
+def test_paths_of_the_project_that_pages_and_notebooks_name_exist():
+    pages = [*NOTEBOOKS, REPOSITORY / "README.md", REPOSITORY / "data/README.md"]
+    pages += [path for ending in ("md", "yml") for path in (REPOSITORY / "book").glob(f"*.{ending}")]
+    problems = {path.name: missing_paths(path.read_text(encoding="utf-8"), REPOSITORY) for path in pages}
+    assert len(problems) > 40
+    assert {name: found - EXAMPLES for name, found in problems.items() if found - EXAMPLES} == {}
+
+
 def machine_paths(text):
     """Find absolute paths of somebody's machine: below a home, a temporary folder or the like."""
     # Put together from parts, so that this file does not hold what it looks for.
