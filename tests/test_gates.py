@@ -169,6 +169,10 @@ def test_low_information_sets_of_two_seeds_overlap(generator):
     first, second = tokens(), tokens(seed=1)
     _, found = signal_is_stable(first, LIMITS, other=second, criterion=criterion, generator=generator)
     assert (found.value, found.verdict) == (1.0, "passed")
+    share = ((first["top1_probability"] < 0.15) & (first["influence"] < 0.002)).mean()
+    assert 0 < share < 1 and found.by_chance == pytest.approx(
+        share / (2 - share)
+    )  # of two random sets as large
     fewer = second.assign(top1_probability=second["top1_probability"].mask(second["position"] > 20, 0.5))
     _, found = signal_is_stable(first, LIMITS, other=fewer, criterion=criterion, generator=generator)
     assert found.value == pytest.approx(15 / 30)
@@ -178,7 +182,7 @@ def test_low_information_sets_of_two_seeds_overlap(generator):
     assert found.value == 0 and found.about.startswith("(1.00 at the other’s own levels, 0.")
     bare = second.drop(columns="influence")
     _, found = signal_is_stable(first, LIMITS, other=bare, criterion=criterion, generator=generator)
-    assert found.verdict == "not measured"
+    assert found.verdict == "not measured" and np.isnan(found.by_chance)
 
 
 def test_every_cluster_has_to_recur():

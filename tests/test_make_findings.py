@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -113,6 +114,22 @@ def test_every_claim_has_its_line_a_model_and_the_page_is_short(judged, project)
     assert line.startswith(own["codebook"]) and own["random"] in line and own["oracle"] in line
     page = (REPOSITORY / "book/what_we_found.md").read_text(encoding="utf-8")
     assert len(re.findall(r"[^\s|*·#-]+", page + text)) <= 900
+
+
+def test_controls_are_read_as_numbers(judged, monkeypatch):
+    evidence, (claim, *_) = judged.models[PHOTOGRAPHS], judged.claims
+    stored = {"value": 0.2, "n": 7, "low_share": 0.44, "random": 0.5, "best": 0.07, "reversed": 0.9}
+    measured = evidence.results["intermediate_states"] | {rule.result: stored for rule in claim.rules}
+    monkeypatch.setitem(evidence.results, "intermediate_states", measured)
+    header, _, *lines = make_findings.claim_table(judged, claim).splitlines()
+    assert header.startswith("| model | score | random | oracle | guessing | unpruned | verdict |")
+    (line,) = (line for line in lines if line.startswith("| LLaVA-photographs |"))
+    assert line.startswith("| LLaVA-photographs | 0.44 | 0.50 | 0.07 | ")
+    assert re.search(r"\((G\d, )*G4(, G\d)*\) \|$", line)
+    others = [each for each in evidence.gates if each.what != "overlap of two seeds"]
+    (overlap,) = (each for each in evidence.gates if each.what == "overlap of two seeds")
+    monkeypatch.setattr(evidence, "gates", [*others, replace(overlap, about="", by_chance=0.375)])
+    assert make_findings.seeds(judged).controls["random"] == "sets 0.38"
 
 
 def test_words_hold_no_numbers():

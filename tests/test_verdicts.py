@@ -9,7 +9,7 @@ import yaml
 from test_gates import LIMITS, N, answers, asked, tokens
 
 from rcblib.evaluate.gates import ORACLE
-from rcblib.reading.claim_lines import claim_lines, rule_grid, settings_of
+from rcblib.reading.claim_lines import claim_lines, claim_numbers, failed_gates, rule_grid, settings_of
 from rcblib.reading.claims import read_claims
 from rcblib.reading.verdicts import Evidence, collect, verdict_table, weigh
 from rcblib.runs.files import file_sha256, write_json, write_table
@@ -120,6 +120,9 @@ def test_a_claim_has_a_line_a_model_with_gates_controls_and_verdict(weighed):
     assert line["gates"] == "G1✓ G2✓ G3✓ G5✓ G6✓"
     scores = ["codebook", "random", "oracle", "unpruned", "guessing"]
     assert line[scores].tolist() == ["0.94", "0.60", "0.95", "0.95", "0.25"]  # the same at both budgets
+    numbers = claim_numbers(weighed["first"], CLAIMS[2])
+    assert list(numbers) == scores and numbers["random"] == [pytest.approx(0.6)] * 2
+    assert failed_gates(weighed["first"], CLAIMS[2]) == []
     assert lines["verdict"].tolist() == ["holds", "does not hold"]
 
 
@@ -161,6 +164,11 @@ def test_a_claim_on_a_signal_stands_beside_random_and_reversed_ones(weighed):
     shares = ["0.50\u202f·\u202f–", "0.10\u202f·\u202f–", "0.90\u202f·\u202f–"]
     assert line["random / oracle / reversed"] == " / ".join(shares)
     assert line[["unpruned", "guessing"]].tolist() == ["0.95", "0.25"]
+    numbers = claim_numbers(weighed["first"], CLAIMS[0])
+    assert [numbers[name] for name in ("low share", "random", "oracle", "reversed")] == [
+        [share, None] for share in (0.45, 0.5, 0.1, 0.9)
+    ]
+    assert numbers["unpruned"] == [pytest.approx(0.95)] * 2
     declared = claim_lines(weighed.values(), CLAIMS[0], table).loc["second"]
     assert declared[["reliability", "verdict", "why"]].tolist() == [
         "–",

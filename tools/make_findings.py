@@ -9,7 +9,6 @@ as the paper's evidence and what would change a verdict, stand in ``book/what_we
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,15 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from rcblib.reading.claim_lines import NOTHING, claim_lines, settings_of
+from rcblib.reading.claim_lines import (
+    NOTHING,
+    claim_lines,
+    claim_numbers,
+    failed_gates,
+    is_on_pruning,
+    joined,
+    settings_of,
+)
 from rcblib.reading.claims import Claim, read_claims
 from rcblib.reading.gate_results import GateResult, read_gates_file
 from rcblib.reading.labels import label_of
@@ -40,9 +47,6 @@ CODEBOOK, SHARE = "codebook", 0.2
 DECIDED = ("holds", "does not hold", "undecided")
 
 CONTROLS = ("unpruned", "guessing", "random", "oracle")
-
-LOW_SHARES = {"reliability", "random / oracle / reversed"}
-"""Columns of a claim's lines that say of a signal what ``low share`` says in plainer numbers."""
 
 
 @dataclass(frozen=True)
@@ -199,7 +203,6 @@ def signals(judged: Judged) -> Headline:
 def seeds(judged: Judged) -> Headline:
     """Tell whether two trainings of one model agree on which tokens say little."""
     overlap = judged.gate(PHOTOGRAPHS, "overlap of two seeds")
-    chance = re.search(r"([\d.]+) by chance", overlap.about)
     headline = (
         "Two trainings of one model agree on which tokens say little."
         if overlap.verdict == "passed"
@@ -209,7 +212,7 @@ def seeds(judged: Judged) -> Headline:
         headline,
         f"Their sets overlap (intersection over union) by {overlap.value:.2f} [{overlap.low:.2f}, {overlap.high:.2f}] "
         f"where {overlap.bound:g} was asked for beforehand; so that pruning works does not show why it works.",
-        {"random": f"sets {chance[1]}" if chance else NOTHING, "oracle": "1"},
+        {"random": f"sets {overlap.by_chance:.2f}", "oracle": "1"},
         f"{overlap.n} tokens of photographs that either of them calls so: [](notebooks/claims.ipynb).",
     )
 
@@ -253,22 +256,19 @@ def summary_text(judged: Judged) -> str:
 
 def claim_table(judged: Judged, claim: Claim) -> str:
     """Write a claim's numbers and verdicts, one line a model; of the reasons only the gates that failed."""
-    lines = claim_lines(judged.models.values(), claim, judged.verdicts)
-    lines = lines[lines["low share" if "low share" in lines else "random"] != NOTHING]
-    if lines.empty:
-        return "Not measured yet.\n"
-    gates = lines["why"].map(lambda why: ", ".join(sorted(set(re.findall(r"\bG\d(?=: )", why)))))
-    lines["verdict"] += gates.map(lambda failed: f" ({failed})" if failed else "")
-    if "low share" in lines:
-        controls = lines["random / oracle / reversed"].str.split(" / ", expand=True)
-        lines.insert(0, "score", lines["low share"])
-        lines.insert(1, "random", controls[0])
-        lines.insert(2, "oracle", controls[1])
-    else:
-        lines.insert(0, "score", lines["codebook"])
-    wanted = ["score", "random", "oracle", "guessing", "unpruned", "best other", "verdict"]
-    shown = lines[[name for name in wanted if name in lines]]
-    return table(["model", *shown], [[label_of(model), *row] for model, *row in shown.itertuples(name=None)])
+    lines = claim_lines(judged.models.values(), claim, judged.verdicts).fillna(NOTHING)
+    own, asked = ("codebook", "random") if is_on_pruning(claim) else ("low share", "low share")
+    rows = []
+    for model, line in lines.iterrows():
+        numbers = claim_numbers(judged.models[model], claim)
+        if all(number is None for number in numbers[asked]):
+            continue
+        row = {"model": label_of(model), "score": joined(numbers[own])}
+        row |= {name: joined(numbers[name]) for name in ("random", "oracle", "guessing", "unpruned")}
+        row |= {name: line[name] for name in ("best other",) if name in line}
+        failed = ", ".join(failed_gates(judged.models[model], claim))
+        rows.append(row | {"verdict": f"{line['verdict']} ({failed})" if failed else line["verdict"]})
+    return table(list(rows[0]), [list(row.values()) for row in rows]) if rows else "Not measured yet.\n"
 
 
 def claims_text(judged: Judged, words: Mapping[str, Mapping[str, str]]) -> str:

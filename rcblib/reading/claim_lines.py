@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
 from rcblib.reading.claims import Claim, Rule
-from rcblib.reading.gate_results import MARKS, gate_states
+from rcblib.reading.gate_results import FAILED, MARKS, gate_states
 from rcblib.reading.verdicts import GATES_STAGE, Evidence, source_name
 
 NOTHING = "–"
@@ -63,6 +64,61 @@ def claim_lines(evidence: Iterable[Evidence], claim: Claim, verdicts: pd.DataFra
     return pd.DataFrame.from_dict(lines, orient="index").rename_axis("model")
 
 
+def claim_numbers(each: Evidence, claim: Claim) -> dict[str, list[float | None]]:
+    """Return the numbers of a claim's line, each once for every entry of `settings_of`; ``None`` where not measured.
+
+    Parameters
+    ----------
+    each : Evidence
+        Weighed.
+    claim : Claim
+        Whose numbers.
+
+    Returns
+    -------
+    dict
+        Of a claim on pruning the scores ``codebook``, ``random``, ``oracle``, ``unpruned`` and ``guessing``, 0 to 1.
+        Of a claim on a signal its ``reliability``, its ``low share``, and the shares that ``random`` numbers, a perfect
+        signal (``oracle``) and a ``reversed`` one would get, 0 to 1; the last two are scores of the gates there.
+    """
+    settings = _settings(claim)
+
+    def numbers(name: str, source: str = "") -> list[float | None]:
+        return [
+            each.results.get(source_name(source or claim.source, rule.data), {})
+            .get(name.format(end=f"retain_{(rule.retain_ratio or 0) * 100:g}"), {})
+            .get("value")
+            for rule in settings
+        ]
+
+    if is_on_pruning(claim):
+        return {
+            "codebook": numbers("score_{end}"),
+            "random": numbers("score_random_{end}"),
+            "oracle": numbers("score_oracle_{end}"),
+            "unpruned": numbers("score_unpruned"),
+            "guessing": numbers("score_guessing"),
+        }
+    found = _found(each, claim)
+    stored = {"reliability": "value", "low share": "low_share"}
+    stored |= {"random": "random", "oracle": "best", "reversed": "reversed"}
+    return {name: [result.get(key) for result in found] for name, key in stored.items()} | {
+        "unpruned": numbers("score_unpruned", GATES_STAGE),
+        "guessing": numbers("score_guessing", GATES_STAGE),
+    }
+
+
+def is_on_pruning(claim: Claim) -> bool:
+    """Tell whether a claim is about budgets of tokens, rather than about a signal."""
+    return claim.rules[0].retain_ratio is not None
+
+
+def failed_gates(each: Evidence, claim: Claim) -> list[str]:
+    """Name the gates of a claim that failed on a model for any of its rules, such as ``["G4", "G5"]``."""
+    states = [gate_states(each.gates, rule.retain_ratio, rule.data) for rule in claim.rules]
+    return [gate for gate in claim.gates if any(state[gate][0] == FAILED for state in states)]
+
+
 def rule_grid(verdicts: pd.DataFrame) -> pd.DataFrame:
     """Lay what each rule measured, and its own verdict, out side by side: a row a rule, a column a model.
 
@@ -101,43 +157,30 @@ def _gates(each: Evidence, claim: Claim) -> str:
 
 
 def _numbers(each: Evidence, claim: Claim) -> dict[str, str]:
-    settings = _settings(claim)
-
-    def numbers(name: str, source: str = "") -> str:
-        values = [
-            each.results.get(source_name(source or claim.source, rule.data), {})
-            .get(name.format(end=f"retain_{(rule.retain_ratio or 0) * 100:g}"), {})
-            .get("value")
-            for rule in settings
-        ]
-        return _joined(values)
-
-    if settings[0].retain_ratio is not None:
-        rivals = [
-            each.results.get(claim.source_of(rule), {}).get(rule.result, {}).get("against")
-            for rule in settings
-        ]
-        named = {"best other": " · ".join(dict.fromkeys(filter(None, rivals)))} if any(rivals) else {}
-        return named | {
-            "codebook": numbers("score_{end}"),
-            "random": numbers("score_random_{end}"),
-            "oracle": numbers("score_oracle_{end}"),
-            "unpruned": numbers("score_unpruned"),
-            "guessing": numbers("score_guessing"),
-        }
-    found = [each.results.get(claim.source_of(rule), {}).get(rule.result, {}) for rule in settings]
-    names = ("value", "low_share", "random", "best", "reversed")
-    own, low, *others = (_joined([result.get(name) for result in found]) for name in names)
+    numbers = claim_numbers(each, claim)
+    found = _found(each, claim)
+    written = {name: joined(values) for name, values in numbers.items()}
+    if is_on_pruning(claim):
+        rivals = list(dict.fromkeys(filter(None, (result.get("against") for result in found))))
+        return ({"best other": " · ".join(rivals)} if rivals else {}) | written
+    others = [written.pop(name) for name in ("random", "oracle", "reversed")]
+    is_inverted = any(result.get("inverted") for result in found)
     return {
-        "reliability": own + (" (inverted)" if any(result.get("inverted") for result in found) else ""),
-        "low share": low,
+        "reliability": written["reliability"] + (" (inverted)" if is_inverted else ""),
+        "low share": written["low share"],
         "random / oracle / reversed": NOTHING if set(others) == {NOTHING} else " / ".join(others),
-        "unpruned": numbers("score_unpruned", GATES_STAGE),
-        "guessing": numbers("score_guessing", GATES_STAGE),
+        "unpruned": written["unpruned"],
+        "guessing": written["guessing"],
     }
 
 
-def _joined(values: Sequence[float | None]) -> str:
+def _found(each: Evidence, claim: Claim) -> list[Mapping[str, Any]]:
+    """Return what was measured for the rule of each setting."""
+    return [each.results.get(claim.source_of(rule), {}).get(rule.result, {}) for rule in _settings(claim)]
+
+
+def joined(values: Sequence[float | None]) -> str:
+    """Write numbers beside each other, one where all are the same."""
     texts = [NOTHING if value is None else f"{value:.2f}" for value in values]
     return texts[0] if len(set(texts)) == 1 else "\u202f·\u202f".join(texts)
 

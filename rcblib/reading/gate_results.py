@@ -80,6 +80,8 @@ class GateResult:
         Which samples: ``"images"``, ``"groups"`` or ``"videos"``.
     about : str
         Which of several it is on this model, such as the word said most.
+    by_chance : float
+        What the value would be by chance, of two sets as large; NaN where that has no meaning.
     """
 
     gate: str
@@ -95,6 +97,7 @@ class GateResult:
     retain_ratio: float = float("nan")
     data: str = "images"
     about: str = ""
+    by_chance: float = float("nan")
 
     @property
     def verdict(self) -> str:

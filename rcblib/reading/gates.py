@@ -186,11 +186,10 @@ def signal_is_stable(
     what, about = "commonest background word", f"“{word}”"
     why = "" if spread else "no background"
     results = [_of("G5", what, spread, "below", limits.most_word_share, why=why, about=about)]
-    overlap, why, about = None, "one training seed only", ""
+    overlap, more = None, {"why": "one training seed only"}
     if other is not None:
-        overlap, why, about = _overlap(tokens, other, criterion, generator)
-    what = "overlap of two seeds"
-    return [*results, _of("G5", what, overlap, "at least", limits.least_overlap, why=why, about=about)]
+        overlap, more = _overlap(tokens, other, criterion, generator)
+    return [*results, _of("G5", "overlap of two seeds", overlap, "at least", limits.least_overlap, **more)]
 
 
 def prototypes_recur(metadata: Mapping[str, Any], limits: Limits) -> GateResult:
@@ -313,16 +312,16 @@ def _overlap(
     second: pd.DataFrame,
     criterion: Mapping[str, float] | None,
     generator: np.random.Generator,
-) -> tuple[Estimate | None, str, str]:
+) -> tuple[Estimate | None, dict[str, Any]]:
     """Estimate the Jaccard overlap of two sets of tokens that say little, over the images of both; or say why not.
 
-    Last comes what tells a shift of all values from disagreement: the overlap with the other's thresholds at its own
+    With it comes what tells a shift of all values from disagreement: the overlap with the other's thresholds at its own
     quantiles, below each of which as large a share of its tokens lies, and that of as many tokens of each at random.
     """
     if criterion is None:
-        return None, "no codebook says what is low", ""
+        return None, {"why": "no codebook says what is low"}
     if "influence" not in set(first) & set(second):
-        return None, "influence was not measured", ""
+        return None, {"why": "influence was not measured"}
     place = ["image_id", "view", "position"]
     known = (rows.dropna(subset="influence") for rows in (first, second))
     both = pd.merge(*known, on=place, suffixes=("", "_other"), validate="one_to_one")
@@ -335,7 +334,7 @@ def _overlap(
     little, other = says_little(""), says_little("_other")
     either = little | other
     if not either.any():
-        return None, "no token of the images of both says little" if len(both) else "other images", ""
+        return None, {"why": "no token of the images of both says little" if len(both) else "other images"}
     n_below = {name: int((values[name] < limit).sum()) for name, limit in limits.items()}
     ranks = values.rank(method="first")
     own = np.all([ranks[f"{name}_other"] <= n for name, n in n_below.items()], axis=0)
@@ -344,4 +343,5 @@ def _overlap(
     by_chance /= max(little.mean() + own.mean() - by_chance, np.finfo(float).tiny)
     about = f"({matched:.2f} at the other’s own levels, {by_chance:.2f} by chance)"
     images = both["image_id"][either].to_numpy()
-    return mean_interval((little & other)[either], images, generator=generator), "", about
+    overlap = mean_interval((little & other)[either], images, generator=generator)
+    return overlap, {"about": about, "by_chance": float(by_chance)}
