@@ -122,8 +122,12 @@ def test_keys_move_pin_and_let_go_and_are_told(visit, explored):
 
 def test_the_slider_drops_tokens_and_changes_the_answers(visit, explored):
     page = visit()
+    assert page.locator(".rx-drop output").inner_text() == "50 % of the tokens stay"  # the first from a fifth on
+    assert len(re.findall("M", page.locator("path.rx-drop").get_attribute("d"))) == 144 - 72
     page.locator("#rx-budget").focus()
+    page.keyboard.press("End")
     assert page.locator(".rx-drop output").inner_text() == "all tokens stay"
+    assert page.locator("path.rx-drop").get_attribute("d") == ""
     page.keyboard.press("Home")
     assert page.locator(".rx-drop output").inner_text() == "10 % of the tokens stay"
     assert len(re.findall("M", page.locator("path.rx-drop").get_attribute("d"))) == 144 - 14

@@ -106,8 +106,8 @@
 	}
 
 	// State, which the address keeps
-	const LAST = M.budgets.length - 1;
-	const S = { image: M.images[0].key, model: "", view: 0, token: null, pins: [], method: "", budget: LAST, how: "removed", layer: "", question: 0, step: -1 };
+	const LAST = M.budgets.length - 1, FIRST = Math.max(0, M.budgets.findIndex((b) => b >= 0.2)); // at first a fifth stays
+	const S = { image: M.images[0].key, model: "", view: 0, token: null, pins: [], method: "", budget: FIRST, how: "removed", layer: "", question: 0, step: -1 };
 	const label = (name) => M.methods.find((method) => method.name === name)?.label ?? name;
 	const image = (key = S.image) => M.images.find((own) => own.key === key);
 	const seen = (key) => image(key).models[S.model]; // by the model that is chosen
@@ -442,7 +442,7 @@
 		["What does it say alone?", "The model was shown this token and no other, and asked for one word. The bars are its five likeliest words. The deeper the tint, the surer a token is of its word.", () => ({ token: best("sure", (t) => E.object(t) !== null) ?? best("sure"), layer: "sure", budget: LAST })],
 		["Many say little", "Here is the token that is least sure. Tokens like it are alike in many pictures, and so they make a codebook of what is redundant.", () => ({ token: best("sure", () => true, -1), layer: "sure", budget: LAST })],
 		["Is it missed?", "The nine tokens around a place were taken out, and the whole picture was asked again. The deeper the tint, the more the answer moved.", () => { const name = E.measures.global_divergence ? "global_divergence" : "sure"; return { token: best(name), layer: name, budget: LAST }; }],
-		["Now drop tokens", "Faded tokens are gone before the model reads. Compare its answers with those after dropping as many at random, move the slider, and choose other methods.", () => ({ token: null, layer: "", budget: Math.max(0, M.budgets.findIndex((b) => b >= 0.2)) })],
+		["Now drop tokens", "Faded tokens are gone before the model reads. Compare its answers with those after dropping as many at random, move the slider, and choose other methods.", () => ({ token: null, layer: "", budget: FIRST })],
 	];
 	function go(step) {
 		S.step = step;
