@@ -286,13 +286,13 @@ def _evaluate(options: argparse.Namespace) -> None:
     from rcblib.data.opening import fitting_noted
     from rcblib.evaluate.parts import evaluate_parts, scores_text
     from rcblib.mllm import adapter_for
-    from rcblib.pruners.asked import asked_pruners, calibrated_cut_offs, cut_off_pruners
+    from rcblib.pruners.asked import asked_pruners, calibrated_cut_offs, cut_off_pruners, in_turn
     from rcblib.pruners.every import every_pruner, variant_pruners
     from rcblib.runs.files import write_table
-    from rcblib.runs.shards import Shard
+    from rcblib.runs.shards import Shard, turn_of
 
     # Everything that can be wrong is looked at before a model is loaded.
-    shard = Shard.parse(options.shard, options.first)
+    shard, turn = Shard.parse(options.shard, options.first), turn_of(options.settings)
     pruners = asked_pruners(
         options.pruner,
         options.codebook,
@@ -326,6 +326,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         book = load_codebook(options.codebook)
         cuts = calibrated_cut_offs(adapter, book, calibration, options.retain_ratio, options.batch_size)
         pruners |= cut_off_pruners(book, cuts)
+    pruners = in_turn(pruners, turn)
     frame, facts = evaluate_parts(
         model,
         processor,
@@ -339,6 +340,8 @@ def _evaluate(options: argparse.Namespace) -> None:
         shard=shard,
         skipped=skipped,
     )
+    if options.settings:
+        facts["only"] = {"setting": sorted(facts["settings"])}
     if options.table:
         write_table(options.table, frame, facts)
     print(scores_text(frame))

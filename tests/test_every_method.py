@@ -12,7 +12,9 @@ from rcblib.pruners import PRUNERS, CodebookPruner, RandomPruner
 from rcblib.pruners.every import every_pruner, kind_of, variant_pruners
 from rcblib.pruners.replaced import ReplacedCodebookPruner, ReplacedRandomPruner, central_prototype
 from rcblib.records import ParameterError
+from rcblib.runs.agreement import compare_with_record
 from rcblib.runs.files import read_table
+from rcblib.runs.records import read_record, write_record
 
 SHARES = (0.25, 0.5)
 
@@ -140,6 +142,24 @@ def test_the_command_asks_every_method(tmp_path, capsys):
     read = found["n_retained"].mean()
     assert read["codebook; replaced by a prototype"] == read["all tokens"] == 36
     assert read["codebook; positions kept"] == 18
+    kept = read_table(tmp_path / "all.parquet")[1]
+    assert "only" not in kept
+    write_record(tmp_path / "own/all.parquet", table.sort_values("image_id", kind="stable"), kept)
+    turn = ["--settings", "3/7", "--first", "1", "--folder", str(tmp_path / "other"), "--table"]
+    assert main([*command, *asked, *turn, str(tmp_path / "some.parquet")]) == 0
+    some, facts = read_table(tmp_path / "some.parquet")
+    settings = table["setting"].unique()
+    assert some["setting"].unique().tolist() == settings[2::7].tolist()
+    assert facts["only"] == {"setting": sorted(settings[2::7])}
+    agreement = compare_with_record(read_record(tmp_path / "own/all.parquet"), some, facts)
+    assert not agreement.disagreements and agreement.n_rows == len(some)
+    capsys.readouterr()
+    assert main([*command, *asked, "--settings", "8/7"]) == 2
+    assert "settings: got '8/7'; accepted: 1/n to n/n, such as 3/7" in capsys.readouterr().err
+    assert main([*command, *asked, "--settings", "999/999"]) == 2
+    assert (
+        f"settings: got 'the 999-th'; accepted: one of the {len(settings)} there" in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(("images", "task"), [("groups", "same_different"), ("videos", "direction")])

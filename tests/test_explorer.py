@@ -35,6 +35,7 @@ from rcblib.reading.explorer.build import Source, exhibit_of, with_more
 from rcblib.reading.explorer.schema import Exhibit, Manifest, Pictures
 from rcblib.reading.explorer.writing import MOST_BYTES_AT_FIRST, read_script, write_explorer
 from rcblib.records import ParameterError, VisualView
+from rcblib.runs.files import read_table
 from rcblib.runs.records import read_record
 from tools.notebook_list import read_notebook_list
 
@@ -394,6 +395,11 @@ def test_the_command_writes_a_page_of_own_photos(tmp_path, capsys):
     again = ["--probed", str(tmp_path / "probed"), "--recorded", table]
     assert main(["explorer", *wanted, *again]) == 0
     assert (tmp_path / "page/index.html").read_text(encoding="utf-8") == first
+    some = ["--retain-ratio", "0.2", "0.5", "--settings", "2/2", "--table", str(tmp_path / "s.parquet")]
+    assert main(["explorer", *wanted[:-2], *some]) == 0
+    whole, (found, facts) = read_table(table)[0], read_table(tmp_path / "s.parquet")
+    assert facts["only"] == {"setting": sorted(whole["setting"].dropna().unique())}  # without those at 0.2
+    pd.testing.assert_frame_equal(found, whole)
     capsys.readouterr()
     for option, words in (
         (["--retain-ratio", "0.5", "0.2"], "retain-ratio: got [0.5, 0.2]"),

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 from small_project import COMMAND, LIST, make_full, make_project, snakemake
@@ -136,6 +137,39 @@ def test_what_differs_from_the_record_stops_with_one_line(listed, tmp_path, caps
     assert "record: large/probing: got 'a table of sha256" in capsys.readouterr().err
 
 
+def test_which_settings_a_build_computes_again_follows_from_the_record(listed, tmp_path):
+    stage = listed[0].find("probing-large")
+    assert record.again(stage, tmp_path) == ["--first", "2"]
+    stage = dataclasses.replace(stage, recorded=Recorded(first=3, settings=7))
+    assert record.again(stage, tmp_path) == ["--first", "3"]  # nothing is recorded yet
+    for sha256, turn in (("0f", "2/7"), ("07", "1/7"), ("ff" * 32, f"{int('ff' * 32, 16) % 7 + 1}/7")):
+        write_json((tmp_path / stage.record).with_suffix(".json"), {"sha256": sha256})
+        assert record.again(stage, tmp_path) == ["--first", "3", "--settings", turn]
+
+
+def test_a_check_of_some_settings_says_how_many(listed, tmp_path, capsys):
+    found, compute = listed
+    shards = [compute(f"{i}.parquet", "--scale", "1.5", "--shard", f"{i}/2") for i in (1, 2)]
+    tables = []
+    for path in map(Path, shards):
+        table, facts = read_table(path)
+        facts["keys"] = ["setting", "token"]
+        tables.append(pd.concat([table.assign(setting=name) for name in "abc"], ignore_index=True))
+        write_table(path, tables[-1], facts)
+    assert record.main(["write", "probing-large", *shards], tmp_path) == 0
+    some, output = tmp_path / "some.parquet", tmp_path / CHECKED
+    output.parent.mkdir(parents=True)
+    of_settings = tables[0][tables[0]["setting"] != "b"]
+    facts = read_table(shards[0])[1] | {"only": {"setting": ["a", "c"]}}
+    write_table(some, of_settings, facts)
+    capsys.readouterr()
+    assert record.main(["check", "probing-large", str(some), str(output)], tmp_path) == 0
+    assert capsys.readouterr().out.endswith("; 4 of 8 images computed again with 2 of 3 settings agree\n")
+    assert read_json(output)["n_rows"] == len(of_settings)
+    said = make_pages.origin_of(found.find("probing-large"), tmp_path)
+    assert said.endswith("this build computed 4 again with 2 of 3 settings, which agree within 0.0001.")
+
+
 def test_recorded_stages_are_chosen_by_model_and_name(listed):
     found, _ = listed
     (stage,) = record.chosen_stages(found, [], [])
@@ -162,6 +196,7 @@ def test_recorded_stages_are_chosen_by_model_and_name(listed):
             {"recorded": True, "command": "evaluate"},
             "s is recorded; accepted: with the option images_per_part",
         ),
+        ({"recorded": {"settings": 3}}, "s has settings; accepted: with the commands .*'explorer'"),
     ],
 )
 def test_mistakes_of_recorded_stages_are_named(tmp_path, stage, message):

@@ -56,6 +56,9 @@ def test_the_origin_says_when_on_what_and_by_which_code(record):
         "recorded: 2026-01-02, a processor, 0 min, commit c0ffee1, code today (that of today)"
     )
     assert "code today (not that of today: `make full` computes it anew)" in record.origin("tomorrow")
+    of_settings = Record("", record.facts | {"description": {"code": "ab cd ef"}}, record.path)
+    for code, words in (("ef ab", "(that of today)"), ("ab xy", "(not that of"), ("", "(not that of")):
+        assert words in of_settings.origin(code)
     for seconds, words in ((90.0, "2 min"), (5400.0, "1.5 h")):
         assert f", {words}, commit" in Record("", {**record.facts, "seconds": seconds}, record.path).origin(
             "today"
@@ -162,6 +165,27 @@ def test_of_what_is_sampled_the_record_may_have_more_rows(record):
     )
     with pytest.raises(ParameterError, match="no row whose token is 1"):
         compare_with_record(record, found[~chosen], facts)
+
+
+def test_only_rows_of_the_settings_that_were_asked_are_compared(record):
+    every = table_of([3, 7])
+    found, facts = every[every["token"] == 1], facts_of([3, 7]) | {"only": {"token": [1]}}
+    agreement = compare_with_record(record, found, facts)
+    assert (agreement.n_rows, agreement.disagreements) == (2, ())
+    (problem,) = compare_with_record(record, found[1:], facts).disagreements  # of those none may be missing
+    assert str(problem).endswith("column token 1, image 3: recorded a row, found none (1 of 2 rows differ)")
+    (problem,) = compare_with_record(record, every, facts).disagreements  # nor another be there
+    assert problem.n_differing == len(every) - 2
+    assert compare_with_record(record, found.assign(rank=9), facts).disagreements[0].column == "rank"
+
+
+def test_rows_without_a_setting_are_always_compared(tmp_path):
+    table = pd.DataFrame({"image_id": 1, "setting": ["a", "b", None], "value": [1.0, 2.0, 3.0]})
+    facts = table_facts(DESCRIPTION, ["setting"], {1: "x"}, [{"seconds": 1.0, "provenance": MADE}])
+    write_record(tmp_path / "m/t.parquet", table, facts)
+    recorded, asked = read_record(tmp_path / "m/t.parquet"), facts | {"only": {"setting": ["b"]}}
+    assert compare_with_record(recorded, table[1:], asked).disagreements == ()
+    assert compare_with_record(recorded, table[1:2], asked).disagreements[0].recorded == "a row"
 
 
 def test_a_column_that_is_not_computed_any_more_disagrees(record):

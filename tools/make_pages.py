@@ -93,9 +93,10 @@ def origin_of(stage: Stage, root: Path) -> str:
     checked = read_json(root / stage.result)
     limit, share = checked["tolerance"]["absolute"], checked["tolerance"]["differing"]
     allowed = f", but for at most {share:.1%} of the rows" if share else ""
+    some = " with {n_settings} of {n_settings_recorded} settings" if "n_settings" in checked else ""
     return (
         f"{what}, {checked['origin']}; of {checked['n_recorded']} images this build computed {checked['n_images']} "
-        f"again, which agree within {limit:g}{allowed}."
+        f"again{some.format(**checked)}, which agree within {limit:g}{allowed}."
     )
 
 

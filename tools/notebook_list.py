@@ -16,6 +16,9 @@ from rcblib.runs.records import is_record
 IN_PARTS = ("evaluate", "gates")
 """Commands that answer questions, those about so many images together."""
 
+BY_SETTING = ("evaluate", "explorer")
+"""Commands that can be run with some of their settings only."""
+
 
 @dataclass(frozen=True)
 class Recorded:
@@ -27,6 +30,8 @@ class Recorded:
         Jobs that share the images.
     first : int
         Images that every build computes again.
+    settings : int
+        Every so many-th setting, a method with its budget and draw, is computed again about them; 1 for each.
     absolute, columns, differing
         How far these may be from the record, see `rcblib.runs.agreement.Tolerance`.
     drop : tuple of str
@@ -35,6 +40,7 @@ class Recorded:
 
     shards: int = 8
     first: int = 2
+    settings: int = 1
     absolute: float = 0.0001
     columns: dict[str, float] = field(default_factory=dict)
     differing: float = 0.0
@@ -246,6 +252,8 @@ def read_notebook_list(path: Path) -> NotebookList:
             recorded = _recorded(options.pop("recorded", entry.get("recorded")), f"{path}: {name}")
             if recorded and entry.get("command") in IN_PARTS and "images_per_part" not in options:
                 raise ValueError(f"{path}: {name} is recorded; accepted: with the option images_per_part")
+            if recorded and recorded.settings != 1 and entry.get("command") not in BY_SETTING:
+                raise ValueError(f"{path}: {name} has settings; accepted: with the commands {BY_SETTING}")
             inputs = _inputs(content, entry, model or leading)
             stages.append(Stage(name, entry.get("command", ""), model, options, inputs, recorded))
     notebooks: list[Notebook] = []

@@ -17,7 +17,7 @@ from rcblib.records import ParameterError
 from rcblib.runs.agreement import Tolerance, compare_with_record
 from rcblib.runs.command import OneLineParser, run_command
 from rcblib.runs.digest import code_digest
-from rcblib.runs.files import file_sha256, read_table, to_plain, write_json
+from rcblib.runs.files import file_sha256, read_json, read_table, to_plain, write_json
 from rcblib.runs.merging import merge_tables
 from rcblib.runs.records import read_record, write_record
 from tools.notebook_list import NotebookList, Stage, read_notebook_list
@@ -105,6 +105,20 @@ def chosen_stages(listed: NotebookList, models: list[str], names: list[str]) -> 
     ]
 
 
+def again(stage: Stage, root: Path) -> list[str]:
+    """Return the arguments by which a build computes a part of a record again: its first images, and some settings.
+
+    Of the settings in order it is every N-th: at one budget or another many methods have their turn, where N has no
+    divisor in common with the number of budgets. The record's own hash says which one is the first: the part stays
+    the same while the record does, and nobody chooses it.
+    """
+    words, path = ["--first", str(stage.recorded.first)], (root / stage.record).with_suffix(".json")
+    n_apart = stage.recorded.settings
+    if n_apart > 1 and path.is_file():
+        words += ["--settings", f"{int(read_json(path)['sha256'], 16) % n_apart + 1}/{n_apart}"]
+    return words
+
+
 def write(stage: Stage, listed: NotebookList, shards: list[Path], root: Path) -> None:
     """Write the record of a stage from the tables of its shards."""
     table, facts = merge_tables(shards)
@@ -126,11 +140,13 @@ def check(stage: Stage, path: Path, output: Path, root: Path) -> bool:
         print(f"the record does not agree with what was computed again: {first}{more}", file=sys.stderr)
     else:
         origin = record.origin(facts["description"]["code"])
-        n_recorded = len(record.facts["samples"])
-        write_json(
-            output, {"origin": origin, "n_recorded": n_recorded, "tolerance": limits} | asdict(agreement)
-        )
-        print(f"{origin}; {agreement.n_images} of {n_recorded} images computed again agree")
+        checked = {"origin": origin, "n_recorded": len(record.facts["samples"]), "tolerance": limits}
+        asked = facts.get("only", {}).get("setting")
+        if asked is not None:
+            checked |= {"n_settings": len(asked), "n_settings_recorded": record.table["setting"].nunique()}
+        write_json(output, checked | asdict(agreement))
+        some = " with {n_settings} of {n_settings_recorded} settings".format(**checked) if asked else ""
+        print(f"{origin}; {agreement.n_images} of {checked['n_recorded']} images computed again{some} agree")
     return not agreement.disagreements
 
 

@@ -181,9 +181,8 @@ def recorded_answers(
         If the record is of other questions, images or settings, or of another model.
     """
     record.check(session_description(session), {})
-    codes = {evaluation_code(pruner) for _, pruner in listed}
-    known = record.description["code"].split()
-    print(f"evaluating: {record.origin(record.description['code'] if codes <= {*known} else '')}", flush=True)
+    codes = sorted({evaluation_code(pruner) for _, pruner in listed})
+    print(f"evaluating: {record.origin(' '.join(codes))}", flush=True)
     order = np.argsort([question.image_id for question in session.questions], kind="stable")
     groups = record.table.groupby("setting", sort=False).indices
     frames = []

@@ -72,6 +72,23 @@ def asked_pruners(
     return pruners
 
 
+def in_turn(pruners: Mapping[str, Sequence[Pruner]], turn: slice) -> dict[str, list[Pruner]]:
+    """Return those settings of methods, by their label, that a slice takes of all of them in order.
+
+    Raises
+    ------
+    ParameterError
+        If there is none.
+    """
+    chosen: dict[str, list[Pruner]] = {}
+    for method, pruner in [(method, own) for method, given in pruners.items() for own in given][turn]:
+        chosen.setdefault(method, []).append(pruner)
+    if not chosen:
+        n_settings = sum(map(len, pruners.values()))
+        raise ParameterError("settings", f"the {turn.start + 1}-th", f"one of the {n_settings} there are")
+    return chosen
+
+
 def calibrated_cut_offs(
     adapter: Adapter,
     codebook: Codebook,

@@ -86,7 +86,8 @@ def compare_with_record(
         The same table of some of the images, in any order.
     facts : Mapping
         Those of `found`, see `rcblib.runs.records.table_facts`; ``sampled``, if it is there, names by key and value
-        the rows of which the record may have more.
+        the rows of which the record may have more; ``only`` lists by key the values that were computed, so that rows
+        of the record with another one are not compared, but for those without any.
     tolerance : Tolerance, optional
         By default 0.0001 for numbers, and no row may differ.
 
@@ -110,6 +111,8 @@ def compare_with_record(
     record.check(facts["description"], samples)
     keys = ["image_id", *record.facts["keys"]]
     expected = record.table[record.table["image_id"].astype(str).isin(list(samples))]
+    for column, values in facts.get("only", {}).items():
+        expected = expected[expected[column].isna() | expected[column].isin(values)]
     columns = [name for name in expected if name not in keys]
     if unknown := sorted(set(tolerance.columns) - set(columns)):
         raise ParameterError(f"tolerance of {record.name}", unknown, f"some of the columns {columns}")

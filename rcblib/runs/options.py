@@ -113,6 +113,7 @@ def add_pruners(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--random-seeds", type=int, default=1, help="draws of the random baseline at each share (default: 1)"
     )
+    add_turn(parser)
 
 
 def add_codebook(parser: argparse.ArgumentParser) -> None:
@@ -221,6 +222,15 @@ def add_truth(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--codebook", help="a codebook of the model's, whose rules are signals then")
 
 
+def add_turn(parser: argparse.ArgumentParser) -> None:
+    """Add which settings are asked, where a few are to show that a table is still right."""
+    parser.add_argument(
+        "--settings",
+        metavar="I/N",
+        help="only every N-th setting, a method with its budget and draw, from the I-th on (default: all)",
+    )
+
+
 def add_exhibits(parser: argparse.ArgumentParser) -> None:
     """Add all that the command `explorer` asks for: of which model and images, with which methods, and where to."""
     add_model(parser)
@@ -239,6 +249,7 @@ def add_exhibits(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rule", help="how a codebook scores (default: as released for the family)")
     parser.add_argument("--pruner", nargs="+", metavar="NAME", help="registered methods (default: all)")
     parser.add_argument("--retain-ratio", type=float, nargs="+", help="up to six shares of tokens to keep")
+    add_turn(parser)
     parser.add_argument(
         "--more",
         action="store_true",

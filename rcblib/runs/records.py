@@ -94,14 +94,21 @@ class Record:
             raise ParameterError(self.name, f"other images of the ids {strangers[:5]}", accepted)
 
     def origin(self, code: str) -> str:
-        """Say in one line when and on what the table was made, and whether by today's code, of the given digest."""
+        """Say in one line when and on what the table was made, and whether by today's code.
+
+        Parameters
+        ----------
+        code : str
+            Today's digest; where one stands for each setting, those of some settings will do.
+        """
         made = self.facts["provenance"]
         machines = list(dict.fromkeys(m["cpu"] if m["gpu"] == "none" else m["gpu"] for m in made))
         commits = list(dict.fromkeys((m["git_commit"] or "unknown")[:7] for m in made))
         own = self.description["code"]
         seconds = self.facts["seconds"]
         took = f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.0f} min"
-        today = "that of today" if own == code else "not that of today: `make full` computes it anew"
+        is_own = bool(code) and set(code.split()) <= set(own.split())
+        today = "that of today" if is_own else "not that of today: `make full` computes it anew"
         return (
             f"recorded: {max(m['date'] for m in made)[:10]}, {', '.join(machines)}, "
             f"{took}, commit {', '.join(commits)}, code {own[:12]} ({today})"

@@ -1,4 +1,4 @@
-"""Share work among runs: the second of eight, or only the first images; and say of a table whose share it holds."""
+"""Share work among runs: the second of eight, the first images, every seventh setting; say what share a table is."""
 
 from __future__ import annotations
 
@@ -96,6 +96,20 @@ class Shard:
             },
             "skipped": skipped,
         }
+
+
+def turn_of(text: str | None) -> slice:
+    """Read ``"3/7"``: of settings in their order every seventh, from the third on; ``None`` is all of them.
+
+    Raises
+    ------
+    ParameterError
+        If it is something else.
+    """
+    parts = (text or "1/1").split("/")
+    if len(parts) != 2 or not all(map(str.isdecimal, parts)) or not 1 <= int(parts[0]) <= int(parts[1]):
+        raise ParameterError("settings", text, "1/n to n/n, such as 3/7")
+    return slice(int(parts[0]) - 1, None, int(parts[1]))
 
 
 def images_digest(names: Iterable[str]) -> str:

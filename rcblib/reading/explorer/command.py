@@ -18,13 +18,14 @@ from rcblib.mllm import adapter_for
 from rcblib.probe.config import ProbeConfig, codebook_positions
 from rcblib.probe.results import ProbeResults
 from rcblib.probe.store import read_probe
+from rcblib.pruners.base import Pruner
 from rcblib.pruners.registry import PRUNERS, find_method
 from rcblib.reading.explorer.build import Source, with_more
 from rcblib.reading.explorer.writing import write_explorer
 from rcblib.records import ImageId, ParameterError
 from rcblib.runs.files import write_table
 from rcblib.runs.records import FACTS, is_record, read_written
-from rcblib.runs.shards import Shard
+from rcblib.runs.shards import Shard, turn_of
 
 MOST_BUDGETS = 6
 
@@ -55,7 +56,7 @@ def run_explorer(
     if options.page and not options.probed:
         raise ParameterError("page", str(options.page), "a page together with a folder that was --probed")
     names = [find_method(name).name for name in options.pruner] if options.pruner else list(PRUNERS)
-    shard = Shard.parse(options.shard, options.first)
+    shard, turn = Shard.parse(options.shard, options.first), turn_of(options.settings)
     codebook = None if options.codebook is None else load_codebook(options.codebook)
     probed = None if options.probed is None else read_probed(options.probed)
     samples, skipped = open_samples()
@@ -74,7 +75,10 @@ def run_explorer(
         )
         if positions == "codebook":
             config = replace(config, positions=codebook_positions(adapter))
-        pruners, unfit = exhibit_pruners(names, budgets, adapter.family, codebook, options.rule)
+        every, unfit = exhibit_pruners(names, budgets, adapter.family, codebook, options.rule)
+        pruners: dict[str, dict[float, Pruner]] = {}
+        for name, share in [(name, share) for name, own in every.items() for share in own][turn]:
+            pruners.setdefault(name, {})[share] = every[name][share]
         table, facts = explore(
             model,
             processor,
@@ -92,6 +96,8 @@ def run_explorer(
             skipped=skipped,
         )
         facts["unfit"] = unfit | facts["unfit"]
+        if options.settings:
+            facts["only"] = {"setting": sorted(table["setting"].dropna().unique())}
     if options.table:
         write_table(options.table, table, facts)
     if options.page:
