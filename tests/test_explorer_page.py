@@ -122,7 +122,8 @@ def test_keys_move_pin_and_let_go_and_are_told(visit, explored):
 
 def test_the_slider_drops_tokens_and_changes_the_answers(visit, explored):
     page = visit()
-    assert page.locator(".rx-drop output").inner_text() == "50 % of the tokens stay"  # the first from a fifth on
+    first_from_a_fifth = page.locator(".rx-drop output").inner_text()
+    assert first_from_a_fifth == "50 % of the tokens stay"
     assert len(re.findall("M", page.locator("path.rx-drop").get_attribute("d"))) == 144 - 72
     page.locator("#rx-budget").focus()
     page.keyboard.press("End")
