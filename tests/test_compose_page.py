@@ -5,6 +5,7 @@ import re
 
 import nbformat
 import pytest
+import yaml
 
 from rcblib.records import ParameterError
 from tools.answers import answer
@@ -39,8 +40,9 @@ def glues(name, value):
 
 def run_on(model, score, further=()):
     """Return a run of a notebook of which the score is told in words, by a picture, and printed."""
-    figure = {"figure": {"caption": "What it found."}, "image": {"alt": "A curve that rises."}}
-    picture = base64.b64encode(PICTURE + model.encode()).decode()
+    figure = {"figure": {"caption": "What it found."}}
+    picture = shows(png=base64.b64encode(PICTURE + model.encode()).decode(), plain="<Figure>")
+    picture.metadata["image/png"] = {"alt": f'A curve of "{model}": it rises # to {score}.'}
     cells = [
         words("# A title\n\n**Claim.** It rises.", name="title"),
         code("n: int = 1  # how many", "parameters", name="parameters"),
@@ -56,10 +58,10 @@ def run_on(model, score, further=()):
         words("## Limits\n\nFew images.", "limits", name="limits"),
         words("It rises:", "answer", name="best"),
         code(
-            "plt.show()",
+            "show_figure(figure)",
             name="best-figure",
             mystnb=figure,
-            outputs=[prints("noise", "stderr"), shows(png=picture, plain="<Figure>"), glues("score", score)],
+            outputs=[prints("noise", "stderr"), picture, glues("score", score)],
         ),
         words("## Reading\n\nWell.", "reading", name="reading"),
         *further,
@@ -97,7 +99,13 @@ def test_cells_stand_by_their_place_and_what_is_the_same_stands_once(page):
     ]
     at = [page.text.index(text) for text in order]
     assert at == sorted(at)
-    for text in ("**Claim.** It rises.", "With $a$.", "It is the same for all.", "plt.show()", "<b>7</b>"):
+    for text in (
+        "**Claim.** It rises.",
+        "With $a$.",
+        "It is the same for all.",
+        "show_figure(figure)",
+        "<b>7</b>",
+    ):
         assert page.text.count(text) == 1, text
 
 
@@ -124,12 +132,13 @@ def test_pictures_are_files_with_caption_and_alternative_text(page):
     }
     (first, _) = re.findall(r"```\{figure\} (\S+)\n(.*?)\n\n(.*?)\n```", page.text, flags=re.DOTALL)
     assert first[0] == "example/best-figure-small-0.png" and first[2] == "What it found."
-    assert ":alt: A curve that rises." in first[1]
+    options = yaml.safe_load(first[1].replace("\n:", "\n").removeprefix(":"))
+    assert options["alt"] == 'A curve of "small": it rises # to 0.5.'
 
 
 def test_code_details_parameters_and_what_was_printed_are_folded(page):
     open_part = re.sub(r"(?s)<details.*?</details>", "", re.sub(r"(?s)## Appendix.*", "", page.text))
-    for text in ("import numpy", "plt.show()", "One by one.", "1, 2", "small 1/1", "papermill"):
+    for text in ("import numpy", "show_figure(figure)", "One by one.", "1, 2", "small 1/1", "papermill"):
         assert text in page.text and text not in open_part, text
     assert "<summary>All of them</summary>" in page.text and "## All of them" not in page.text
     for title in ("Run it yourself", "Parameters, imports and versions", "What the runs printed"):

@@ -313,9 +313,27 @@ def test_no_text_of_a_figure_is_a_code_name(name):
         )
 
 
+@pytest.mark.parametrize("name", GALLERY)
+def test_every_figure_says_in_words_and_numbers_what_it_shows(name):
+    said = figures.finding_of(GALLERY[name]())
+    assert re.search(r"\d", said) and "\n" not in said
+    assert not re.search(r"[A-Za-z0-9]_[A-Za-z0-9]|\bnan\b", said)
+    assert len(said) < 700
+
+
 def test_the_gallery_shows_every_figure_of_the_library():
     names = {name for name in figures.__all__ if callable(getattr(figures, name))}
-    missing = names - {"use_style", "signal_color", "crop_patch", "Kept", "mark_setting"} - set(GALLERY)
+    helpers = {
+        "use_style",
+        "signal_color",
+        "crop_patch",
+        "Kept",
+        "mark_setting",
+        "finding_of",
+        "tell",
+        "tell_whole",
+    }
+    missing = {name for name in names - helpers - set(GALLERY) if not name.startswith("words_")}
     assert not missing
 
 

@@ -24,6 +24,7 @@ from rcblib.runs.parameters import notebook_config
 from tools.answers import ANSWERS
 from tools.compose_page import PLACES
 from tools.notebook_list import read_notebook_list
+from tools.page_limits import alternative_text_is_poor
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PATHS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
@@ -128,12 +129,27 @@ def test_functions_fit_on_a_screen(notebook):
                     assert node.end_lineno - node.lineno < SCREEN, node.name
 
 
-def test_figures_have_captions_and_alternative_texts(notebook):
+def test_figures_have_captions_and_say_what_they_show_with_numbers_of_the_run(notebook):
     for cell in notebook.cells:
-        if cell.cell_type == "code" and "plt.show()" in cell.source:
+        if cell.cell_type == "code":
             shown = cell.metadata.get("mystnb", {})
-            assert shown.get("figure", {}).get("caption"), cell.id
-            assert shown.get("image", {}).get("alt"), cell.id
+            assert "plt.show()" not in cell.source, f"{cell.id}: show_figure gives a figure its words"
+            assert bool(shown.get("figure", {}).get("caption")) == ("show_figure(" in cell.source), cell.id
+            assert "alt" not in shown.get("image", {}), f"{cell.id}: words that no run has made"
+
+
+def says_what_it_shows(executed):
+    """Assert that the alternative text of every picture is made of the run; return how many there are."""
+    pictures = [
+        (cell, output)
+        for cell in executed.cells
+        for output in cell.get("outputs", ())
+        if "image/png" in output.get("data", {})
+    ]
+    for cell, output in pictures:
+        alt, caption = output.metadata["image/png"]["alt"], cell.metadata["mystnb"]["figure"]["caption"]
+        assert not alternative_text_is_poor(alt, caption), (cell.id, alt)
+    return len(pictures)
 
 
 def test_results_go_where_the_workflow_expects_them(path, notebook):
@@ -200,7 +216,7 @@ def test_a_notebook_runs_on_own_photos_with_a_model_of_ones_own(name, own, tmp_p
     assert "2 from" in printed and "tokens      6 x 6, each" in printed
     assert "what compares tokens with the objects beneath them is skipped" in printed
     assert "Outside its world" not in printed  # this model is of no embedded world
-    assert sum("image/png" in output.get("data", {}) for output in outputs) >= 2
+    assert says_what_it_shows(executed) >= 2
     written = json.loads((own["results_folder"] / f"{name}.json").read_text(encoding="utf-8"))
     assert written["config"]["model"] == str(own["model"])
     assert not any("recognis" in result or "area" in result for result in written["results"])
@@ -226,6 +242,7 @@ def test_a_notebook_runs_with_tiles_and_without_a_cls(name, own, tmp_path):
     done = papermill(name, tmp_path / "out.ipynb", **own | settings)
     assert done.returncode == 0, done.stderr[-3000:]
     executed = nbformat.read(tmp_path / "out.ipynb", as_version=4)
+    assert says_what_it_shows(executed) >= 2
     outputs = [output for cell in executed.cells if cell.cell_type == "code" for output in cell.outputs]
     printed = "".join(output.text for output in outputs if output.output_type == "stream")
     assert "tokens      " in printed and " + " in printed.split("tokens      ")[1].splitlines()[0]
@@ -258,6 +275,7 @@ def test_a_notebook_runs_with_photos_of_grids_of_their_own_and_a_family_beyond_t
         **{} if name in ON_PHOTOS else own,
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    says_what_it_shows(nbformat.read(tmp_path / "out.ipynb", as_version=4))
     written = json.loads((tmp_path / "results" / f"{name}.json").read_text(encoding="utf-8"))
     assert written["config"]["images"] == str(tmp_path / "photos")
     if name == "pruned_inference":
@@ -295,6 +313,7 @@ def test_own_photos_and_an_own_clip_are_asked_about_together(tmp_path):
         results_folder=tmp_path / "results",
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    assert says_what_it_shows(nbformat.read(tmp_path / "out.ipynb", as_version=4)) >= 2
     written = json.loads((tmp_path / "results" / "images_and_video.json").read_text(encoding="utf-8"))
     assert written["results"]["multi_image_unpruned"]["value"] == 1  # compared with what it says itself
     assert written["results"]["video_unpruned"]["value"] == 1

@@ -84,7 +84,7 @@ def words(n):
     return f"<p>{'word ' * n}</p>"
 
 
-FIGURE = '<figure><img class="drawn" src="a.png"></figure>'
+FIGURE = '<figure><img class="drawn" src="a.png" alt="Half of 8."></figure>'
 TABS = (
     '<div class="sd-tab-set"><input type="radio"><label>One model</label><div class="sd-tab-content">{}</div>'
     '<input type="radio"><label>Another model</label><div class="sd-tab-content">{}</div></div>'
@@ -113,6 +113,26 @@ def test_pages_of_experiments_keep_to_their_limits_without_what_is_folded(parts,
     (tmp_path / "notebooks/a.html").write_text(page_of(*parts))
     assert check_site.main([str(tmp_path)]) == bool(told)
     assert all(f"notebooks/a.html: {line}" in capsys.readouterr().out for line in told)
+
+
+@pytest.mark.parametrize(
+    ("alt", "caption", "told"),
+    [
+        ("Codebook 0.5, random tokens 0.6", "Scores of methods.", ""),
+        ("The codebook scores lower than random tokens.", "", ""),
+        ("Points with intervals.", "Scores.", "holds neither a number nor a comparison"),
+        ("", "Scores.", "holds neither a number nor a comparison"),
+        ("Scores of 8  methods", "Scores of 8 methods.", "repeats the caption"),
+    ],
+)
+def test_alternative_texts_hold_what_was_found_and_not_the_caption(alt, caption, told):
+    assert page_limits.alternative_text_is_poor(alt, caption) == told
+    html = f'<article><img class="drawn" src="a.png" alt="{alt}"><img src="icon.png"></article>'
+    figure = html.replace("<img class", "<figure><img class").replace(
+        "><img src", f"><figcaption>{caption}</figcaption></figure><img src"
+    )
+    problems = page_limits.figures_without_words(figure)
+    assert problems == ([f"a.png: alternative text {alt!r} {told}"] if told else [])
 
 
 def png(values):

@@ -10,6 +10,7 @@ with pictures beside it.
 from __future__ import annotations
 
 import base64
+import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -265,16 +266,18 @@ def _output(cell: Cell, output: Any, path: str, pictures: dict[str, bytes]) -> s
             if kind == "image/png":
                 file = f"{path}-{sum(other.startswith(path) for other in pictures)}.png"
                 pictures[file] = base64.b64decode(data[kind])
-                return _picture(cell, file)
+                return _picture(cell, output, file)
             return write(data[kind])
     return ""
 
 
-def _picture(cell: Cell, file: str) -> str:
-    """Write a picture with its caption and alternative text."""
-    shown = cell.metadata.get("mystnb", {})
-    alt, caption = shown.get("image", {}).get("alt", ""), shown.get("figure", {}).get("caption", "")
-    options = f":class: drawn\n:loading: lazy\n{f':alt: {alt}' if alt else ''}\n"
+def _picture(cell: Cell, output: Any, file: str) -> str:
+    """Write a picture with its caption, and as alternative text what `rcblib.notebook.show` found to say of it."""
+    caption = cell.metadata.get("mystnb", {}).get("figure", {}).get("caption", "")
+    alt = output.get("metadata", {}).get("image/png", {}).get("alt", "")
+    options = (
+        f":class: drawn\n:loading: lazy\n{f':alt: {json.dumps(alt, ensure_ascii=False)}' if alt else ''}\n"
+    )
     return (
         f"```{{figure}} {file}\n{options}\n{caption}\n```"
         if caption

@@ -6,6 +6,7 @@ a browser only: `tools.check_pages` looks there.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from bs4 import BeautifulSoup
@@ -14,6 +15,11 @@ MOST_FIGURES, MOST_WORDS, MOST_WORDS_BEFORE = 4, 2000, 250
 """Figures of a page, its words, and those in front of its first figure."""
 MOST_SCREENS, FIRST_FIGURE = 6, 1.2
 """Height of a page, and where its first figure begins, in screens."""
+
+_COMPARES = re.compile(
+    r"\d|\b(more|less|fewer|higher|highest|lower|lowest|best|worst|rises?|falls?|above|below|none)\b",
+    re.IGNORECASE,
+)
 
 
 def shown_first(html: str) -> BeautifulSoup:
@@ -47,10 +53,33 @@ def limits_broken(html: str) -> list[str]:
     return problems
 
 
+def alternative_text_is_poor(alt: str, caption: str = "") -> str:
+    """Say why an alternative text does not stand for its figure; empty where it does.
+
+    It is to hold a number or a comparison, and not to say the caption again.
+    """
+    if not _COMPARES.search(alt):
+        return "holds neither a number nor a comparison"
+    said, written = (" ".join(text.split()).rstrip(".").casefold() for text in (alt, caption))
+    return "repeats the caption" if said in written or (written and said.startswith(written)) else ""
+
+
+def figures_without_words(html: str) -> list[str]:
+    """Return a line for each figure of an experiment's page, in whatever tab or fold, with a poor alternative text."""
+    problems = []
+    for image in BeautifulSoup(html, "html.parser").select("article img.drawn"):
+        caption = image.find_parent("figure")
+        caption = caption.figcaption.get_text(" ") if caption and caption.figcaption else ""
+        if why := alternative_text_is_poor(image.get("alt", ""), caption):
+            problems.append(f"{image.get('src')}: alternative text {image.get('alt', '')[:60]!r} {why}")
+    return problems
+
+
 def check_limits(folder: Path) -> list[str]:
-    """Return a line for each limit that a page of an experiment breaks; no other page has any."""
+    """Return a line for each limit that a page of an experiment breaks, and each of its figures without words."""
     return [
         f"{path.relative_to(folder)}: {problem}"
         for path in sorted((folder / "notebooks").glob("*.html"))
-        for problem in limits_broken(path.read_text(encoding="utf-8"))
+        for html in [path.read_text(encoding="utf-8")]
+        for problem in limits_broken(html) + figures_without_words(html)
     ]

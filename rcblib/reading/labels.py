@@ -15,6 +15,9 @@ NAMES = {
     "yes_no": "yes/no",
     "color": "colour",
     "multi_image": "several images",
+    "covered": "coverage of the patch (%)",
+    "n_on_object": "tokens on objects of 9",
+    "log10": "logarithm of",
     "tau_p": r"$\tau_p$",
     "tau_jsd": r"$\tau_{\mathrm{jsd}}$",
 }

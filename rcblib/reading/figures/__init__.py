@@ -15,10 +15,12 @@ from rcblib.reading.figures.curves import (
     score_grid,
     signals_over_rank,
 )
+from rcblib.reading.figures.finding import finding_of, tell, tell_whole
 from rcblib.reading.figures.maps import grid_map, heat_map, kept_map, outlined_objects, word_map
 from rcblib.reading.figures.matrices import confusion_matrix, correlation_matrix
 from rcblib.reading.figures.patches import crop_patch, patches_gallery
 from rcblib.reading.figures.style import CYCLE, INK, MUTED, signal_color, use_style
+from rcblib.reading.figures.words import words_of_intervals, words_of_means, words_on_and_off
 
 __all__ = [
     "CYCLE",
@@ -29,6 +31,7 @@ __all__ = [
     "correlation_matrix",
     "crop_patch",
     "curves_by_kind",
+    "finding_of",
     "funnel",
     "grid_map",
     "grouped_scatter",
@@ -48,6 +51,11 @@ __all__ = [
     "score_grid",
     "signal_color",
     "signals_over_rank",
+    "tell",
+    "tell_whole",
     "use_style",
     "word_map",
+    "words_of_intervals",
+    "words_of_means",
+    "words_on_and_off",
 ]

@@ -13,8 +13,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from rcblib.reading.figures.finding import tell, tell_whole
 from rcblib.reading.figures.maps import kept_map, pixels_of
 from rcblib.reading.figures.style import CYCLE, INK, MARKERS, MUTED, need_columns
+from rcblib.reading.figures.words import words_of_scores
 from rcblib.records import ParameterError
 
 if TYPE_CHECKING:
@@ -83,6 +85,7 @@ def curves_by_kind(
     figure, grid = plt.subplots(
         n_rows, n_columns, figsize=(7.6, 2.9 * n_rows), sharex=True, sharey=True, squeeze=False
     )
+    tell(grid[0, 0], words_of_scores(frame[frame["method"].isin(everywhere)]))
     for axes, kind in zip(grid.flat, shown, strict=False):
         axes.axhline(1.0, color=INK, linewidth=0.8, linestyle=(0, (5, 3)), zorder=1)
         axes.axhline(0.0, color=MUTED, linewidth=0.8, linestyle=":", zorder=1)
@@ -105,6 +108,8 @@ def curves_by_kind(
                 label=name,
             )
         _share_axis(axes, float(frame["retained"].min()))
+        rows = frame[frame["method"] == everywhere[0]]
+        tell(axes, words_of_scores(pd.concat([rows, own[kind]], ignore_index=True)))
         axes.set_title(kind)
         axes.yaxis.grid(True)
         names = axes.legend(fontsize="xx-small", loc="lower right", handlelength=1.6, labelspacing=0.25)
@@ -157,6 +162,10 @@ def kept_grid(
         )
     for axes in axes_grid.flat[len(kept) :]:
         axes.set_visible(False)
+    right = [one.method for one in kept if one.is_right]
+    wrong = [f"{one.method} “{one.answer}”" for one in kept if not one.is_right]
+    said = f"{len(right)} of {len(kept)} answer rightly: {', '.join(right) or 'none'}"
+    tell_whole(figure, f"{said}. Wrong: {', '.join(wrong)}." if wrong else f"{said}.")
     return figure
 
 
@@ -187,6 +196,8 @@ def kept_beside_objects(
     if on_object.any() and not on_object.all():
         axes.contour(x, y, on_object, levels=[0.5], colors=CYCLE[6], linewidths=1.2, zorder=4)
     axes.set_title("")
+    is_on = np.asarray(coverage).flatten() >= 0.5
+    tell(axes, f"of {is_on.sum()} patches on objects {is_on[np.asarray(kept, int)].sum()} are kept")
     axes.set_xlabel(textwrap.fill(text, 34), fontsize=7, labelpad=3, parse_math=False)
     return axes
 

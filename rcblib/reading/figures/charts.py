@@ -9,7 +9,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
+from rcblib.reading.figures.finding import tell
 from rcblib.reading.figures.style import ACCENT, CYCLE, INK, MUTED, need_columns, signal_color
+from rcblib.reading.figures.words import digits, words_of_groups, words_of_intervals, words_of_points
 from rcblib.reading.labels import label_of
 from rcblib.records import ParameterError
 
@@ -37,6 +39,12 @@ def scatter_with_median(axes: Axes, frame: pd.DataFrame, x: str, y: str, *, shor
     middle = rows.groupby(bins).median()
     axes.plot(middle[x], middle[y], color=INK, marker="o", markersize=3.5, linewidth=1.1, label="median")
     axes.set(xlabel=label_of(x, unit=True, short=short), ylabel=label_of(y, unit=True, short=short))
+    if len(middle):
+        ends = [digits(value) for value in (middle[y].iloc[0], middle[y].iloc[-1])]
+        tell(
+            axes,
+            f"median {label_of(y)} {ends[0]} where {label_of(x)} is lowest, {ends[1]} where it is highest",
+        )
     return axes
 
 
@@ -94,6 +102,8 @@ def interval_plot(
     _rows_of_names(axes, [label_of(name) for name in labels])
     axes.xaxis.grid(True)
     axes.set_xlabel(label_of(xlabel), loc="right")
+    said = words_of_intervals(frame, label, reference=reference, bound=bound, hue=hue)
+    tell(axes, f"{label_of(xlabel)}: {said}" if xlabel and said else said)
     return axes
 
 
@@ -117,6 +127,12 @@ def funnel(axes: Axes, counts: Mapping[str, int]) -> Axes:
     )
     axes.set_xlim(0, values.max() * 1.15)
     _rows_of_names(axes, [label_of(name) for name in counts])
+    tell(
+        axes,
+        ", ".join(
+            f"{label_of(name)} {n:,}{share}" for (name, n), share in zip(counts.items(), shares, strict=True)
+        ),
+    )
     return axes
 
 
@@ -166,6 +182,8 @@ def histograms(
         axes.axvline(value, color=INK, linewidth=1.1, linestyle=style, label=label_of(name))
     axes.set(xlabel=label_of(label, unit=True), ylabel="share of the group, a bin")
     axes.legend()
+    marks = [f"{label_of(name)} {digits(value)}" for name, value in (cuts or {}).items()]
+    tell(axes, "; ".join([words_of_groups(groups, label), *marks]))
     return axes
 
 
@@ -215,4 +233,5 @@ def grouped_scatter(
         axes.set(xlabel=label_of(labels[0], unit=True), ylabel=label_of(labels[1], unit=True))
     for handle in axes.legend().legend_handles:
         handle.set(alpha=1, sizes=[30])
+    tell(axes, words_of_points(groups, highlight, labels))
     return axes

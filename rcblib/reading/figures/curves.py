@@ -12,7 +12,9 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from rcblib.reading.figures.finding import tell
 from rcblib.reading.figures.style import CYCLE, INK, MARKERS, MUTED, need_columns, signal_color
+from rcblib.reading.figures.words import words_of_means, words_of_ranks, words_of_scores, words_of_training
 from rcblib.reading.labels import label_of, method_label
 from rcblib.records import ParameterError
 
@@ -66,6 +68,7 @@ def signals_over_rank(axes: Axes, frame: pd.DataFrame, signals: Sequence[str]) -
         on.tick_params(axis="y", colors=color)
         on.yaxis.set_major_locator(MaxNLocator(5))
     axes.set_xlabel("position, by decreasing attention")
+    tell(axes, words_of_ranks(frame, signals))
     return drawn
 
 
@@ -127,6 +130,7 @@ def score_against_retained(
     axes.yaxis.grid(True)
     if legend:
         axes.legend()
+    tell(axes, words_of_scores(frame))
     return axes
 
 
@@ -218,6 +222,7 @@ def mean_with_band(
     if signal:
         axes.set_ylabel(label_of(signal, unit=True))
     axes.yaxis.grid(True)
+    tell(axes, words_of_means(frame, x, mean, label_of(label or signal) or "the mean"))
     return axes
 
 
@@ -274,6 +279,7 @@ def learning_curves(frame: pd.DataFrame, *, labels: Mapping[str, str] | None = N
             upper.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             upper.yaxis.set_minor_locator(NullLocator())
         upper.set_title(label_of(kind))
+        tell(upper, words_of_training(rows, labels or {}))
         lower.set(ylim=(-0.03, 1.03), xlabel="scenes")
         lower.xaxis.set_major_formatter(FuncFormatter(_thousands))
         lower.xaxis.set_major_locator(MaxNLocator(4))

@@ -15,7 +15,9 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import TextPath
 from matplotlib.ticker import MaxNLocator
 
+from rcblib.reading.figures.finding import tell
 from rcblib.reading.figures.style import SEQUENTIAL, TINT
+from rcblib.reading.figures.words import words_of_map, words_of_words
 from rcblib.reading.labels import label_of, method_label
 from rcblib.records import ParameterError
 
@@ -75,6 +77,7 @@ def heat_map(
         _scale(axes, drawn, label, **({"cax": colorbar} if shared else {"ax": axes})).solids.set(alpha=1)
     elif label:
         axes.set_title(label_of(label, unit=True))
+    tell(axes, words_of_map(cells, label))
     return axes
 
 
@@ -125,6 +128,7 @@ def word_map(
     _scale(axes, opaque, label, ax=axes)
     _draw_grid_lines(axes, pixels, grid)
     _write_words(axes, pixels, words, probabilities, grid)
+    tell(axes, words_of_words(words, probabilities))
     return axes
 
 
@@ -164,6 +168,7 @@ def kept_map(
     axes.imshow(np.dstack([pixels, opacity]), extent=_extent(pixels), zorder=2)
     count = f"{mask.sum()} of {n_tokens} tokens"
     axes.set_title(f"{method_label(title)}: {count}" if title else count)
+    tell(axes, f"keeps {count}")
     return axes
 
 
@@ -189,6 +194,7 @@ def grid_map(
     """
     cells = _cells("values", values, grid).astype(float).reshape(grid)
     drawn = axes.imshow(cells, cmap=SEQUENTIAL)
+    tell(axes, words_of_map(cells, label))
     _scale(axes, drawn, label, ax=axes)
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
@@ -220,6 +226,7 @@ def outlined_objects(
     axes.set(xlim=(0, pixels.shape[1]), ylim=(pixels.shape[0], 0), xticks=[], yticks=[])
     axes.set_xlabel(textwrap.fill(text, 30), fontsize=7, labelpad=3, parse_math=False)
     axes.spines[:].set_visible(False)
+    tell(axes, f"{len(masks)} outlined object{'s' * (len(masks) != 1)}" + (f", “{text}”" if text else ""))
     return axes
 
 

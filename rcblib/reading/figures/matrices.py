@@ -9,7 +9,9 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 
+from rcblib.reading.figures.finding import tell
 from rcblib.reading.figures.style import DIVERGING, INK, need_columns
+from rcblib.reading.figures.words import words_of_confusions, words_of_pairs
 from rcblib.reading.labels import label_of
 from rcblib.records import ParameterError
 
@@ -47,6 +49,7 @@ def correlation_matrix(axes: Axes, lower: pd.DataFrame, upper: pd.DataFrame | No
     )
     axes.set_xticks(axes.get_xticks(), written, rotation=40, ha="right", rotation_mode="anchor")
     axes.tick_params(length=0)
+    tell(axes, words_of_pairs(lower))
     return axes
 
 
@@ -74,6 +77,7 @@ def confusion_matrix(
         )
     rows = [name for name in order if (answers == name).any()]
     columns = [name for name in order if (answers == name).any() or (predictions == name).any()]
+    said = words_of_confusions(answers, predictions)
     predictions = predictions.where(predictions.isin(columns), "other")
     columns += ["other"] * bool((predictions == "other").any())
     shares = pd.crosstab(answers, predictions, normalize="index").reindex(
@@ -85,4 +89,5 @@ def confusion_matrix(
     axes.tick_params(axis="y", rotation=0, labelsize=size, length=0)
     axes.set(xlabel="", ylabel="")
     axes.set_title(f"{label_of(title)} (n = {len(answers):,})".strip(), fontsize="small")
+    tell(axes, said)
     return axes

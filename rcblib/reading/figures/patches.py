@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
+from rcblib.reading.figures.finding import tell_whole
 from rcblib.reading.figures.maps import pixels_of
 from rcblib.reading.figures.style import INK
 from rcblib.records import ParameterError
@@ -78,6 +79,11 @@ def patches_gallery(
                 labelpad=8,
                 parse_math=False,
             )
+    told = [
+        f"{label}: {len(row)} patches"
+        for label, row in zip(row_labels or [""] * n_rows, patches, strict=True)
+    ]
+    tell_whole(figure, "; ".join(each.removeprefix(": ") for each in told))
     return figure
 
 
