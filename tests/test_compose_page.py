@@ -7,8 +7,8 @@ import nbformat
 import pytest
 import yaml
 
+from rcblib.reading.answers import NOTHING, answer_of
 from rcblib.records import ParameterError
-from tools.answers import answer
 from tools.compose_page import Run, compose
 
 PICTURE = b"\x89PNG a picture"
@@ -44,7 +44,7 @@ def run_on(model, score, further=()):
     picture = shows(png=base64.b64encode(PICTURE + model.encode()).decode(), plain="<Figure>")
     picture.metadata["image/png"] = {"alt": f'A curve of "{model}": it rises # to {score}.'}
     cells = [
-        words("# A title\n\n**Claim.** It rises.", name="title"),
+        words("# A title\n\n**Claim.** It rises.\n\n**Answer.** {glue:text}`score` of all.", name="title"),
         code("n: int = 1  # how many", "parameters", name="parameters"),
         code("import numpy", name="imports", outputs=[prints("numpy 2\n")]),
         words("## Method\n\nWith $a$.", "method", name="method"),
@@ -71,7 +71,6 @@ def run_on(model, score, further=()):
         model,
         model.title(),
         cells,
-        f"{score} of all.",
         f"Recorded {model}.",
         f"papermill -p model {model}",
     )
@@ -181,9 +180,11 @@ def test_answers_follow_the_numbers_and_leave_open_what_an_interval_leaves_open(
         (estimate(0.36, 0.31, 0.41), "tells the wrong way round objects"),
         (estimate(0.52, 0.45, 0.59), "does not clearly tell objects"),
     ):
-        text = answer("token_centric", {"results": results | {"area_top1_probability": area}})
+        text = answer_of("token_centric", results | {"area_top1_probability": area})
         assert "in 38% [30, 46] of cases" in text and said in text and "[CLS]" not in text
-    assert answer("token_centric", {"results": {}}) == "" == answer("unknown", {"results": results})
+    assert answer_of("token_centric", {}) == NOTHING == answer_of("real_benchmarks", {})
+    with pytest.raises(ParameterError, match="name: got 'unknown'; accepted: one of token_centric, "):
+        answer_of("unknown", results)
 
 
 def test_the_codebook_is_compared_with_random_tokens_on_the_same_questions():
@@ -192,8 +193,7 @@ def test_the_codebook_is_compared_with_random_tokens_on_the_same_questions():
         "random_relative_score_retain_20": estimate(0.67, 0.62, 0.76),
         "codebook_minus_random_retain_20": estimate(0.11, 0.05, 0.17),
     }
-    assert "78% [72, 88] of the full score, more than random tokens (67% [62, 76])" in answer(
-        "pruned_inference", {"results": results}
-    )
+    said = answer_of("pruned_inference", results)
+    assert "78% [72, 88] of the full score, more than random tokens (67% [62, 76])" in said
     results["codebook_minus_random_retain_20"] = estimate(0.02, -0.05, 0.17)
-    assert "not clearly different from random" in answer("pruned_inference", {"results": results})
+    assert "not clearly different from random" in answer_of("pruned_inference", results)

@@ -47,8 +47,6 @@ class Run:
         What the tab is called.
     cells : list of cells
         Executed, with today's words; what papermill injected is left out.
-    answer : str
-        What it found in a sentence or two, with numbers; empty for none.
     origin : str
         What was computed and what was recorded; empty where nothing is read.
     command : str
@@ -59,7 +57,6 @@ class Run:
     model: str
     title: str
     cells: list[Cell]
-    answer: str = ""
     origin: str = ""
     command: str = ""
 
@@ -111,8 +108,6 @@ def compose(name: str, runs: Sequence[Run]) -> Page:
             parts.append(Part(place, title))
             for texts in _paragraphs([_with_numbers(source, values) for values in numbers]):
                 parts[-1].add(texts)
-            if number == 0:
-                parts[-1].add([f"**Answer.** {run.answer}" if run.answer else "" for run in runs])
             continue
         if number in set_up_at:
             part = set_up

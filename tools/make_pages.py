@@ -22,7 +22,6 @@ import nbformat
 from rcblib.records import ParameterError
 from rcblib.runs.command import OneLineParser, run_command
 from rcblib.runs.files import read_json
-from tools.answers import answer
 from tools.compose_page import Run, compose
 from tools.notebook_list import Notebook, NotebookList, Stage, read_notebook_list
 
@@ -117,9 +116,7 @@ def run_of(entry: Notebook, listed: NotebookList, root: Path = ROOT) -> Run:
     own = [cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
     command = f"papermill notebooks/{entry.name}.ipynb out.ipynb {_options(entry.settings)}".rstrip()
     origin = " ".join(origin_of(listed.find(stage), root) for stage in entry.reads.values())
-    results = root / entry.results
-    found = answer(entry.name, read_json(results)) if results.is_file() else ""
-    return Run(entry.run, entry.reads_model, entry.title, own, found, origin, command)
+    return Run(entry.run, entry.reads_model, entry.title, own, origin, command)
 
 
 def write_pages(root: Path = ROOT) -> int:

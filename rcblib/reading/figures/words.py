@@ -135,7 +135,9 @@ def words_of_points(
 ) -> str:
     """Say the medians of groups of points ``(n, 2)``; in a map without axes, beside whom the highlighted ones lie."""
     if labels is not None:
-        return "; ".join(words_of_groups({k: np.asarray(p)[:, d] for k, p in groups.items()}, labels[d]) for d in (0, 1))
+        return "; ".join(
+            words_of_groups({k: np.asarray(p)[:, d] for k, p in groups.items()}, labels[d]) for d in (0, 1)
+        )
     others = {name: points for name, points in groups.items() if name != highlight}
     if highlight not in groups or not others:
         return ", ".join(f"{len(points):,} {label_of(name)}" for name, points in groups.items())

@@ -1,7 +1,7 @@
 """Say in a sentence or two, with numbers, what each experiment found: the head of its page.
 
-The sentences are made of the results that a notebook wrote, so they follow the numbers of every model, and say *not
-clearly* where an interval leaves it open. No number is typed.
+The sentences are made of the results that a notebook writes, so they follow the numbers of every model, and say *not
+clearly* where an interval leaves it open. No number is typed. The notebook glues them as its ``answer``.
 """
 
 from __future__ import annotations
@@ -10,6 +10,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from rcblib.reading.claims import interval_side
+from rcblib.records import ParameterError
+
+NOTHING = "Nothing of this was measured here."
+"""The answer of a run that had nothing to tell, such as one without masks."""
 
 
 class Found:
@@ -17,13 +21,15 @@ class Found:
 
     Parameters
     ----------
-    written : mapping
-        What `rcblib.runs.results.write_results` wrote: ``results`` and ``config``.
+    results : mapping
+        As `rcblib.runs.results.write_results` takes them.
+    config : object
+        The notebook's parameters.
     """
 
-    def __init__(self, written: Mapping[str, Any]) -> None:
-        self.results: dict[str, dict[str, Any]] = written.get("results", {})
-        self.config: dict[str, Any] = written.get("config", {})
+    def __init__(self, results: Mapping[str, Mapping[str, Any]], config: Any) -> None:
+        self.results = results
+        self.config = config
 
     def __contains__(self, name: str) -> bool:
         return self.results.get(name, {}).get("value") is not None
@@ -60,21 +66,28 @@ class Found:
         return sorted(int(name.removeprefix(start)) for name in self.results if name.startswith(start))
 
 
-def answer(name: str, written: Mapping[str, Any]) -> str:
-    """Return what the notebook of that name found; empty where there is no sentence for it, or nothing to tell.
+def answer_of(name: str, results: Mapping[str, Mapping[str, Any]], config: Any = None) -> str:
+    """Return what the notebook of that name found; `NOTHING` where a result that its sentences need is missing.
 
     Parameters
     ----------
     name : str
         Stem of the notebook.
-    written : mapping
-        What it wrote.
+    results : mapping
+        Name to ``{"value": ..., "n": ..., "interval": [low, high] or None}``, as the notebook writes them.
+    config : object
+        The notebook's parameters.
+
+    Raises
+    ------
+    ParameterError
+        If there are no sentences for the notebook: those of the others are made by themselves.
     """
-    if name not in ANSWERS or not written:
-        return ""
+    if name not in ANSWERS:
+        raise ParameterError("name", name, f"one of {', '.join(ANSWERS)}")
     needed, say = ANSWERS[name]
-    found = Found(written)
-    return say(found) if all(each in found for each in needed.split()) else ""
+    found = Found(results, config)
+    return say(found) if results and all(each in found for each in needed.split()) else NOTHING
 
 
 def _token_centric(found: Found) -> str:
@@ -133,7 +146,7 @@ def _prototypes(found: Found) -> str:
     kept, by_chance = "codebook_object_patches_kept", "random_object_patches_kept"
     compared = found.beside(kept, by_chance, ("more than", "less than", "about as many as"))
     said = (
-        f"With {found.config['retain']:.0%} of the tokens the codebook keeps {found.percent(kept)} of "
+        f"With {found.config.retain:.0%} of the tokens the codebook keeps {found.percent(kept)} of "
         f"the patches on objects, {compared} random choice ({found.percent(by_chance)})"
     )
     if "cls_most_object_patches_kept" in found:
