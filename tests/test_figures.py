@@ -182,7 +182,7 @@ def test_a_scatter_is_followed_by_the_median(axes):
     names = ("attention of the last prompt token", "combined influence (nats)")
     assert (axes.get_xlabel(), axes.get_ylabel()) == names
     figures.scatter_with_median(axes, frame, "attention_last", "influence", short=True)
-    assert axes.get_xlabel() == "attention, last"
+    assert axes.get_xlabel() == "attention, last token"
 
 
 def score_frame():
@@ -339,7 +339,7 @@ def test_the_gallery_shows_every_figure_of_the_library():
 
 def test_names_become_words():
     assert label_of("influence", unit=True) == "combined influence (nats)"
-    assert label_of("attention_last", short=True) == "attention, last"
+    assert label_of("attention_last", short=True) == "attention, last token"
     assert label_of("attention_last_layer_12").endswith("one layer")
     assert label_of("global_divergence", unit=True, short=True) == "global divergence (nats)"
     assert label_of("made_up") == "made up"

@@ -15,6 +15,9 @@ NAMES = {
     "yes_no": "yes/no",
     "color": "colour",
     "multi_image": "several images",
+    "larger": "which is larger",
+    "left": "which is further left",
+    "backdrop": "what is behind",
     "covered": "coverage of the patch (%)",
     "n_on_object": "tokens on objects of 9",
     "log10": "logarithm of",
@@ -22,6 +25,12 @@ NAMES = {
     "tau_jsd": r"$\tau_{\mathrm{jsd}}$",
 }
 """What is neither a signal nor a registered pruner, and reads badly with blanks for underscores."""
+
+SHORT = {
+    "top1_probability": "top-1 probability",
+    "attention_last": "attention, last token",
+}
+"""Labels for small plots, where the signal's own are symbols or say too little."""
 
 _SPELLING = {"llava": "LLaVA", "next": "NeXT", "onevision": "OneVision", "7b": "7B", "13b": "13B"}
 
@@ -48,7 +57,7 @@ def label_of(name: object, *, unit: bool = False, short: bool = False) -> str:
     text = str(name)
     signal = signal_of(text)
     if signal is not None:
-        shown = replace(signal, label=signal.short or signal.label) if short else signal
+        shown = replace(signal, label=SHORT.get(text) or signal.short or signal.label) if short else signal
         return shown.axis_label if unit else shown.label
     if text in NAMES:
         return NAMES[text]

@@ -44,5 +44,6 @@ def finding_of(figure: Figure) -> str:
             said = "; ".join(dict.fromkeys(_OF_AXES[axes]))
             told.append(f"{title}: {said}" if title else said)
     about = plain(figure.get_supxlabel())
-    said = ". ".join(each[0].upper() + each[1:] for each in ([about] if about and told else []) + told)
+    told = [about, *told] if about and told else told
+    said = ". ".join(each[0].upper() + each[1:] if each[0].isascii() else each for each in told)
     return f"{said}." if said else ""

@@ -82,13 +82,13 @@ def words_of_means(frame: pd.DataFrame, x: str, mean: str, name: str) -> str:
         return ""
     first, last, top = rows[0], rows[-1], max(rows, key=lambda row: row[mean])
     if len(rows) == 1:
-        return f"{name}: {_estimate(first, mean)} at {label_of(x)} {label_of(first[x])}"
+        return f"{name}: {_estimate(first, mean)} where {label_of(x)} is {label_of(first[x])}"
     verb = "does not clearly change"
     if last["low"] > first["high"]:
         verb = "rises"
     elif last["high"] < first["low"]:
         verb = "falls"
-    said = f"{name} {verb}: {digits(first[mean])} at {label_of(x)} {label_of(first[x])}, "
+    said = f"{name} {verb}: {digits(first[mean])} where {label_of(x)} is {label_of(first[x])}, "
     if top is not first and top is not last:
         said += f"at most {digits(top[mean])} at {label_of(top[x])}, "
     return f"{said}{digits(last[mean])} at {label_of(last[x])}"
