@@ -76,8 +76,8 @@ def test_what_methods_keep_stands_over_what_is_answered(image):
     first, second, empty = figure.axes
     assert (
         first.get_title() or first.get_title(loc="left")
-    ) == "codebook: 2 tokens" and first.get_xlabel() == "a dog"
-    assert second.get_xlabel() == "(nothing)" and not empty.get_visible()
+    ) == "codebook: 2 tokens" and first.get_xlabel() == "✓ a dog"
+    assert second.get_xlabel() == "✗ (nothing)" and not empty.get_visible()
     assert first.xaxis.label.get_color() != second.xaxis.label.get_color()
     opacity = first.get_images()[1].get_array()[..., 3]
     assert opacity.reshape(3, 8, 4, 8).mean((1, 3)).flatten().nonzero()[0].tolist() == [0, 5]

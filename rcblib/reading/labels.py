@@ -18,6 +18,8 @@ NAMES = {
     "larger": "which is larger",
     "left": "which is further left",
     "backdrop": "what is behind",
+    "same_different": "same or different",
+    "color_change": "change of colour",
     "covered": "coverage of the patch (%)",
     "n_on_object": "tokens on objects of 9",
     "log10": "logarithm of",

@@ -83,7 +83,7 @@ def curves_by_kind(
         raise ParameterError("frame", sorted(frame["kind"].unique()), f"methods of the kinds {list(kinds)}")
     n_rows = -(-len(shown) // n_columns)
     figure, grid = plt.subplots(
-        n_rows, n_columns, figsize=(7.6, 2.9 * n_rows), sharex=True, sharey=True, squeeze=False
+        n_rows, n_columns, figsize=(7.6, 3.2 * n_rows), sharex=True, sharey=True, squeeze=False
     )
     tell(grid[0, 0], words_of_scores(frame[frame["method"].isin(everywhere)]))
     for axes, kind in zip(grid.flat, shown, strict=False):
@@ -112,9 +112,16 @@ def curves_by_kind(
         tell(axes, words_of_scores(pd.concat([rows, own[kind]], ignore_index=True)))
         axes.set_title(kind)
         axes.yaxis.grid(True)
-        names = axes.legend(fontsize="xx-small", loc="lower right", handlelength=1.6, labelspacing=0.25)
-        names.set(frame_on=True)
-        names.get_frame().set(alpha=0.8, linewidth=0)
+        is_last = axes.get_subplotspec().rowspan.stop == n_rows  # the only row whose ticks are named
+        axes.legend(
+            fontsize="xx-small",
+            loc="upper left",
+            bbox_to_anchor=(0, -0.16 if is_last else -0.02),
+            ncols=2,
+            handlelength=1.6,
+            labelspacing=0.25,
+            borderpad=0,
+        )
     for axes in grid.flat[len(shown) :]:
         axes.set_visible(False)
     lowest = float(np.nanmin(frame["mean"], initial=0.0))
@@ -154,7 +161,7 @@ def kept_grid(
         kept_map(axes, image, every if one.positions is None else one.positions, grid)
         axes.set_title(textwrap.fill(f"{one.method}: {one.note}", 23), fontsize=6)
         axes.set_xlabel(
-            textwrap.fill(one.answer or "(nothing)", 26),
+            textwrap.fill(f"{'✓' if one.is_right else '✗'} {one.answer or '(nothing)'}", 26),
             fontsize=7,
             color=CYCLE[2] if one.is_right else CYCLE[6],
             labelpad=2,
