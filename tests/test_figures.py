@@ -15,6 +15,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from rcblib.reading import figures
+from rcblib.reading.figures import words
 from rcblib.reading.labels import label_of, method_label
 from rcblib.records import ParameterError
 
@@ -319,6 +320,46 @@ def test_every_figure_says_in_words_and_numbers_what_it_shows(name):
     assert re.search(r"\d", said) and "\n" not in said
     assert not re.search(r"[A-Za-z0-9]_[A-Za-z0-9]|\bnan\b", said)
     assert len(said) < 700
+
+
+def test_words_compare_methods_at_one_budget_only():
+    rows = [("ours", 0.05, 0.4), ("ours", 0.5, 0.9), ("near", 0.06, 0.5), ("far", 0.28, 0.8)]
+    frame = pd.DataFrame(rows, columns=["method", "retained", "mean"]).assign(low=0.1, high=1)
+    said = "with 5% of the tokens ours 0.4 [0.1, 1], near 0.5 [0.1, 1]"
+    assert words.words_of_scores(frame) == said
+    alone = frame[frame["method"] != "near"]
+    assert (
+        words.words_of_scores(alone) == "with 5% of the tokens ours 0.4 [0.1, 1], far 0.8 [0.1, 1] with 28%"
+    )
+
+
+def test_words_say_what_intervals_leave_open():
+    frame = pd.DataFrame({"signal": list("abcde"), "value": [0.9, 0.6, 0.5, 0.4, 0.2]})
+    frame = frame.assign(low=frame["value"] - 0.05, high=frame["value"] + 0.05)
+    said = words.words_of_intervals(frame, "signal", reference=0.5)
+    assert said == (
+        "highest a 0.9 [0.85, 0.95], lowest e 0.2 [0.15, 0.25]; of 5 intervals 2 lie above 0.5, 2 below"
+    )
+    means = pd.DataFrame({"rank": [1, 2, 3], "mean": [0.3, 0.9, 0.35], "low": 0.2, "high": 1.0})
+    said = words.words_of_means(means, "rank", "mean", "entropy")
+    assert said == "entropy does not clearly change: 0.3 where rank is 1, at most 0.9 at 2, 0.35 at 3"
+    points = {"far": np.zeros((4, 2)), "near": np.ones((4, 2)), "ours": np.full((3, 2), 0.9)}
+    said = words.words_of_points(points, "ours", None)
+    assert said == "the nearest neighbour of 3 ours is one of the far for 0, of the near for 3"
+    tokens = pd.DataFrame({"entropy": [1.0, 3.0, 5.0], "on_object": [True, False, False]})
+    assert words.words_on_and_off(tokens, ["entropy"]).endswith("over the others: entropy 1 and 4")
+    assert words.words_on_and_off(tokens[["entropy"]], ["entropy"]) == "median entropy 3"
+
+
+def test_a_finding_of_the_whole_stands_in_place_of_what_its_plots_say():
+    figure, (left, right) = plt.subplots(1, 2)
+    assert figures.finding_of(figure) == ""
+    left.set_title("one")
+    figures.tell(left, r"$\tau_p$ is 0.2")
+    figures.tell(right, "then\n 5")
+    assert figures.finding_of(figure) == "One: tau p is 0.2. Then 5."
+    figures.tell_whole(figure, "All in all 7.")
+    assert figures.finding_of(figure) == "All in all 7."
 
 
 def test_the_gallery_shows_every_figure_of_the_library():

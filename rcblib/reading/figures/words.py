@@ -95,7 +95,10 @@ def words_of_means(frame: pd.DataFrame, x: str, mean: str, name: str) -> str:
 
 
 def words_of_scores(frame: pd.DataFrame) -> str:
-    """Say the scores at each method's smallest budget: the first method's, the best and the worst of the others.
+    """Say the scores at the smallest budget of the first method: its own, the best and the lowest of the others'.
+
+    Others that read a quarter more at least, and so cannot be compared there, are said with their own share, where none
+    reads so few.
 
     Parameters
     ----------
@@ -106,11 +109,14 @@ def words_of_scores(frame: pd.DataFrame) -> str:
         return ""
     least = frame.sort_values("retained", kind="stable").groupby("method", sort=False).first()
     leading = frame["method"].iloc[0]
+    own = least.loc[leading]
     others = least.drop(index=leading).sort_values("mean", ascending=False, kind="stable")
-    said = [f"{method_label(leading)} {_estimate(least.loc[leading], 'mean')}"]
-    for place, name in _ends(list(others.index)):
-        said.append(f"{place}{method_label(name)} {_estimate(others.loc[name], 'mean')}")
-    return f"with {least.loc[leading, 'retained']:.0%} of the tokens {', '.join(said)}"
+    near = others[others["retained"] < 1.25 * own["retained"]]
+    said = [f"{method_label(leading)} {_estimate(own, 'mean')}"]
+    for place, name in _ends(list(near.index if len(near) else others.index)):
+        share = "" if len(near) else f" with {others.loc[name, 'retained']:.0%}"
+        said.append(f"{place}{method_label(name)} {_estimate(others.loc[name], 'mean')}{share}")
+    return f"with {own['retained']:.0%} of the tokens {', '.join(said)}"
 
 
 def words_of_ranks(frame: pd.DataFrame, signals: Sequence[str]) -> str:
