@@ -2,8 +2,8 @@
 
     python -m tools.make_status
 
-The page ``book/status.md`` includes them from ``book/_build/status/``. Minutes and memory are those that Snakemake
-measured when a run was last made, and the rest stands in the results of the run: nothing is computed here.
+The page ``book/status.md`` includes them from ``book/_build/status/``. Minutes and memory were measured
+when a run was last made (:mod:`tools.warm_start`), the rest stands in the results of the run: nothing is computed here.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ DIGITS = {"minutes": 1, "memory": 2}
 
 
 def measured_file(run: str) -> str:
-    """Return where Snakemake writes what a run takes."""
+    """Return where a run's minutes and memory are written."""
     return f"results/logs/{run}.tsv"
 
 

@@ -14,6 +14,8 @@ import sys
 import time
 from pathlib import Path
 
+from tools import warm_start
+
 LOCK = Path(".snakemake/running")
 
 MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**30)}
@@ -58,7 +60,12 @@ def main(arguments: list[str]) -> None:
             flush=True,
         )
     settle_times(time.time())
-    os.execve(command[0], command, MEMORY | os.environ)
+    environment = MEMORY | os.environ
+    if hasattr(os, "pidfd_open"):  # Linux, where forking what has imported torch is safe
+        asked, alive = warm_start.started(environment)
+        os.set_inheritable(alive, True)  # the process that forks ends with this one
+        environment |= asked
+    os.execve(command[0], command, environment)
 
 
 if __name__ == "__main__":
