@@ -33,8 +33,9 @@ export PYTHONUNBUFFERED := 1
 
 .PHONY: bench bench-gpu book pages full pdf slurm sweep test faults versions lint install format clean
 
+# A rate of jobs per second would have Snakemake look at all files every second, beside what runs.
 book: $(STAMP)
-	python -m tools.run_workflow --cores $(CORES) --rerun-incomplete --quiet rules -p
+	python -m tools.run_workflow --cores $(CORES) --rerun-incomplete --max-jobs-per-timespan 1000/10m --quiet rules -p
 	@echo "book/_build/html/index.html"
 
 pages: $(STAMP)
