@@ -137,7 +137,7 @@ def checkpoint_config(name: str) -> PreTrainedConfig:
 
 
 def narrow_config(name: str) -> PreTrainedConfig:
-    """Build the config of one of `CHECKPOINTS` narrower and shallower, so that its model fits anywhere.
+    """Build the config of one of `CHECKPOINTS`, or of `QWEN`, narrower and shallower, so that its model fits anywhere.
 
     The LLM is 256 wide with three layers and keeps the ratio of its MLP, and how many heads share keys and values; the
     encoder is 64 wide with two layers. Pictures, tiles and the vocabulary stay as they are.
@@ -154,7 +154,12 @@ def narrow_config(name: str) -> PreTrainedConfig:
     text.hidden_size, text.num_hidden_layers, text.head_dim = 256, 3, 64
     text.num_attention_heads, text.num_key_value_heads = 4, max(4 // n_shared, 1)
     vision.hidden_size, vision.intermediate_size = 64, 256
-    vision.num_attention_heads, vision.num_hidden_layers = 2, 2
+    if name == QWEN:
+        # Of 32 pairs of numbers in a head a quarter turns with time, the rest with height and width, as at full size.
+        text.rope_parameters = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [8, 12, 12]}
+        vision.num_heads, vision.depth, vision.fullatt_block_indexes, vision.out_hidden_size = 2, 2, [1], 256
+    else:
+        vision.num_attention_heads, vision.num_hidden_layers = 2, 2
     return config
 
 

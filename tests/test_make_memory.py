@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from benchmarks.checkpoints import CHECKPOINTS
+from benchmarks.checkpoints import CHECKPOINTS, QWEN, empty_model, narrow_config
 from tools import make_memory
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -29,6 +29,15 @@ def test_a_t4_holds_7b_in_4_bit():
     assert int(fits["4 bit", "probe"]) >= 32
     (_, parts) = cells(make_memory.parts_table(jobs))
     assert parts[0] == "`llava-1.5-7b-hf`" and parts[5] == "7.06"
+
+
+def test_qwen_stands_beside_the_paper_s_checkpoints():
+    assert make_memory.EVERY == (*CHECKPOINTS, QWEN)
+    jobs = {QWEN: make_memory.Jobs(QWEN)}
+    (_, prompt) = cells(make_memory.prompts_table(jobs))
+    # 480 x 640 pixels are 34 x 46 patches of 14, which merge by fours; no tile, and a cache as OneVision's LLM has it.
+    assert prompt[:4] == ["`Qwen2.5-VL-7B-Instruct`", "1", str(34 * 46 // 4), "56"]
+    assert empty_model(narrow_config(QWEN)).config.vision_config.depth == 2
 
 
 def test_every_table_is_included_in_the_page():

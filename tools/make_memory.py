@@ -35,6 +35,9 @@ from tools.write_parts import table, write_parts
 
 ROOT = Path(__file__).resolve().parents[1]
 
+EVERY = (*CHECKPOINTS, QWEN)
+"""Checkpoints of all tables."""
+
 HEIGHT, WIDTH = 480, 640
 """The picture of all tables, in pixels: a common size of COCO's photos."""
 
@@ -151,7 +154,7 @@ def processors_table(jobs: dict[str, Jobs]) -> str:
 def check_table() -> str:
     """Measure weights, cache and activations of narrow models on the CPU, beside what is computed."""
     rows = []
-    for name in CHECKPOINTS:
+    for name in EVERY:
         torch.manual_seed(0)
         model = AutoModelForImageTextToText.from_config(narrow_config(name)).eval()
         shape, adapter = ModelShape.from_model(model), adapter_for(model)
@@ -182,7 +185,7 @@ def check_table() -> str:
 
 def main() -> int:
     """Write the tables; files whose text stays the same are left alone, so that Sphinx skips them."""
-    jobs = {name: Jobs(name) for name in CHECKPOINTS}
+    jobs = {name: Jobs(name) for name in EVERY}
     tables = {
         "parts": parts_table(jobs),
         "prompts": prompts_table(jobs),
