@@ -33,9 +33,10 @@ export PYTHONUNBUFFERED := 1
 
 .PHONY: bench bench-gpu book pages full pdf slurm sweep test faults versions lint install format clean
 
-# A rate of jobs per second would have Snakemake look at all files every second, beside what runs.
+# Snakemake looks at all files of the jobs that wait once in the span of its rate of jobs: once a second costs a quarter of
+# a core beside what runs.
 book: $(STAMP)
-	python -m tools.run_workflow --cores $(CORES) --rerun-incomplete --max-jobs-per-timespan 1000/10m --quiet rules -p
+	python -m tools.run_workflow --cores $(CORES) --rerun-incomplete --max-jobs-per-timespan 1000/5s --quiet rules -p
 	@echo "book/_build/html/index.html"
 
 pages: $(STAMP)
