@@ -232,17 +232,19 @@ def _asking(
 
 def _truth(options: argparse.Namespace) -> None:
     from rcblib.codebook.codebook import load_codebook
+    from rcblib.codebook.scorer import load_scorer
     from rcblib.evaluate.truth import TOKENS, TruthConfig, measure_truth, part_of
     from rcblib.runs.files import write_table
     from rcblib.runs.shards import Shard
 
     shard = Shard.parse(options.shard, options.first)
-    names = ("n_questions", "positions", "n_side", "rerender", "seed", "sharing", "batch_size")
+    names = ("n_questions", "positions", "n_side", "rerender", "ranks", "seed", "sharing", "batch_size")
     config = TruthConfig(**{name: getattr(options, name) for name in names})
     codebook = load_codebook(options.codebook) if options.codebook else None
+    scorer = load_scorer(options.scorer) if options.scorer else None
     model, processor, samples, questions, skipped = _asking(options)
     settings = {"folder": options.folder, "shard": shard, "skipped": skipped}
-    table, facts = measure_truth(model, processor, questions, samples, config, codebook, **settings)
+    table, facts = measure_truth(model, processor, questions, samples, config, codebook, scorer, **settings)
     if options.table:
         write_table(options.table, table, facts)
     for name, why in facts["left_out"].items():

@@ -54,6 +54,8 @@ class Answer:
         Token ids of the answer.
     own_id : int
         First token of what the model itself says of the image as it is.
+    is_own : bool
+        Whether the right answer begins with that token.
     intact : torch.Tensor
         ``(2,)`` what `log_probabilities` gives for it.
 
@@ -81,6 +83,7 @@ class Answer:
         }
         self.form = max(found, key=lambda form: float(found[form][0]))
         self.intact = found[self.form]
+        self.is_own = self.form[0] == self.own_id
 
     def log_probabilities(
         self, visual: Sequence[VisualInput], form: tuple[int, ...] | None = None

@@ -19,6 +19,7 @@ from rcblib.mllm.prompt import Batch
 from rcblib.mllm.reduced import Reduced
 from rcblib.pruners.base import Pruner
 from rcblib.pruners.context import PruningContext
+from rcblib.pruners.distilled import DistilledPruner
 from rcblib.pruners.inside import InsidePruner
 from rcblib.pruners.registry import PRUNERS, Method
 from rcblib.records import EncodedImage
@@ -38,6 +39,14 @@ UNRANKED = {
     "anti_oracle": "it is the masks themselves",
 }
 """Methods that rank no token by what the model makes of it, and why."""
+
+REPEATED = {
+    "random": "random numbers are drawn where tables are read",
+    "cls_most": "its score is the signal cls_similarity",
+    "cls_least": "its score is the signal cls_similarity, turned round",
+    "cls_attention": "its score is the signal cls_attention",
+}
+"""Methods whose score another column of a table of tokens holds, and which."""
 
 
 def rankable(
@@ -150,20 +159,28 @@ def _relevance(pruner: InsidePruner, adapter: Adapter, image: EncodedImage, prom
 
 
 @torch.no_grad()
-def token_measures(adapter: Adapter, image: EncodedImage) -> dict[str, torch.Tensor]:
+def token_measures(
+    adapter: Adapter, image: EncodedImage, distilled: DistilledPruner | None = None
+) -> dict[str, torch.Tensor]:
     """Measure what a token is by itself, one view after the other.
 
     Returns
     -------
     dict
-        ``"token_norm"``, its length, and ``"token_word_similarity"``, its largest cosine to a word embedding of the
-        LLM: ``(n_tokens of all views,)`` float32 on the CPU each.
+        ``"token_norm"``, its length; ``"token_word_similarity"``, its largest cosine to a word embedding of the LLM;
+        with a pruner that is distilled from probing ``"token_predicted"``, what its heads predict, before tokens are
+        spread over the picture. All ``(n_tokens of all views,)`` float32 on the CPU.
     """
     tokens = torch.cat([view.tokens for view in image.views]).float()
     words = F.normalize(adapter.model.get_input_embeddings().weight.float(), dim=-1)
     unit = F.normalize(tokens, dim=-1).to(words.device)
     nearest = torch.cat([(part @ words.T).amax(-1) for part in unit.split(N_COMPARED)])
-    return {"token_norm": tokens.norm(dim=-1).cpu(), "token_word_similarity": nearest.cpu()}
+    found = {"token_norm": tokens.norm(dim=-1), "token_word_similarity": nearest}
+    if distilled is not None:
+        single, influence = distilled.scorer.predict(tokens).unbind(-1)
+        weight = distilled.influence_weight
+        found["token_predicted"] = (1 - weight) * single + weight * influence
+    return {name: values.cpu() for name, values in found.items()}
 
 
 def codebook_rules(adapter: Adapter, codebook: object) -> dict[str, tuple[Method, dict[str, object]]]:

@@ -17,11 +17,19 @@ import numpy as np
 import pandas as pd
 
 from rcblib.codebook.codebook import Codebook
+from rcblib.codebook.scorer import Scorer
 from rcblib.data.base import AnySample
 from rcblib.data.pixels import PIXEL_SIGNALS, pixel_signals
 from rcblib.data.samples import identified, load_pictures
 from rcblib.evaluate.interventions import Answer, Donors, coverage_of, removal_falls, swap_falls
-from rcblib.evaluate.token_scores import codebook_rules, method_scores, rankable, token_measures
+from rcblib.evaluate.token_scores import (
+    REPEATED,
+    codebook_rules,
+    method_scores,
+    pruner_at,
+    rankable,
+    token_measures,
+)
 from rcblib.evaluate.tokens import check_masked
 from rcblib.mllm import Adapter, adapter_for
 from rcblib.mllm.fingerprint import model_fingerprint, model_name, processor_settings
@@ -37,12 +45,16 @@ from rcblib.runs.parameters import AtLeast, Count, checked
 from rcblib.runs.records import is_record, read_record, sample_hash, table_facts
 from rcblib.runs.results import cached_unit
 from rcblib.runs.shards import Shard
+from rcblib.signals import signal_of
 
 TOKENS, SWAPPED, REMOVED = "tokens", "swapped", "removed"
 """Parts of the table: a row a token, a row a question and token, a row a question and object."""
 
 KEYS = ("part", "task", "question", "view", "position", "object")
 """Columns that tell a row from the others of its image."""
+
+PLACE = ("view", "token", "position", "object_coverage", "object_category")
+"""Columns of probing that tell where a token is; they are no ranks."""
 
 UNFIT_TASKS = ("caption", "backdrop")
 """Families that are not asked: captions have many right answers, and what is behind objects is no redundancy."""
@@ -63,6 +75,10 @@ class TruthConfig:
         Positions along each side for ``"grid"``.
     rerender : bool
         Whether pictures are drawn again without objects too.
+    ranks : bool
+        Whether signals and scores are given as ranks inside their view (see `view_ranks`), without the methods that
+        repeat another column, and ``own_fall`` of swaps only where the model's own word is another than the right one:
+        all that comparisons inside views read, in a third of the room.
     seed : int
         Draws the questions.
     sharing : {"auto", "always", "never"}
@@ -75,6 +91,7 @@ class TruthConfig:
     positions: str | tuple[int, ...] = "all"
     n_side: Count = 8
     rerender: bool = False
+    ranks: bool = False
     seed: AtLeast[0] = 0
     sharing: str = "auto"
     batch_size: Count = 64
@@ -87,6 +104,7 @@ def measure_truth(
     samples: Sequence[AnySample],
     config: TruthConfig | None = None,
     codebook: Codebook | None = None,
+    scorer: Scorer | None = None,
     *,
     folder: str | os.PathLike,
     shard: Shard | None = None,
@@ -107,6 +125,8 @@ def measure_truth(
         What is asked, and of which tokens.
     codebook : Codebook, optional
         Of the model; without it its rules are no columns.
+    scorer : Scorer, optional
+        Of the model; without it the pruner that is distilled from probing is no column.
     folder : path-like
         Where each finished image is kept; a run that was stopped goes on there.
     shard : Shard, optional
@@ -121,12 +141,13 @@ def measure_truth(
     table : pandas.DataFrame
         ``part`` tells three kinds of rows apart, and columns of one are empty in the others. ``"tokens"``: one a token,
         with the signals of `rcblib.signals.SIGNALS`, of `PIXEL_SIGNALS` and of `token_measures`, and ``score_<method>``
-        of every method that ranks tokens; ``background`` (the kind that the sample knows), ``object_share`` (of the
-        image, that the object beneath covers); and the truth: ``object_coverage``; ``swap_fall`` and ``swap_change``,
-        the means over questions of a swap's fall and of its size, whichever way it goes; and, where pictures were drawn
-        again, ``removal_fall``: the mean over questions of what each object's removal takes, summed over the shares of
-        the patch that the objects cover. ``"swapped"``: `swap_falls`, one a question and token. ``"removed"``:
-        `removal_falls`, one a question and object. Falls are in nats; higher = needed more.
+        of every method that ranks tokens; ``background`` (the kind that the sample knows),
+        ``object_share`` (of the image, that the object beneath covers); and the truth: ``object_coverage``;
+        ``swap_fall`` and ``swap_change``, the means over questions of a swap's fall and of its size, whichever way it
+        goes; and, where pictures were drawn again, ``removal_fall``: the mean over questions of what each object's
+        removal takes, summed over the shares of the patch that the objects cover. ``"swapped"``: `swap_falls`, one a
+        question and token. ``"removed"``: `removal_falls`, one a question and object. Falls are in nats; higher =
+        needed more.
     facts : dict
         As `rcblib.runs.records.table_facts` gives them, with ``left_out``: methods that rank no token here, and why.
 
@@ -141,7 +162,7 @@ def measure_truth(
     UserWarning
         Of a model in half precision, whose rounding hides what single tokens change.
     """
-    run = _Run(model, processor, questions, samples, config, codebook)
+    run = _Run(model, processor, questions, samples, config, codebook, scorer)
     code, shard = code_digest(__name__), shard or Shard()
     chosen = shard.of_images(run.samples, skipped or {})
     frames, units = [], []
@@ -168,6 +189,7 @@ def shared_truth(
     samples: Sequence[AnySample],
     config: TruthConfig | None = None,
     codebook: Codebook | None = None,
+    scorer: Scorer | None = None,
     *,
     folder: str | os.PathLike,
 ) -> pd.DataFrame:
@@ -179,9 +201,10 @@ def shared_truth(
         As `measure_truth`; also if a record is damaged, or of other settings, images or another model.
     """
     if not is_record(folder):
-        table, _ = measure_truth(model, processor, questions, samples, config, codebook, folder=folder)
+        own = model, processor, questions, samples, config, codebook, scorer
+        table, _ = measure_truth(*own, folder=folder)
         return table
-    run, record = _Run(model, processor, questions, samples, config, codebook), read_record(folder)
+    run, record = _Run(model, processor, questions, samples, config, codebook, scorer), read_record(folder)
     record.check(run.description, {i: sample_hash(identity) for i, identity in run.identities.items()})
     print(record.origin(code_digest(__name__)), flush=True)
     return record.table
@@ -219,6 +242,41 @@ def part_of(table: pd.DataFrame, part: str) -> pd.DataFrame:
     return rows.astype(whole).reset_index(drop=True)  # missing values of other parts have made them floats
 
 
+def view_ranks(tokens: pd.DataFrame) -> pd.DataFrame:
+    """Put ranks inside their view in the place of all numbers that say something of tokens, and leave the others out.
+
+    Parameters
+    ----------
+    tokens : pandas.DataFrame
+        One row a token of one image, with the columns of `PLACE`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        `PLACE`, and of each column that has a side to keep (signals, attention of each layer, and what begins with
+        ``score_``, ``pixel_`` or ``token_``) the rank: 0 for the lowest value of the view, 1 for the highest, equal
+        values in the middle of theirs; ``attention_last`` and ``attention_question``: of the means over layers.
+    """
+    means = {}
+    for rows in ("attention_last", "attention_question"):
+        layers = tokens.filter(regex=rf"^{rows}_layer_\d+$")
+        if len(layers.columns):
+            means[rows] = layers.mean(axis=1)
+    tokens = tokens.assign(**means)
+    own = [name for name in tokens if name not in PLACE and has_side(name)]
+    views = tokens.groupby("view")
+    ranks = (views[own].rank() - 1).div((views["view"].transform("size") - 1).clip(lower=1), axis=0)
+    return pd.concat([tokens[[name for name in PLACE if name in tokens]], ranks], axis=1)
+
+
+def has_side(name: str) -> bool:
+    """Tell whether one end of a column says that a token is worth keeping; one that repeats another has no side."""
+    signal = signal_of(name)
+    if name == "cls_rank":  # similarity to [CLS], turned round
+        return False
+    return name.startswith(("score_", "pixel_", "token_")) or bool(signal and signal.keep)
+
+
 def _check_samples(samples: Sequence[AnySample], config: TruthConfig) -> None:
     check_masked(samples)
     for sample in samples:
@@ -238,6 +296,7 @@ class _Run:
         samples: Sequence[AnySample],
         config: TruthConfig | None,
         codebook: Codebook | None,
+        scorer: Scorer | None,
     ):
         self.config = config = config or TruthConfig()
         self.adapter = adapter = adapter_for(model, processor)
@@ -254,10 +313,17 @@ class _Run:
                 f"dtype: {model.dtype} rounds by more than what a single token changes; float32 does not",
                 stacklevel=3,
             )
-        methods, left_out = rankable(adapter)
+        given = {"distilled": {"scorer": scorer}} if scorer is not None else {}
+        methods, left_out = rankable(adapter, given)
+        repeated = {name: why for name, why in REPEATED.items() if name in methods} if config.ranks else {}
+        left_out |= repeated
         self.methods: dict[str, tuple[Method, Mapping[str, object]]] = {
-            n: (m, {}) for n, m in methods.items()
+            name: (method, given.get(name, {})) for name, method in methods.items() if name not in repeated
         }
+        self.distilled = None
+        if scorer is not None:
+            scorer.check_fits(adapter.family, adapter.d_model)
+            self.distilled = pruner_at(methods["distilled"], 0.5, given["distilled"], adapter)
         if codebook is not None:
             codebook.check_fits(adapter.family, adapter.d_model)
             self.methods |= codebook_rules(adapter, codebook)
@@ -269,6 +335,8 @@ class _Run:
         self.donors = Donors(adapter, self.samples)
         self.identities, _ = identified(list(self.samples.values()), limit=adapter.size_limit)
         described = {name: value for name, value in to_plain(config).items() if name != "batch_size"}
+        if not config.ranks:
+            del described["ranks"]
         prototypes = codebook and codebook.prototypes_hash()
         self.description = {
             "model": model_name(adapter.model),
@@ -276,6 +344,7 @@ class _Run:
             **processor_settings(processor),
             "config": described,
             "codebook": prototypes,
+            "scorer": self.distilled and self.distilled.description()["scorer"],
             "images": config_hash({"samples": list(self.identities.values())}),
         }
 
@@ -287,12 +356,15 @@ class _Run:
         needs = {need for method, _ in self.methods.values() for need in method.needs} & adapter.offers
         image = adapter.encode_input(pictures, sample.kind, needs=needs)[0]
         columns = self._scores(image, questions, self.donors.ids.index(image_id))
-        columns |= {name: values.numpy() for name, values in token_measures(adapter, image).items()}
+        measures = token_measures(adapter, image, self.distilled)
+        columns |= {name: values.numpy() for name, values in measures.items()}
         shown = view_pictures(adapter.processor, pictures[0], image.views)
         of_views = [pixel_signals(*each) for each in zip(shown, (v.grid for v in image.views), strict=True)]
         columns |= {name: np.concatenate([own[name] for own in of_views]) for name in PIXEL_SIGNALS}
         read_at = tokens["token"].to_numpy()
         tokens = tokens.assign(**{name: values[read_at] for name, values in columns.items()})
+        if self.config.ranks:
+            tokens = view_ranks(tokens)
         swapped = self._swapped(sample, image, tokens, questions)
         changes = swapped.assign(swap_fall=swapped["fall"], swap_change=swapped["fall"].abs())
         means = changes.groupby(["view", "position"])[["swap_fall", "swap_change"]].mean().reset_index()
@@ -326,6 +398,8 @@ class _Run:
             answer = self._answer(question, rows)
             falls = swap_falls(self.adapter, image, answer, donors, positions)
             intact = {"log_probability": float(answer.intact[0])}
+            if self.config.ranks and answer.is_own:
+                falls["own_fall"] = np.nan
             parts.append(falls.assign(task=question.task, question=question.text, **intact))
         return pd.concat(parts, ignore_index=True)
 

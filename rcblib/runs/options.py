@@ -219,7 +219,15 @@ def add_truth(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="draw pictures again without one object too: drawn scenes; photographs where their pictures were fetched",
     )
+    parser.add_argument(
+        "--ranks",
+        action="store_true",
+        help="signals as ranks inside their view, which take a third of the room",
+    )
     parser.add_argument("--codebook", help="a codebook of the model's, whose rules are signals then")
+    parser.add_argument(
+        "--scorer", help="of the pruner distilled from probing, whose choice is a signal then"
+    )
 
 
 def add_turn(parser: argparse.ArgumentParser) -> None:
