@@ -13,6 +13,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from test_evaluate_known import sample_with
 
 from rcblib.__main__ import main
+from rcblib.codebook.scorer import Scorer
 from rcblib.evaluate.interventions import (
     Answer,
     Donors,
@@ -34,6 +35,7 @@ from rcblib.evaluate.truth import (
 from rcblib.mllm import adapter_for
 from rcblib.probe.inputs import places_of
 from rcblib.pruners.registry import PRUNERS
+from rcblib.reading.trust import over_trainings, stepped_up, validate
 from rcblib.reading.truth import (
     area,
     average_precision,
@@ -41,9 +43,7 @@ from rcblib.reading.truth import (
     image_values,
     positives,
     signals_against_truth,
-    stepped_up,
     summarize,
-    validate,
     with_candidates,
 )
 from rcblib.records import ParameterError, Question, Sample, SceneObject
@@ -92,6 +92,7 @@ def test_an_answer_takes_the_form_that_is_likeliest(adapter, samples):
         float(logits.max())
     )
     torch.testing.assert_close(answer.falls([rows]), torch.zeros(1, 2), atol=1e-5, rtol=0)
+    assert answer.is_own == (answer.form[0] == answer.own_id)
     with pytest.raises(ParameterError, match="answer: got 'zebra'"):
         answer_forms(adapter.processor.tokenizer, "zebra")
 
@@ -241,6 +242,54 @@ def test_truth_runs_on_a_coco_folder_in_shards_and_agrees_with_its_record(coco_f
     assert "rerender: got 'True, with image 0 of scenes/validation, which cannot" in capsys.readouterr().err
 
 
+def test_ranks_stand_for_signals_and_compare_as_they_do(pair, tmp_path):
+    adapter, scenes = adapter_for(*pair), SceneDataset("test", 2)
+    asked = [Question(s.image_id, "yes_no", "Is there a cat in this image ?", "yes") for s in scenes]
+    scorer = Scorer(torch.randn(2, adapter.d_model, generator=torch.manual_seed(0)), torch.tensor([0.5, 0.5]))
+    plain, ranked = (
+        measure_truth(
+            *pair,
+            asked,
+            scenes,
+            TruthConfig(n_questions=1, positions="grid", n_side=4, ranks=ranks),
+            None,
+            scorer,
+            folder=tmp_path / str(ranks),
+            progress=False,
+        )
+        for ranks in (False, True)
+    )
+    assert plain[1]["description"]["scorer"] == ranked[1]["description"]["scorer"] is not None
+    assert ranked[1]["left_out"]["cls_most"] == "its score is the signal cls_similarity"
+    assert "ranks" not in plain[1]["description"]["config"] and ranked[1]["description"]["config"]["ranks"]
+    both = [part_of(table, SWAPPED).sort_values(["image_id", "position"]) for table, _ in (plain, ranked)]
+    np.testing.assert_array_equal(both[0]["fall"], both[1]["fall"])
+    for image_id, own in both[1].groupby("image_id"):
+        asked_yes = Question(image_id, "yes_no", asked[0].text, "yes")
+        sample = next(s for s in scenes if s.image_id == image_id)
+        answer = Answer(adapter, asked_yes, adapter.assemble(encoded(adapter, sample)))
+        assert ("own_fall" not in own or own["own_fall"].isna().all()) == answer.is_own
+    values, ranks = part_of(plain[0], TOKENS), part_of(ranked[0], TOKENS)
+    assert {"score_distilled", "token_predicted", "attention_last"} <= set(ranks)
+    assert not {"score_random", "score_cls_most", "cls_rank", "top1_id", "row"} & set(ranks)
+    assert len(ranks.columns) < len(values.columns)
+    for name in ("top1_probability", "score_divprune", "pixel_edges", "token_predicted"):
+        own = values.groupby("image_id")[name].rank()
+        np.testing.assert_allclose(ranks[name], (own - 1) / 15)
+    pd.testing.assert_series_equal(ranks["swap_change"], values["swap_change"])
+    image = encoded(adapter, scenes[0])
+    heads = scorer.predict(image.tokens).mean(-1).numpy()
+    first = values[values["image_id"] == scenes[0].image_id]
+    np.testing.assert_allclose(first["token_predicted"], heads[first["position"]], rtol=1e-5)
+    tables = []
+    for table in (values, ranks):
+        tokens, candidates = with_candidates(table.dropna(subset="swap_fall"), np.random.default_rng(0))
+        tables.append(image_values(tokens, positives(tokens)["change"], candidates))
+    pd.testing.assert_frame_equal(
+        *(table.sort_values(["image_id", "signal"], ignore_index=True) for table in tables)
+    )
+
+
 def test_drawn_scenes_are_drawn_again(pair, tmp_path):
     scenes = SceneDataset("test", 3)
     questions = [
@@ -372,6 +421,9 @@ def test_a_perfect_signal_a_reversed_one_and_chance(made_up):
     assert set(table.loc[table["factor"] == "background", "level"]) == {"sky", "grass"}
     sizes = table[(table["factor"] == "size") & (table["truth"] == "coverage")].set_index("level")["n_images"]
     assert set(sizes.index) == {"small", "large"} and sizes.groupby(level=0).first().sum() == 40
+    few = signals_against_truth(tokens, candidates, generator=np.random.default_rng(0), followed=["entropy"])
+    assert set(few.loc[few["factor"] != "all", "signal"]) == {"entropy"}
+    assert set(few.loc[few["factor"] == "all", "signal"]) == set(candidates)
     values = image_values(tokens, ~positives(tokens)["coverage"], ["entropy"])
     assert summarize(values, np.random.default_rng(0))["value"][0] == 0
 
@@ -384,7 +436,7 @@ def test_candidates_have_names_for_readers():
         "score_visionzip": "VisionZip",
         "score_codebook_distinct": "codebook without copies",
         "score_codebook_double_softmax": "codebook, softmax over tokens and prototypes",
-        "attention_last_layer_3": "attention, last, layer 3",
+        "attention_last_layer_3": "attention, last token, layer 3",
         "cls_similarity": "similarity to [CLS]",
     }
     assert {name: candidate_label(name) for name in names} == names
@@ -396,7 +448,7 @@ def test_the_truth_is_validated_by_itself(made_up):
     for k in range(4):
         fall = made_up["swap_fall"] * (1 if k % 2 else -1) + 0.001 * rng.random(len(made_up))
         rows = made_up[["image_id", "view", "position"]].assign(fall=fall, question=f"q{k}", task="count")
-        parts.append(rows.assign(own_fall=fall))
+        parts.append(rows.assign(own_fall=np.nan))
     swapped = pd.concat(parts, ignore_index=True)
     removed = pd.DataFrame(
         {
@@ -412,7 +464,36 @@ def test_the_truth_is_validated_by_itself(made_up):
     found = validate(two, swapped, removed, generator=np.random.default_rng(0))
     assert found.over_questions["change"].value > 0.9 > -0.9 > found.over_questions["fall"].value
     assert found.over_answers is None  # the model's own answer is the right one
+    other = swapped.assign(own_fall=-swapped["fall"])
+    assert validate(
+        two, other, removed, generator=np.random.default_rng(0)
+    ).over_answers.value == pytest.approx(-1)
     assert found.between["object_coverage", "removal_fall"].value == pytest.approx(1)
     assert found.objects.value == 1 and found.objects_by_chance == 0.5
     assert validate(two, swapped, None, generator=np.random.default_rng(0)).objects is None
     assert stepped_up(0.5) == pytest.approx(2 / 3)
+
+
+def test_another_training_agrees_where_it_needs_the_same_tokens(made_up):
+    rng, noise = np.random.default_rng(3), made_up["swap_change"]
+    other = made_up[made_up["image_id"] >= 10].assign(
+        swap_change=lambda rows: rng.permutation(rows["swap_change"])
+    )
+    found = over_trainings(made_up, other, generator=np.random.default_rng(0))
+    same, by_place = found["swap_fall"]
+    assert same.value == pytest.approx(1) and same.n_clusters == 30
+    assert 0.1 < by_place.value < 0.9  # objects stand at the same place of all images, and the rest is noise
+    moved, place = found["swap_change"]
+    assert moved.low < 0 < moved.high and place.low < 0.1
+    turned = over_trainings(made_up, made_up.assign(swap_fall=-noise), generator=np.random.default_rng(0))
+    assert turned["swap_fall"][0].value < -0.2
+    with pytest.raises(ParameterError, match="other: got '1 of the images'"):
+        over_trainings(made_up, made_up[made_up["image_id"] == 3], generator=np.random.default_rng(0))
+
+
+def test_many_scores_at_once_are_measured_as_each_alone():
+    rng = np.random.default_rng(0)
+    scores, truth = rng.integers(0, 4, (30, 5)).astype(float), rng.random(30) < 0.3
+    for measure in (area, average_precision):
+        np.testing.assert_allclose(measure(scores, truth), [measure(own, truth) for own in scores.T])
+        assert np.isnan(measure(scores, truth & False)).all()

@@ -22,6 +22,7 @@ from rcblib.data.base import AnySample
 from rcblib.data.pixels import PIXEL_SIGNALS, pixel_signals
 from rcblib.data.samples import identified, load_pictures
 from rcblib.evaluate.interventions import Answer, Donors, coverage_of, removal_falls, swap_falls
+from rcblib.evaluate.ranks import view_ranks
 from rcblib.evaluate.token_scores import (
     REPEATED,
     codebook_rules,
@@ -45,16 +46,12 @@ from rcblib.runs.parameters import AtLeast, Count, checked
 from rcblib.runs.records import is_record, read_record, sample_hash, table_facts
 from rcblib.runs.results import cached_unit
 from rcblib.runs.shards import Shard
-from rcblib.signals import signal_of
 
 TOKENS, SWAPPED, REMOVED = "tokens", "swapped", "removed"
 """Parts of the table: a row a token, a row a question and token, a row a question and object."""
 
 KEYS = ("part", "task", "question", "view", "position", "object")
 """Columns that tell a row from the others of its image."""
-
-PLACE = ("view", "token", "position", "object_coverage", "object_category")
-"""Columns of probing that tell where a token is; they are no ranks."""
 
 UNFIT_TASKS = ("caption", "backdrop")
 """Families that are not asked: captions have many right answers, and what is behind objects is no redundancy."""
@@ -76,9 +73,9 @@ class TruthConfig:
     rerender : bool
         Whether pictures are drawn again without objects too.
     ranks : bool
-        Whether signals and scores are given as ranks inside their view (see `view_ranks`), without the methods that
-        repeat another column, and ``own_fall`` of swaps only where the model's own word is another than the right one:
-        all that comparisons inside views read, in a third of the room.
+        Whether signals and scores are given as ranks inside their view (`rcblib.evaluate.ranks`), without the methods
+        that repeat another column, and ``own_fall`` of swaps only where the model's own word is another than the right
+        one: all that comparisons inside views read, in a third of the room.
     seed : int
         Draws the questions.
     sharing : {"auto", "always", "never"}
@@ -240,41 +237,6 @@ def part_of(table: pd.DataFrame, part: str) -> pd.DataFrame:
     rows = table[table["part"] == part].drop(columns="part").dropna(axis="columns", how="all")
     whole = {name: int for name in ("view", "token", "position", "row", "column", "object") if name in rows}
     return rows.astype(whole).reset_index(drop=True)  # missing values of other parts have made them floats
-
-
-def view_ranks(tokens: pd.DataFrame) -> pd.DataFrame:
-    """Put ranks inside their view in the place of all numbers that say something of tokens, and leave the others out.
-
-    Parameters
-    ----------
-    tokens : pandas.DataFrame
-        One row a token of one image, with the columns of `PLACE`.
-
-    Returns
-    -------
-    pandas.DataFrame
-        `PLACE`, and of each column that has a side to keep (signals, attention of each layer, and what begins with
-        ``score_``, ``pixel_`` or ``token_``) the rank: 0 for the lowest value of the view, 1 for the highest, equal
-        values in the middle of theirs; ``attention_last`` and ``attention_question``: of the means over layers.
-    """
-    means = {}
-    for rows in ("attention_last", "attention_question"):
-        layers = tokens.filter(regex=rf"^{rows}_layer_\d+$")
-        if len(layers.columns):
-            means[rows] = layers.mean(axis=1)
-    tokens = tokens.assign(**means)
-    own = [name for name in tokens if name not in PLACE and has_side(name)]
-    views = tokens.groupby("view")
-    ranks = (views[own].rank() - 1).div((views["view"].transform("size") - 1).clip(lower=1), axis=0)
-    return pd.concat([tokens[[name for name in PLACE if name in tokens]], ranks], axis=1)
-
-
-def has_side(name: str) -> bool:
-    """Tell whether one end of a column says that a token is worth keeping; one that repeats another has no side."""
-    signal = signal_of(name)
-    if name == "cls_rank":  # similarity to [CLS], turned round
-        return False
-    return name.startswith(("score_", "pixel_", "token_")) or bool(signal and signal.keep)
 
 
 def _check_samples(samples: Sequence[AnySample], config: TruthConfig) -> None:

@@ -9,15 +9,16 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
 
+from rcblib.evaluate.ranks import has_side
+from rcblib.evaluate.token_scores import REPEATED
 from rcblib.reading.labels import NAMES, label_of, method_label
-from rcblib.reading.signals import attention_columns, most_influential, with_mean_attention
-from rcblib.reading.statistics import Estimate, mean_interval, spearman
+from rcblib.reading.signals import most_influential, with_mean_attention
+from rcblib.reading.statistics import mean_interval
 from rcblib.records import ParameterError
 from rcblib.signals import signal_of
 
@@ -48,14 +49,12 @@ COMBINED = "information"
 ORACLE = "object_coverage"
 """What masks say: the most that a signal could know of objects."""
 
-REPEATED = ("cls_rank", "score_random", "score_cls_most", "score_cls_least", "score_cls_attention")
-"""Columns that rank tokens as another does, or the other way round."""
-
 BY_ITSELF = {
     ORACLE: "masks (oracle)",
     COMBINED: "top-1 probability and influence",
     "token_norm": "length of the token",
     "token_word_similarity": "similarity to the nearest word",
+    "token_predicted": "heads of the distilled pruner",
 }
 """What readers call candidates that are neither signals of probing nor scores of methods."""
 
@@ -90,52 +89,65 @@ def with_candidates(tokens: pd.DataFrame, generator: np.random.Generator) -> tup
     tokens : pandas.DataFrame
         A copy in which higher values of every candidate mean that a token is worth keeping.
     candidates : list of str
-        Signals with a direction, attention of each layer, what pixels tell, every method's score, and as controls
-        random numbers and masks. Columns with a missing value, or the same value everywhere, and `REPEATED`
-        are left out.
+        Signals with a direction, attention of each layer, what pixels tell, the scores of methods, and as controls
+        random numbers and masks. Columns with a missing value, or the same value everywhere, and scores that repeat
+        another column, are left out.
     """
-    tokens = with_mean_attention(tokens)
-    ranks = tokens.groupby("image_id")[["top1_probability", "influence"]].rank(pct=True)
+    has_means = {"attention_last", "attention_question"} <= set(tokens)
+    tokens = tokens.copy() if has_means else with_mean_attention(tokens)
+    ranks = tokens.groupby(["image_id", "view"])[["top1_probability", "influence"]].rank(pct=True)
     tokens[COMBINED] = ranks.mean(axis=1)
     tokens["random_numbers"] = generator.random(len(tokens))
-    layers = [name for rows in ("last", "question") for name in attention_columns(tokens, rows)]
     candidates = [COMBINED, "random_numbers", ORACLE]
     for name in tokens:
-        signal = signal_of(name)
-        has_side = (
-            name in layers or name.startswith(("score_", "pixel_", "token_")) or bool(signal and signal.keep)
-        )
-        repeats = name in candidates or name in REPEATED
-        if not has_side or repeats or tokens[name].isna().any() or tokens[name].nunique() < 2:
+        repeats = name in candidates or name.removeprefix("score_") in REPEATED
+        if not has_side(name) or repeats or tokens[name].isna().any() or tokens[name].nunique() < 2:
             continue
         candidates.append(name)
-        if signal and signal.keep == "low":
+        if (signal := signal_of(name)) and signal.keep == "low":
             tokens[name] = -tokens[name]
     return tokens, candidates
 
 
-def area(scores: np.ndarray, positive: np.ndarray) -> float:
-    """Return the area under the ROC curve, ties counted half; NaN where all or none are positive."""
+def area(scores: np.ndarray, positive: np.ndarray) -> np.ndarray:
+    """Return the area under the ROC curve, ties counted half; NaN where all or none are positive.
+
+    Parameters
+    ----------
+    scores : numpy.ndarray
+        ``(n,)``, or ``(n, k)`` for k scores at once.
+    positive : numpy.ndarray
+        ``(n,)`` booleans.
+
+    Returns
+    -------
+    numpy.ndarray
+        A number, or ``(k,)``.
+    """
     n = int(positive.sum())
     if n in (0, len(positive)):
-        return math.nan
-    return float((rankdata(scores)[positive].sum() - n * (n + 1) / 2) / (n * (len(positive) - n)))
+        return np.full(scores.shape[1:], math.nan)[()]
+    return (rankdata(scores, axis=0)[positive].sum(0) - n * (n + 1) / 2) / (n * (len(positive) - n))
 
 
-def average_precision(scores: np.ndarray, positive: np.ndarray) -> float:
+def average_precision(scores: np.ndarray, positive: np.ndarray) -> np.ndarray:
     """Return the average precision, equal scores taken together; NaN where none is positive.
+
+    Parameters and returns are those of `area`.
 
     Notes
     -----
     Source: as ``sklearn.metrics.average_precision_score``, with which a test holds it equal; a tenth of its time.
     """
     if not positive.any():
-        return math.nan
-    order = np.argsort(-scores, kind="stable")
-    hits, ends = positive[order].cumsum(), np.flatnonzero(np.diff(-scores[order], append=np.inf))
-    found = hits[ends]
-    precision = found / (ends + 1)
-    return float((np.diff(found, prepend=0) * precision).sum() / hits[-1])
+        return np.full(scores.shape[1:], math.nan)[()]
+    order = np.argsort(-scores, axis=0, kind="stable")
+    ranked, hits = np.take_along_axis(scores, order, axis=0), positive[order]
+    numbers = np.arange(len(scores)).reshape(-1, *[1] * (scores.ndim - 1))
+    is_end = np.concatenate([ranked[:-1] != ranked[1:], np.ones_like(hits[:1])])
+    ends = np.minimum.accumulate(np.where(is_end, numbers, len(scores))[::-1], axis=0)[::-1]
+    precision = np.take_along_axis(hits.cumsum(0), ends, axis=0) / (ends + 1)
+    return (hits * precision).sum(0) / positive.sum()
 
 
 def image_values(
@@ -166,14 +178,19 @@ def image_values(
         truth = own[at]
         if truth.all() or not truth.any():
             continue
-        background = rows["background"].iloc[at[0]]
-        for name, values in zip(candidates, numbers[at].T, strict=True):
-            precision, turned = average_precision(values, truth), average_precision(-values, truth)
-            found.append((image_id, background, name, area(values, truth), precision, truth.mean(), turned))
-    columns = ["image_id", "background", "signal", "area", "precision", "prevalence", "reversed_precision"]
-    measured = pd.DataFrame(found, columns=columns)
+        values = numbers[at]
+        known = {
+            "image_id": image_id,
+            "background": rows["background"].iloc[at[0]],
+            "signal": list(candidates),
+        }
+        measured = {"area": area(values, truth), "precision": average_precision(values, truth)}
+        beside = {"prevalence": truth.mean(), "reversed_precision": average_precision(-values, truth)}
+        found.append(pd.DataFrame(known | measured | beside))
     keys = ["image_id", "background", "signal"]
-    return measured.groupby(keys, sort=False, as_index=False).mean()
+    if not found:
+        return pd.DataFrame(columns=[*keys, "area", "precision", "prevalence", "reversed_precision"])
+    return pd.concat(found).groupby(keys, sort=False, as_index=False).mean()
 
 
 def summarize(values: pd.DataFrame, generator: np.random.Generator) -> pd.DataFrame:
@@ -207,8 +224,9 @@ def signals_against_truth(
     *,
     generator: np.random.Generator,
     truths: Mapping[str, pd.Series] | None = None,
+    followed: Sequence[str] | None = None,
 ) -> pd.DataFrame:
-    """Measure every candidate against every truth: on all images, by kind of background, and by size of the object.
+    """Measure candidates against every truth: on all images, by kind of background, and by size of the object.
 
     Parameters
     ----------
@@ -218,6 +236,8 @@ def signals_against_truth(
         Of the bootstrap over images.
     truths : Mapping, optional
         By default `positives`.
+    followed : sequence of str, optional
+        Of the candidates those that are told by background and size, too; by default all.
 
     Returns
     -------
@@ -227,12 +247,13 @@ def signals_against_truth(
     """
     tables = []
     for name, positive in (positives(tokens) if truths is None else truths).items():
-        groups = {("all", "all"): image_values(tokens, positive, candidates)}
-        for level, own in groups["all", "all"].groupby("background"):
+        whole = image_values(tokens, positive, candidates)
+        groups, followed = {("all", "all"): whole}, list(candidates if followed is None else followed)
+        for level, own in whole[whole["signal"].isin(followed)].groupby("background"):
             groups["background", str(level)] = own
         for level, (low, high) in SIZES.items():
             fits = (tokens["object_share"] >= low) & (tokens["object_share"] < high)
-            groups["size", level] = image_values(tokens, positive, candidates, ~positive | fits)
+            groups["size", level] = image_values(tokens, positive, followed, ~positive | fits)
         for (factor, level), values in groups.items():
             if len(values):
                 table = summarize(values, generator)
@@ -240,101 +261,6 @@ def signals_against_truth(
     table = pd.concat(tables, ignore_index=True)
     front = ["truth", "factor", "level"]
     return table[[*front, *(name for name in table if name not in front)]]
-
-
-@dataclass(frozen=True)
-class Validation:
-    """Hold how far the truth can be trusted.
-
-    Attributes
-    ----------
-    over_questions : dict
-        ``"fall"`` and ``"change"`` to the rank correlation, inside images, of the means over one half of an image's
-        questions, and so of the donors, with those over the other.
-    over_answers : Estimate or None
-        The same of the fall of the right answer with that of the model's own first word, of questions where these
-        differ; ``None`` where they never do.
-    between : dict
-        Pairs of truths to the rank correlation of their values inside images.
-    objects : Estimate or None
-        Share of questions about several objects for which the object whose removal takes most is the one with the token
-        whose swap changes most; ``None`` where pictures were not drawn again.
-    objects_by_chance : float
-        What that share would be by chance.
-    """
-
-    over_questions: dict[str, Estimate]
-    over_answers: Estimate | None
-    between: dict[tuple[str, str], Estimate]
-    objects: Estimate | None
-    objects_by_chance: float
-
-
-def stepped_up(correlation: float, times: float = 2.0) -> float:
-    """Return the reliability of a mean over so many times as many questions, by Spearman and Brown's formula."""
-    return times * correlation / (1 + (times - 1) * correlation)
-
-
-def validate(
-    tokens: pd.DataFrame,
-    swapped: pd.DataFrame,
-    removed: pd.DataFrame | None,
-    *,
-    generator: np.random.Generator,
-) -> Validation:
-    """Compare the truths with each other, and each with itself over questions and answers.
-
-    Parameters
-    ----------
-    tokens, swapped, removed : pandas.DataFrame
-        The parts of the table of `measure_truth`; the last is ``None`` or empty where pictures were not drawn again.
-    """
-    keys = ["image_id", "view", "position"]
-    swapped = swapped.assign(change=swapped["fall"].abs())
-    numbers = swapped.drop_duplicates(["image_id", "question"])
-    half = numbers.set_index(["image_id", "question"]).groupby("image_id").cumcount() % 2
-    swapped = swapped.join(half.rename("half"), on=["image_id", "question"])
-    over_questions = {}
-    for name in ("fall", "change"):
-        halves = swapped.pivot_table(index=keys, columns="half", values=name).dropna().reset_index()
-        if 1 in halves:
-            over_questions[name] = spearman(halves[0], halves[1], halves["image_id"], generator=generator)
-    differ = swapped[swapped["fall"] != swapped["own_fall"]]
-    over_answers = None
-    if len(differ):
-        labels = differ.groupby(["image_id", "question"]).ngroup()
-        over_answers = spearman(differ["fall"], differ["own_fall"], labels, generator=generator)
-    columns = [c for c in ("object_coverage", "swap_fall", "swap_change", "removal_fall") if c in tokens]
-    between = {}
-    for k, first in enumerate(columns):
-        for second in columns[k + 1 :]:
-            both = tokens[["image_id", first, second]].dropna()
-            between[first, second] = spearman(
-                both[first], both[second], both["image_id"], generator=generator
-            )
-    objects, chance = None, math.nan
-    if removed is not None and len(removed):
-        hits = _same_object(tokens, swapped, removed)
-        if len(hits):
-            objects = mean_interval(hits["hit"], hits["image_id"], generator=generator)
-            chance = float(hits["chance"].mean())
-    return Validation(over_questions, over_answers, between, objects, chance)
-
-
-def _same_object(tokens: pd.DataFrame, swapped: pd.DataFrame, removed: pd.DataFrame) -> pd.DataFrame:
-    """Tell for each question whether both interventions point to the same category."""
-    cells = tokens[["image_id", "view", "position", "object_category"]]
-    on_objects = swapped.merge(cells, on=["image_id", "view", "position"]).dropna(subset="object_category")
-    key = ["image_id", "question", "object_category"]
-    by_swap = on_objects.groupby(key)["change"].max()
-    by_removal = removed.groupby(key)["fall"].max()
-    both = pd.concat([by_swap, by_removal], axis=1, join="inner").reset_index()
-    rows = []
-    for (image_id, _), own in both.groupby(["image_id", "question"]):
-        if len(own) > 1 and own["fall"].max() >= NEEDED:
-            hit = float(own["change"].idxmax() == own["fall"].idxmax())
-            rows.append({"image_id": image_id, "hit": hit, "chance": 1 / len(own)})
-    return pd.DataFrame(rows)
 
 
 def candidate_label(name: str) -> str:
