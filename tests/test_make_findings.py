@@ -154,4 +154,4 @@ def test_pages_include_every_part_and_the_build_writes_them():
     (written,) = re.findall(r"FINDINGS = expand\(.*part=\[(.*)\]\)", workflow)
     included = re.findall(r"_build/findings/(\w+)\.md", pages)
     assert sorted(included) == sorted(re.findall(r"\w+", written)) == ["claims", "findings", "summary"]
-    assert "python -m tools.make_findings" in workflow
+    assert '"{RUN} tools.make_findings"' in workflow
