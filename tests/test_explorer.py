@@ -31,7 +31,7 @@ from rcblib.pruners.downsampled import DownsampledPruner
 from rcblib.pruners.random import RandomPruner
 from rcblib.pruners.registry import PRUNERS
 from rcblib.reading.explorer import packing, writing
-from rcblib.reading.explorer.build import Source, exhibit_of, with_more
+from rcblib.reading.explorer.build import Source, exhibit_of, shown_views, with_more
 from rcblib.reading.explorer.schema import Exhibit, Manifest, Pictures
 from rcblib.reading.explorer.writing import MOST_BYTES_AT_FIRST, read_script, write_explorer
 from rcblib.records import ParameterError, VisualView
@@ -263,6 +263,46 @@ def test_the_manifest_says_what_is_not_recorded(explored):
         "spread and merging",
     )
     assert any("code" in line for line in manifest.models[0].origin)
+
+
+def test_tiles_are_named_by_where_they_lie_and_frames_by_number():
+    def view(kind, *region):
+        return VisualView(torch.zeros(4, 1), (2, 2), {}, kind, region or None)
+
+    corners = [(x, y, x + 0.5, y + 0.5) for y in (0.0, 0.5) for x in (0.0, 0.5)]
+    told = shown_views([view("image", 0.0, 0.0, 1.0, 1.0), *(view("tile", *own) for own in corners)])
+    assert [(own.label, own.box) for own in told] == [
+        ("whole picture", None),
+        ("upper left tile", corners[0]),
+        ("upper right tile", corners[1]),
+        ("lower left tile", corners[2]),
+        ("lower right tile", corners[3]),
+    ]
+    row = [view("tile", k / 4, 0.0, (k + 1) / 4, 1.0) for k in range(4)]
+    assert [own.label for own in shown_views(row[:3])] == ["left tile 1", "left tile 2", "right tile"]
+    assert [own.label for own in shown_views([view("tile", 0.0, 0.0, 1.0, 1.0)])] == ["middle tile"]
+    assert [own.label for own in shown_views([view("image")] * 2)] == ["picture 1", "picture 2"]
+    assert [own.label for own in shown_views([view("frame")] * 2)] == ["frame 1", "frame 2"]
+
+
+def test_where_all_tokens_stay_every_method_answers_as_without_it(explored, exhibits):
+    source = explored.source
+    asked = source.table[(source.table["retain_ratio"] != 1) | (source.table["method"] == ALL)]
+    fewer = replace(source, table=asked)
+    assert fewer.budgets == source.budgets == list(BUDGETS)
+    for image_id, whole in exhibits.items():
+        views = [
+            VisualView(torch.zeros(view.rows * view.columns, 1), (view.rows, view.columns))
+            for view in whole.views
+        ]
+        own = exhibit_of(fewer, image_id, views)
+        assert own.kept == whole.kept
+        assert [asked.texts for asked in own.questions] == [asked.texts for asked in whole.questions]
+        assert own.answers == whole.answers
+    for stage, *_ in read_notebook_list(REPOSITORY / "workflow/notebooks.yml").explored:
+        table = read_record(REPOSITORY / stage.table).table
+        rows = table[(table["part"] == "answers") & (table["retain_ratio"] == 1)]
+        assert rows.groupby(["image_id", "question"])["prediction"].nunique().eq(1).all(), stage.run
 
 
 def test_methods_are_added_to_pictures_measured_before(explored, exhibits, tmp_path):

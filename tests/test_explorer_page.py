@@ -2,8 +2,12 @@
 
 import re
 import shutil
+from dataclasses import replace
+from itertools import pairwise
 
 import pytest
+
+from rcblib.reading.explorer.writing import write_explorer
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 WIDTHS = (390, 768, 1280)
@@ -35,7 +39,7 @@ def visit(browser, explored):
             asked.append(route.request.url)
             route.abort()
 
-    def open_page(width=1280, address="", **settings):
+    def open_page(width=1280, address="", folder=explored.folder, **settings):
         context = browser.new_context(viewport={"width": width, "height": 900}, **settings)
         contexts.append(context)
         page = context.new_page()
@@ -43,7 +47,7 @@ def visit(browser, explored):
         page.route("**/*", only_files)
         page.on("console", lambda message: told.append(message.text))
         page.on("pageerror", lambda error: told.append(str(error)))
-        page.goto((explored.folder / "index.html").as_uri() + address)
+        page.goto((folder / "index.html").as_uri() + address)
         if settings.get("java_script_enabled", True):
             page.wait_for_selector(".rx-ready")
         return page
@@ -67,7 +71,7 @@ def test_pointing_shows_a_token_and_a_second_pin_compares(visit, explored, width
     assert page.evaluate("document.documentElement.scrollWidth") == width
     page.mouse.move(*center(page, 3, 7))
     card = page.locator(".rx-card")
-    assert card.locator("h3").inner_text() == "Row 3, column 7"
+    assert card.locator("h2").inner_text() == "Row 3, column 7"
     table = explored.source.table
     row = table[(table["part"] == "tokens") & (table["image_id"] == explored.source.shown[0])].iloc[
         2 * 12 + 6
@@ -80,9 +84,9 @@ def test_pointing_shows_a_token_and_a_second_pin_compares(visit, explored, width
     )
     page.mouse.click(*center(page, 3, 7))
     page.mouse.click(*center(page, 9, 2))
-    assert page.locator(".rx-card h3").all_inner_texts() == ["Row 3, column 7", "Row 9, column 2"]
+    assert page.locator(".rx-card h2").all_inner_texts() == ["Row 3, column 7", "Row 9, column 2"]
     page.locator(".rx-card button").first.click()
-    assert page.locator(".rx-pinned h3").all_inner_texts() == ["Row 9, column 2"]
+    assert page.locator(".rx-pinned h2").all_inner_texts() == ["Row 9, column 2"]
 
 
 def test_keys_move_pin_and_let_go_and_are_told(visit, explored):
@@ -96,7 +100,7 @@ def test_keys_move_pin_and_let_go_and_are_told(visit, explored):
         ("ArrowUp", "Row 4, column 2"),
     ):
         page.keyboard.press(key)
-        assert page.locator(".rx-card h3").inner_text() == where
+        assert page.locator(".rx-card h2").inner_text() == where
     page.wait_for_function(
         "document.querySelector('.rx-live').textContent.startsWith('Row 4, column 2. Says ')"
     )
@@ -106,7 +110,7 @@ def test_keys_move_pin_and_let_go_and_are_told(visit, explored):
     assert page.locator(".rx-pinned").count() == 0
     page.keyboard.press("End")
     page.keyboard.press("ArrowRight")
-    assert page.locator(".rx-card h3").inner_text() == "Row 4, column 12"
+    assert page.locator(".rx-card h2").inner_text() == "Row 4, column 12"
     # One tab stop for all tokens, and one for all pictures.
     page.keyboard.press("Tab")
     assert not page.evaluate("document.querySelector('.rx-stage').contains(document.activeElement)")
@@ -157,6 +161,65 @@ def test_the_slider_drops_tokens_and_changes_the_answers(visit, explored):
     assert page.locator(".rx-answers thead th").count() == 4  # random stands beside itself once
 
 
+def test_what_was_asked_in_one_way_only_is_said_and_cannot_be_chosen_in_the_other(visit, explored, tmp_path):
+    table = explored.source.table
+    asked = table[(table["method"] != "oracle") | (table["how"] != "replaced")]
+    write_explorer(tmp_path, [replace(explored.source, table=asked)])
+    page = visit(folder=tmp_path)
+    methods, replaced = page.locator(".rx-drop select"), page.locator("input[value='replaced']")
+    replaced.check()
+    oracle = methods.locator("option[value='oracle']")
+    assert oracle.is_disabled() and oracle.inner_text().endswith("(not asked with tokens replaced)")
+    page.locator("input[value='removed']").check()
+    methods.select_option("oracle")
+    assert replaced.is_disabled()
+    assert page.locator(".rx-hows").inner_text().endswith("(not asked of this method)")
+    assert "not recorded" not in page.locator(".rx-answers").inner_text()
+    page.locator("summary", has_text="Where these numbers come from").click()
+    ways = page.locator(".rx-foot li").all_inner_texts()
+    assert "removed only: oracle by masks" in ways
+    assert "removed and replaced: random tokens, codebook" in ways
+    both = visit(390, "#explorer?method=oracle&how=replaced&budget=0", folder=tmp_path)
+    assert both.locator("input[value='removed']").is_checked()
+    assert both.locator(".rx-drop select").input_value() == "oracle"
+
+
+def test_what_is_drawn_anew_keeps_the_focus(visit):
+    page = visit(390)
+    where = "document.activeElement.closest('.rx-drop, .rx-card, .rx-stage')?.className"
+    method = page.locator(".rx-drop select")
+    method.focus()
+    method.select_option("random")
+    assert method.evaluate("own => own === document.activeElement")
+    page.locator("input[value='removed']").focus()
+    page.keyboard.press("ArrowDown")
+    assert page.locator("input[value='replaced']").evaluate(
+        "own => own.checked && own === document.activeElement"
+    )
+    page.locator("summary", has_text="All tokens as a table").click()
+    method.select_option("codebook")
+    assert page.locator(".rx-foot tbody tr").count() == 144  # what is open stays so
+    stage = page.locator(".rx-stage")
+    stage.focus()
+    for key in ("Home", "Enter", "End", "Enter"):
+        page.keyboard.press(key)
+    for left in (1, 0):
+        page.locator(".rx-pinned button").first.focus()
+        page.keyboard.press("Enter")
+        assert page.locator(".rx-pinned").count() == left
+        assert page.evaluate(where) == ("rx-card rx-pinned" if left else "rx-stage")
+
+
+def test_the_stage_tells_where_the_keys_begin(visit):
+    page = visit()
+    chosen = page.locator(".rx-card h2").inner_text()
+    page.get_by_role("button", name="Tour in five steps").focus()
+    page.keyboard.press("Tab")
+    page.wait_for_function(f"document.querySelector('.rx-live').textContent.startsWith('{chosen}. Says ')")
+    levels = page.locator("h1, h2, h3").evaluate_all("own => own.map((title) => Number(title.tagName[1]))")
+    assert levels[0] == 1 and all(low - high <= 1 for high, low in pairwise(levels))
+
+
 def test_the_address_keeps_what_is_seen(visit, explored):
     page = visit()
     page.locator(".rx-thumbs button").nth(1).click()
@@ -168,20 +231,26 @@ def test_the_address_keeps_what_is_seen(visit, explored):
     page.keyboard.press("ArrowLeft")
     state = page.evaluate("location.hash")
     again = visit(768, state)
-    for part in (".rx-card h3", ".rx-answers td", ".rx-legend"):
+    for part in (".rx-card h2", ".rx-answers td", ".rx-legend"):
         assert page.locator(part).all_inner_texts() == again.locator(part).all_inner_texts()
     assert again.evaluate("location.hash") == state
     strange = visit(
-        390, "#explorer?image=none&token=99999&pins=7.8.9&budget=77&layer=none&method=none&view=9"
+        390, "#explorer?image=none&token=99999&pins=7.7.8.9&budget=77&layer=none&method=none&view=9"
     )
     assert strange.locator(".rx-pinned").count() == 2
+    broken = visit(390, "#explorer?token=1.5&budget=0.7&question=x&view=-1&how=other&pins=a.-3")
+    assert broken.locator(".rx-card h2").all_inner_texts() == ["Row 1, column 2"]
+    assert broken.locator(".rx-drop output").inner_text() == "10 % of the tokens stay"
+    page.evaluate("location.hash = '#explorer?token=3'")  # what it does not name is as at the beginning
+    page.wait_for_function("document.querySelector('.rx-card h2').textContent === 'Row 1, column 4'")
+    assert page.locator(".rx-bar select").nth(1).input_value() == ""
 
 
 def test_the_tour_goes_through_five_steps(visit):
     page = visit(768)
     page.get_by_role("button", name="Tour in five steps").click()
     for number in range(1, 6):
-        assert page.locator(".rx-tour h3").inner_text().startswith(f"{number} of 5: ")
+        assert page.locator(".rx-tour h2").inner_text().startswith(f"{number} of 5: ")
         page.locator(".rx-tour .rx-main-button").click()
     assert page.locator(".rx-tour").is_hidden()
     assert page.locator(".rx-drop output").inner_text() == "50 % of the tokens stay"

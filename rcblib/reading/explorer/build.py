@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from rcblib.data.base import AnySample
-from rcblib.evaluate.explored import ALL, ANSWERS, KEPT, N_WORDS, NEIGHBOURS, TOKENS
+from rcblib.evaluate.explored import ALL, ANSWERS, KEPT, N_WORDS, NEIGHBOURS, REMOVED, TOKENS
 from rcblib.probe.results import ProbeResults
 from rcblib.reading.explorer.packing import NOTHING, pack_choices, pack_integers, pack_numbers
 from rcblib.reading.explorer.schema import NOT_RECORDED, Asked, Exhibit, Layer, Near, Numbers, View
@@ -135,9 +136,8 @@ class Source:
 
     @property
     def budgets(self) -> list[float]:
-        """Return the shares of tokens that were kept, ascending."""
-        shares = self.table.loc[self.table["method"].notna() & (self.table["method"] != ALL), "retain_ratio"]
-        return sorted(shares.dropna().unique().tolist()) or [1.0]
+        """Return the shares of tokens that were kept, ascending, and at last all of them."""
+        return sorted({1.0, *self.table["retain_ratio"].dropna().tolist()})
 
     def signals(self) -> list[Layer]:
         """Return what layers there are."""
@@ -177,6 +177,31 @@ def with_more(
     return pd.concat([table, new], ignore_index=True), {**facts, **told}
 
 
+def shown_views(views: Sequence[VisualView]) -> list[View]:
+    """Name the grids of a picture: the whole, tiles by where they lie, frames by number."""
+    boxes = [view.region if view.kind == "tile" else None for view in views]
+    names = [view.kind if box is None else _where(box) for view, box in zip(views, boxes, strict=True)]
+    count = Counter(names)
+    told: list[View] = []
+    for number, (view, box, name) in enumerate(zip(views, boxes, names, strict=True)):
+        label = "whole picture" if name == "image" else name
+        if count[name] > 1:
+            label = f"{name.replace('image', 'picture')} {names[:number].count(name) + 1}"
+        rows, columns = view.grid
+        told.append(View(kind=view.kind, rows=rows, columns=columns, label=label, box=box))
+    return told
+
+
+def _where(box: tuple[float, float, float, float]) -> str:
+    """Say where a tile lies in its picture."""
+    left, top, right, bottom = box
+    parts = [
+        low if (start + end) / 2 < 0.4 else high if (start + end) / 2 > 0.6 else ""
+        for start, end, low, high in ((top, bottom, "upper", "lower"), (left, right, "left", "right"))
+    ]
+    return " ".join([*(filter(None, parts) if any(parts) else ["middle"]), "tile"])
+
+
 def exhibit_of(source: Source, image_id: ImageId, views: Sequence[VisualView]) -> Exhibit:
     """Return the exhibit of an image.
 
@@ -191,7 +216,7 @@ def exhibit_of(source: Source, image_id: ImageId, views: Sequence[VisualView]) -
     """
     table = source.table[source.table["image_id"] == image_id]
     parts = dict(iter(table.groupby("part")))
-    grids = [View(kind=view.kind, rows=view.grid[0], columns=view.grid[1]) for view in views]
+    grids = shown_views(views)
     starts = np.cumsum([0, *(view.n_tokens for view in views)])
     n_tokens = int(starts[-1])
 
@@ -276,7 +301,10 @@ def _near(source: Source, rows: pd.DataFrame | None, prototype: int) -> list[Nea
 def _answers(
     rows: pd.DataFrame, budgets: Sequence[float]
 ) -> tuple[list[Asked], dict[str, dict[str, list[list[int]]]]]:
-    """Return the questions with all texts that were answered, and which each method answered at each budget."""
+    """Return the questions with all texts that were answered, and which each method answered at each budget.
+
+    Where all tokens stay every method reads what is read without it: what one was not asked there is answered so.
+    """
     first = rows[rows["method"] == ALL]
     texts: dict[str, dict[str, float | None]] = {text: {} for text in first["question"]}
     number = {text: i for i, text in enumerate(texts)}
@@ -291,6 +319,11 @@ def _answers(
         for k, budget in enumerate(budgets):
             if budget == row.retain_ratio or row.method == ALL:
                 by_budget[k][number[row.question]] = said
+    for k, budget in enumerate(budgets):
+        for by_how in answers.values() if budget == 1 else ():
+            for own in by_how.values():
+                if all(said == NOT_RECORDED for said in own[k]):
+                    own[k] = list(answers[ALL][REMOVED][k])
     asked = [
         Asked(
             text=text,
@@ -316,7 +349,9 @@ def _kept(
         for question in each:
             of_question = own[own["question"] == question].set_index("retain_ratio")["kept"]
             choices = [
-                [letter == "1" for letter in of_question[budget]] if budget in of_question.index else None
+                [letter == "1" for letter in of_question[budget]]
+                if budget in of_question.index
+                else ([True] * n_tokens if budget == 1 else None)
                 for budget in budgets
             ]
             found.append(pack_choices(choices))

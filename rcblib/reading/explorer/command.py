@@ -50,8 +50,8 @@ def run_explorer(
         Before a model is loaded, if an option is out of range, or a page is asked for without a probe run.
     """
     budgets = tuple(options.retain_ratio or BUDGETS)
-    if not 1 <= len(budgets) <= MOST_BUDGETS or sorted(set(budgets)) != list(budgets):
-        accepted = f"up to {MOST_BUDGETS} different shares, ascending"
+    if len({*budgets, 1.0}) > MOST_BUDGETS or sorted(set(budgets)) != list(budgets):
+        accepted = f"up to {MOST_BUDGETS} different shares with that of all tokens, 1, ascending"
         raise ParameterError("retain-ratio", list(budgets), accepted)
     if options.page and not options.probed:
         raise ParameterError("page", str(options.page), "a page together with a folder that was --probed")

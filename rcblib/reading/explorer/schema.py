@@ -33,11 +33,21 @@ class Numbers(_Part):
 
 
 class View(_Part):
-    """One grid of tokens: a picture, a tile of it, or a frame."""
+    """One grid of tokens: a picture, a tile of it, or a frame.
+
+    Attributes
+    ----------
+    label : str
+        What readers call it.
+    box : tuple of float, optional
+        Left, top, right and bottom edge of a tile as shares of the picture before it.
+    """
 
     kind: Literal["image", "tile", "frame"]
     rows: Annotated[int, Field(ge=1)]
     columns: Annotated[int, Field(ge=1)]
+    label: str
+    box: tuple[float, float, float, float] | None = None
 
 
 class Near(_Part):
@@ -184,7 +194,7 @@ class Image(_Part):
 
 
 class Manifest(_Part):
-    """What there is to see."""
+    """What there is to see; `tour` holds a title and a text for each of the steps that the script shows."""
 
     version: Literal["rcb-explorer/2"] = VERSION
     budgets: Annotated[list[float], Field(min_length=1, max_length=N_BITS)]
@@ -192,6 +202,7 @@ class Manifest(_Part):
     signals: list[Layer]
     models: list[Model]
     images: list[Image]
+    tour: list[tuple[str, str]] = []
     thumbs: str = ""
 
 

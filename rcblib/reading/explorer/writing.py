@@ -30,6 +30,34 @@ MOST_BYTES_IN_ALL = 4_000_000
 MOST_BYTES_AT_FIRST = 300_000
 """Of what a page loads before anything is chosen."""
 
+TOUR = [
+    (
+        "A picture is a grid of tokens",
+        "The model does not see pixels. It reads one token for each square, and the token marked here is one of them.",
+    ),
+    (
+        "What does it say alone?",
+        "The model was shown this token and no other, and asked for one word. The bars are its five likeliest words. "
+        "The deeper the tint, the surer a token is of its word.",
+    ),
+    (
+        "Many say little",
+        "Here is the token that is least sure. Tokens like it are alike in many pictures, and so they make a codebook "
+        "of what is redundant.",
+    ),
+    (
+        "Is it missed?",
+        "The nine tokens around a place were taken out, and the whole picture was asked again. The deeper the tint, "
+        "the more the answer moved.",
+    ),
+    (
+        "Now drop tokens",
+        "Faded tokens are gone before the model reads. Compare its answers with those after dropping as many at "
+        "random, move the slider, and choose other methods.",
+    ),
+]
+"""Title and text of each step of the tour; what it shows is the script's."""
+
 
 def write_explorer(
     folder: str | os.PathLike, sources: Sequence[Source], title: str = "Point at a token"
@@ -201,5 +229,6 @@ def _manifest(
             )
             for key, (title, group) in titles.items()
         ],
+        tour=TOUR,
         thumbs=thumbnails(pictures),
     )

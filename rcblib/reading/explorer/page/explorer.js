@@ -21,9 +21,14 @@
 	}
 	const inside = (children) => children.flat(2).filter((c) => c != null && c !== false);
 	const button = (text, onclick, look = "rx-button", more = {}) => h("button", { type: "button", class: look, onclick, ...more }, text);
-	const hidden = { "aria-hidden": "true" };
+	const hidden = { "aria-hidden": "true" }, col = { scope: "col" };
 	const scroll = (title, look = "") => h("div", { class: `rx-scroll ${look}`, tabindex: 0, role: "region", "aria-label": title });
-	const fill = (node, ...children) => node.replaceChildren(...inside(children));
+	const FOCUS = "button,select,input,[tabindex]";
+	function fill(node, ...children) { // what was focused is drawn anew, and focused again
+		const at = [...node.querySelectorAll(FOCUS)].indexOf(document.activeElement);
+		node.replaceChildren(...inside(children));
+		if (at >= 0) node.querySelectorAll(FOCUS)[at]?.focus({ preventScroll: true });
+	}
 	const percent = (share) => {
 		const p = share * 100;
 		return (p > 0 && p < 1 ? "under 1" : p > 99 && p < 100 ? "over 99" : String(Math.round(p))) + " %";
@@ -107,8 +112,10 @@
 
 	// State, which the address keeps
 	const LAST = M.budgets.length - 1, FIRST = Math.max(0, M.budgets.findIndex((b) => b >= 0.2)); // at first a fifth stays
-	const S = { image: M.images[0].key, model: "", view: 0, token: null, pins: [], method: "", budget: FIRST, how: "removed", layer: "", question: 0, step: -1 };
-	const label = (name) => M.methods.find((method) => method.name === name)?.label ?? name;
+	const S = { image: M.images[0].key, model: "", view: 0, token: null, pins: [], method: "", budget: FIRST, how: "removed", layer: "", question: 0 };
+	const METHODS = M.methods.filter((own) => own.name !== "all");
+	const named = (list, name) => list.find((own) => own.name === name), label = (name) => named(M.methods, name)?.label ?? name;
+	const model = () => named(M.models, S.model);
 	const image = (key = S.image) => M.images.find((own) => own.key === key);
 	const seen = (key) => image(key).models[S.model]; // by the model that is chosen
 	const shownOf = (key) => store[`data/${seen(key).pictures}`];
@@ -119,12 +126,12 @@
 		const given = new URLSearchParams(location.hash.replace(/^#(explorer\?)?/, ""));
 		if (!location.hash.startsWith("#explorer?")) return;
 		if (M.images.some((own) => own.key === given.get("image"))) S.image = given.get("image");
-		for (const name of ["model", "method", "layer", "how"]) if (given.has(name)) S[name] = given.get(name);
+		for (const name of ["model", "method", "layer", "how"]) S[name] = given.get(name) || "";
 		if (S.how !== "replaced") S.how = "removed";
-		for (const name of ["view", "budget", "question"]) if (given.has(name)) S[name] = Number(given.get(name)) || 0;
+		for (const name of ["view", "budget", "question"]) if (given.has(name)) S[name] = Math.trunc(given.get(name)) || 0;
 		S.budget = clamp(S.budget, 0, LAST);
-		S.token = given.has("token") ? Number(given.get("token")) : null;
-		S.pins = (given.get("pins") || "").split(".").filter(Boolean).map(Number).slice(0, 2);
+		S.token = given.has("token") ? Math.trunc(given.get("token")) : null;
+		S.pins = [...new Set((given.get("pins") || "").split(".").filter(Boolean).map(Number))].slice(0, 2);
 	}
 	function toAddress() {
 		const kept = new URLSearchParams();
@@ -153,7 +160,7 @@
 		}
 		fill(select, [...groups].map(([name, own]) => (name ? h("optgroup", { label: name }, own) : own)));
 	}
-	const thumbs = h("div.rx-thumbs", { role: "radiogroup", "aria-label": "Picture" });
+	const thumbs = h("div.rx-thumbs", { role: "radiogroup", "aria-label": "Picture" }), views = h("div.rx-thumbs.rx-views", { role: "radiogroup", "aria-label": "View" });
 	const bar = h("div.rx-bar"), tour = h("div.rx-tour", { hidden: true, role: "region", "aria-label": "Tour" });
 	const stage = h("div.rx-stage", {
 		tabindex: 0, role: "application", "aria-roledescription": "grid of tokens", "aria-describedby": "rx-help",
@@ -164,38 +171,52 @@
 		"Point at the picture, or move with the arrow keys. Click, tap or press Enter to pin a token; pin a second one to compare; Escape lets go.");
 	const foot = h("div.rx-foot");
 
-	function drawThumbs() {
-		const n = M.images.length, at = M.images.indexOf(image());
-		if (!thumbs.firstChild) {
-			thumbs.style.setProperty("--rx-thumbs", `url(${M.thumbs})`);
-			fill(thumbs, M.images.map((own, i) => h("button", {
-				type: "button", role: "radio", "aria-label": own.title, onclick: () => choose(own.key),
-				style: `background:var(--rx-thumbs) ${n > 1 ? (100 * i) / (n - 1) : 0}% 0/${n * 100}% 100%`,
-			})));
-		}
-		[...thumbs.children].forEach((own, i) => {
-			own.setAttribute("aria-checked", i === at);
-			own.tabIndex = i === at ? 0 : -1;
-		});
-		thumbs.scrollLeft = thumbs.children[at].offsetLeft - thumbs.offsetLeft - thumbs.clientWidth / 2 + 24;
+	const MOVES = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
+	function radios(node, labels, at, background, take, more = () => null) { // pictures of which one is chosen, one tab stop
+		fill(node, labels.map((name, i) => h("button", {
+			type: "button", role: "radio", "aria-label": name, title: name, "aria-checked": `${i === at}`, tabindex: i === at ? 0 : -1,
+			style: `background:${background(i)}`, onclick: () => take(i),
+		}, more(i))));
+		node.onkeydown = (event) => {
+			if (!MOVES[event.key]) return;
+			event.preventDefault();
+			const [down, right] = MOVES[event.key], n = labels.length, next = (at + down + right + n) % n;
+			node.children[next].focus();
+			take(next);
+		};
+		node.scrollLeft = node.children[at].offsetLeft - node.offsetLeft - node.clientWidth / 2 + 24;
 	}
-	thumbs.addEventListener("keydown", (event) => {
-		const by = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key], n = M.images.length;
-		if (!by) return;
-		event.preventDefault();
-		const next = (M.images.indexOf(image()) + by + n) % n;
-		thumbs.children[next].focus();
-		choose(M.images[next].key);
-	});
+	function drawThumbs() {
+		const n = M.images.length;
+		thumbs.style.setProperty("--rx-thumbs", `url(${M.thumbs})`);
+		radios(thumbs, M.images.map((own) => own.title), M.images.indexOf(image()),
+			(i) => `var(--rx-thumbs) ${n > 1 ? (100 * i) / (n - 1) : 0}% 0/${n * 100}% 100%`, (i) => choose(M.images[i].key));
+	}
+	const whole = (v = S.view) => E.views.findLastIndex((view, i) => i <= v && view.kind === "image"); // the picture that a tile is of
+	const edges = ([left, top, right, bottom]) => ({ left, top, width: right - left, height: bottom - top });
+	function drawViews() {
+		radios(views, E.views.map((view) => view.label), S.view, (i) => `var(--rx-raised) url(${address(S.image, i)}) 50%/contain no-repeat`, see, (i) => {
+			const box = i === whole() && S.view !== i && E.views[S.view].box;
+			return box && h("i", { style: Object.entries(edges(box)).map(([name, x]) => `${name}:${x * 100}%`).join(";") });
+		});
+	}
+	function elsewhere(t) { // buttons to the tokens of other views over the same place
+		const { view, row, column } = E.place(t), own = E.views[view], { left, top, width, height } = edges(own.box ?? [0, 0, 1, 1]);
+		const x = left + (width * (column + 0.5)) / own.columns, y = top + (height * (row + 0.5)) / own.rows;
+		return E.views.map((other, v) => {
+			const at = edges(other.box ?? [0, 0, 1, 1]), c = Math.floor(((x - at.left) / at.width) * other.columns), r = Math.floor(((y - at.top) / at.height) * other.rows);
+			if (whole(v) !== whole(view) || !other.box === !own.box || c < 0 || r < 0 || c >= other.columns || r >= other.rows) return null;
+			return button(`see it in the ${other.label}`, () => see(v, E.starts[v] + r * other.columns + c), "rx-small");
+		});
+	}
+	function see(view, token = null) { Object.assign(S, { view, token }); drawViews(); drawStage(); update(); say(`${E.views[view].label}.`); }
 	function choose(key) { Object.assign(S, { image: key, token: null, pins: [], view: 0, question: 0 }); open(); }
 
 	function drawBar() {
 		const layers = [["", "nothing"], ...Object.entries(E.measures).map(([name, own]) => [name, own.label])];
-		const views = E.views.map((view, i) => [String(i), `${view.kind === "image" ? "picture" : view.kind} ${i + 1}`]);
-		const models = Object.keys(image().models).map((name) => [name, M.models.find((own) => own.name === name).title]);
+		const models = Object.keys(image().models).map((name) => [name, named(M.models, name).title]);
 		fill(bar,
 			choice("Model", models, S.model, (value) => { S.model = value; open(); }),
-			views.length > 1 && choice("View", views, String(S.view), (value) => { S.view = Number(value); drawStage(); update(); }),
 			choice("Lay over the picture", layers, S.layer, (value) => { S.layer = value; update(); }),
 			button("Tour in five steps", () => go(0)));
 	}
@@ -204,21 +225,27 @@
 	const inView = () => Array.from({ length: E.views[S.view].rows * E.views[S.view].columns }, (_, i) => E.starts[S.view] + i);
 	let paths = {};
 	function drawStage() {
-		const view = E.views[S.view], box = { viewBox: `0 0 ${view.columns} ${view.rows}`, preserveAspectRatio: "none", "aria-hidden": "true" };
+		const view = E.views[S.view], box = { viewBox: `0 0 ${view.columns} ${view.rows}`, preserveAspectRatio: "none", ...hidden };
 		paths = {};
-		for (const name of ["hatch", "drop", "grid", "window", "pin", "point"]) paths[name] = h("path", { class: `rx-${name}` });
+		for (const name of ["hatch", "drop", "grid", "tiles", "window", "pin", "point"]) paths[name] = h("path", { class: `rx-${name}` });
 		paths.tint = Array.from({ length: 8 }, (_, i) => h("path.rx-tint", { "fill-opacity": (0.08 + i * 0.095).toFixed(3) }));
 		const lines = [];
 		for (let c = 1; c < view.columns; c++) lines.push(`M${c} 0V${view.rows}`);
 		for (let r = 1; r < view.rows; r++) lines.push(`M0 ${r}H${view.columns}`);
 		paths.grid.setAttribute("d", lines.join(""));
+		paths.tiles.setAttribute("d", E.views.map((own, v) => {
+			if (!own.box || v === S.view || whole(v) !== S.view) return "";
+			const { left, top, width, height } = edges(own.box);
+			return `M${left * view.columns} ${top * view.rows}h${width * view.columns}v${height * view.rows}h${-width * view.columns}z`;
+		}).join(""));
 		fill(stage,
 			h("img", { src: address(S.image, S.view), alt: "", draggable: "false" }),
-			h("svg", box, paths.tint, paths.hatch, paths.drop, paths.grid, paths.window, paths.pin, paths.point));
+			h("svg", box, paths.tint, paths.hatch, paths.drop, paths.grid, paths.tiles, paths.window, paths.pin, paths.point));
 		root.classList.toggle("rx-pixels", shownOf().views[S.view].width < 160);
 		stage.style.aspectRatio = `${view.columns} / ${view.rows}`;
-		stage.setAttribute("aria-label", `${image().title}: ${view.rows} rows of ${view.columns} tokens`);
+		stage.setAttribute("aria-label", `${image().title}${inWords(S.view)}: ${view.rows} rows of ${view.columns} tokens`);
 	}
+	const inWords = (v) => (E.views.length > 1 ? `, ${E.views[v].label}` : "");
 	const fate = (t) => (S.budget < LAST ? E.stays(S.method, S.budget, S.question, t) : null); // whether a token stays
 	const isDropped = (t) => fate(t) === false;
 	function tint() {
@@ -238,7 +265,7 @@
 		fill(legend,
 			measure && [h("span.rx-ramp", hidden), ` deeper: ${measure.more}; ${measure.label} from ${told(measure, Math.min(...finite))} to ${told(measure, Math.max(...finite))}. `],
 			inView().some((t) => !E.isProbed(t)) && [h("span.rx-key.rx-key-hatch", hidden), " hatched: not probed. "],
-			dropped.length > 0 && [h("span.rx-key.rx-key-drop", hidden), ` faded: ${S.how} (${dropped.length} of ${inView().length}). `]);
+			dropped.length > 0 && [h("span.rx-key.rx-key-drop", hidden), ` faded: ${S.how} (${dropped.length} of ${inView().length}${E.views.length > 1 ? " here" : ""}). `]);
 	}
 
 	function crop(key, views, view, row, column, n, size, title) {
@@ -261,38 +288,38 @@
 		const missing = own.filter((near) => !shownOf(near.image)), before = E;
 		draw();
 		if (missing.length) Promise.allSettled(missing.map((near) => load(`data/${seen(near.image).pictures}`))).then(() => E === before && draw());
-		return h("div.rx-proto", h("h4", `Nearest prototype, number ${E.prototypes[number]}`),
+		return h("div.rx-proto", h("h3", `Nearest prototype, number ${E.prototypes[number]}`),
 			own.length ? [h("p", "Tokens of other pictures that are most like it:"), place] : h("p", "No other picture here to show it by."));
 	}
 
 	function card(t, isPinned) {
 		const { view, row, column } = E.place(t), said = E.said(t), covered = E.measures.object_coverage?.values[t], under = E.object(t);
-		const where = `Row ${row + 1}, column ${column + 1}`;
+		const where = `Row ${row + 1}, column ${column + 1}${inWords(view)}`;
 		const state = fate(t);
 		const scores = Object.entries(E.measures).filter(([name]) => name !== "object_coverage").map(([name, own]) => {
 			const rank = own.ranks[t];
 			if (rank === null) return null;
-			return h("li", h("span.rx-rank", { "aria-hidden": "true", style: `--at:${(rank * 100).toFixed(1)}%` }),
+			return h("li", h("span.rx-rank", { ...hidden, style: `--at:${(rank * 100).toFixed(1)}%` }),
 				h("span", `${own.more} than `, rank === 1 ? "all others" : rank === 0 ? "no other" : `${rank < 0.5 ? "only " : ""}${percent(rank)} of the tokens`), h("span.rx-value", `${own.label} ${told(own, own.values[t])}`));
 		}).filter(Boolean);
 		return h("article", { class: `rx-card${isPinned ? " rx-pinned" : ""}`, "aria-label": where },
-			h("header", h("h3", where), isPinned && button("Unpin", () => pin(t), "rx-small"),
+			h("header", h("h2", where), isPinned && button("Unpin", () => pin(t), "rx-small"),
 				h("p", under ? `lies on: ${under}` + (covered != null ? ` (objects cover ${percent(covered)} of it)` : "") : E.isProbed(t) && E.objects.length ? "lies on no object" : "",
 					state !== null && h("strong.rx-state", state ? " stays" : ` is ${S.how}`))),
 			h("div.rx-crops", figure(crop(S.image, E.views, view, row, column, 1, 72, "the patch"), "its patch"),
 				figure(crop(S.image, E.views, view, row, column, 3, 72, "its window"), "its window")),
-			h("h4", "Says alone (the first piece of a word)"),
+			h("h3", "Says alone (the first piece of a word)"),
 			said.length ? h("ol.rx-words", said.map(([word, share]) => h("li", h("span", word),
 				h("span.rx-bar-track", hidden, h("span", { style: `width:${(share * 100).toFixed(1)}%` })), h("span.rx-value", percent(share)))))
 				: h("p", "It was not asked."),
-			scores.length > 0 && [h("h4", "Among the tokens of this picture"), h("ul.rx-scores", scores)],
-			!E.isProbed(t) && h("p.rx-note", "Not probed: whether it is missed was not measured."),
+			scores.length > 0 && [h("h3", "Among the tokens of this picture"), h("ul.rx-scores", scores)],
+			!E.isProbed(t) && h("p.rx-note", "Not probed: whether it is missed was not measured."), elsewhere(t),
 			neighbours(t));
 	}
 	function spoken(t) {
-		const { row, column } = E.place(t), [first] = E.said(t), under = E.object(t);
+		const { view, row, column } = E.place(t), [first] = E.said(t), under = E.object(t);
 		const stays = fate(t);
-		return `Row ${row + 1}, column ${column + 1}. ` + (first ? `Says ${first[0]}, ${percent(first[1])}. ` : "Not asked. ") + (under ? `On ${under}.` : "") +
+		return `Row ${row + 1}, column ${column + 1}${inWords(view)}. ` + (first ? `Says ${first[0]}, ${percent(first[1])}. ` : "Not asked. ") + (under ? `On ${under}.` : "") +
 			(E.isProbed(t) ? "" : " Not probed.") + (stays === null ? "" : stays ? " Stays." : ` Is ${S.how}.`) + (S.pins.includes(t) ? " Pinned." : "");
 	}
 	function drawCards() {
@@ -324,11 +351,11 @@
 		const all = E.questions.map((_, q) => rate(E.answer(name, S.how, S.budget, q))).filter((own) => own !== null);
 		return all.length ? `${all.filter(Boolean).length} of ${all.length} right` : "";
 	}
+	const isAsked = (name, how = S.how) => Boolean(E.answers[name]?.[how]);
 	function drawDrop() {
-		const model = M.models.find((own) => own.name === S.model);
-		const options = M.methods.filter((own) => own.name !== "all").map((own) => {
-			const there = Boolean(E.answers[own.name]);
-			return [own.name, there ? own.label : `${own.label} (${model.unfit[own.name] ? "cannot be used here" : "not recorded"})`, !there, own.kind];
+		const options = METHODS.map((own) => {
+			const why = isAsked(own.name) ? "" : E.answers[own.name] ? ` (not asked with tokens ${S.how})` : model().unfit[own.name] ? " (cannot be used here)" : " (not recorded)";
+			return [own.name, own.label + why, Boolean(why), own.kind];
 		});
 		const take = (name) => { S.method = name; update(); }, by = choice("Chosen by", options, S.method, take);
 		const matching = () => options.filter(([name, text]) => `${text} ${name}`.toLowerCase().includes(find.value.trim().toLowerCase()));
@@ -349,7 +376,8 @@
 			},
 		});
 		const hows = h("fieldset.rx-hows", h("legend", "What is dropped is"), ["removed", "replaced"].map((how) => h("label", {},
-			h("input", { type: "radio", name: "rx-how", value: how, checked: S.how === how, onchange: () => { S.how = how; update(); } }), how)));
+			h("input", { type: "radio", name: "rx-how", value: how, checked: S.how === how, disabled: !isAsked(S.method, how), onchange: () => { S.how = how; update(); } }),
+			how, !isAsked(S.method, how) && " (not asked of this method)")));
 		const out = h("output", { for: "rx-budget" }), summary = h("p.rx-summary");
 		function result() {
 			const names = ["all", ...new Set([S.method, "random"])].filter((name) => name === "all" || E.answers[name]);
@@ -358,15 +386,15 @@
 			const depends = (E.kept[S.method]?.length ?? 1) > 1;
 			fill(summary, names.filter((name) => name !== "all").map((name) => h("span", `${label(name)}: `, h("b", total(name) || "not recorded"))));
 			fill(answers, h("table", h("caption", `What the model answers, with all tokens and with ${share()} of them, ${S.how === "removed" ? "the others removed" : "the others replaced by a stand-in"}.`),
-				h("thead", h("tr", h("th", { scope: "col" }, "Question"), h("th", { scope: "col" }, "Right answer"),
-					names.map((name) => h("th", { scope: "col" }, label(name), h("span.rx-total", total(name)))))),
+				h("thead", h("tr", h("th", col, "Question"), h("th", col, "Right answer"),
+					names.map((name) => h("th", col, label(name), h("span.rx-total", total(name)))))),
 				h("tbody", E.questions.map((asked, q) => h("tr", { class: depends && q === S.question ? "rx-chosen" : null },
-					h("th", { scope: "row" }, depends ? button(asked.text, () => { S.question = q; update(); }, "rx-small", { "aria-pressed": String(q === S.question) }) : asked.text),
+					h("th", { scope: "row" }, depends ? button(asked.text, () => { S.question = q; update(); }, "rx-small", { "aria-pressed": `${q === S.question}` }) : asked.text),
 					h("td", { "data-name": "right answer" }, asked.answer || "nobody knows"), names.map((name) => cell(E.answer(name, S.how, S.budget, q), name)))))),
 				depends && h("p.rx-note", "This method chooses anew for every question: press one to see its choice."),
-				!E.kept[S.method] && E.answers[S.method] && h("p.rx-note", "This method drops tokens inside the LLM, so none are faded in the picture."));
+				!E.kept[S.method] && S.method !== "all" && h("p.rx-note", `This method ${named(METHODS, S.method).kind === "inside the LLM" ? "drops tokens inside the LLM" : "reads other tokens than these"}, so none are faded in the picture.`));
 		}
-		fill(drop, h("h3", "Drop tokens"), h("div", { class: "rx-bar" },
+		fill(drop, h("h2", "Drop tokens"), h("div", { class: "rx-bar" },
 			by, options.length > 8 && h("div.rx-field", h("label", { for: "rx-find" }, "Find a method"), find),
 			h("div.rx-field.rx-grow", h("label", { for: "rx-budget" }, "How many stay"), slider, out), hows), summary);
 		result();
@@ -416,41 +444,43 @@
 		canvas.toBlob((blob) => save(`${S.image}-${S.model}.png`, blob));
 	}
 	function drawFoot() {
-		const model = M.models.find((own) => own.name === S.model), table = scroll("All tokens");
-		const missing = M.methods.filter((own) => own.name !== "all" && !E.answers[own.name]);
+		const { title, question, origin, codebook, unfit } = model(), table = scroll("All tokens"), both = (own) => isAsked(own.name, "replaced");
+		const wasOpen = [...foot.querySelectorAll("details")].map((own) => own.open);
+		const of = (keep) => METHODS.filter(keep).map((own) => own.label).join(", ") || "none";
 		fill(foot,
-			h("p.rx-note", `Recorded outputs of ${model.title}: nothing is computed in your browser. Each token was asked: “${model.question}”`),
+			h("p.rx-note", `Recorded outputs of ${title}: nothing is computed in your browser. Each token was asked: “${question}”`),
 			h("div.rx-bar", button("Save the picture", savePicture),
 				button("Save the table", saveTable)),
-			h("details", { ontoggle: (event) => {
+			h("details", { open: wasOpen[0], ontoggle: (event) => {
 				if (!event.target.open || table.firstChild) return;
 				const { head, body } = rows();
-				fill(table, h("table", h("caption", "Every token of this picture"), h("thead", h("tr", head.map((text) => h("th", { scope: "col" }, text)))),
+				fill(table, h("table", h("caption", "Every token of this picture"), h("thead", h("tr", head.map((text) => h("th", col, text)))),
 					h("tbody", body.map((row) => h("tr", row.map((text) => h("td", String(text))))))));
 			} }, h("summary", "All tokens as a table"), table),
-			h("details", h("summary", "Where these numbers come from"), h("ul", model.origin.map((line) => h("li", line)),
-				model.codebook && h("li", `codebook: ${model.codebook}`),
+			h("details", { open: wasOpen[1] }, h("summary", "Where these numbers come from"), h("ul", origin.map((line) => h("li", line)),
+				codebook && h("li", `codebook: ${codebook}`),
 				h("li", "Numbers are stored as one of 4,095 steps from the smallest to the largest of the picture; kept tokens and answers exactly."),
-				missing.map((own) => h("li", `${own.label}: `, model.unfit[own.name] ? `cannot be used here, ${model.unfit[own.name]}` : "not recorded")))));
+				h("li", `removed and replaced: ${of(both)}`), h("li", `removed only: ${of((own) => E.answers[own.name] && !both(own))}`),
+				METHODS.filter((own) => !E.answers[own.name]).map((own) => h("li", `${own.label}: `, unfit[own.name] ? `cannot be used here, ${unfit[own.name]}` : "not recorded")))));
 	}
 
 	// Tour
 	const best = (name, keep = () => true, sign = 1) => inView().filter((t) => E.measures[name]?.values[t] != null && keep(t))
 		.reduce((a, b) => (a === null || sign * E.measures[name].values[b] > sign * E.measures[name].values[a] ? b : a), null);
-	const STEPS_OF_TOUR = [
-		["A picture is a grid of tokens", "The model does not see pixels. It reads one token for each square, and the token marked here is one of them.", () => ({ token: best("sure", (t) => E.object(t) !== null) ?? best("sure"), layer: "", budget: LAST })],
-		["What does it say alone?", "The model was shown this token and no other, and asked for one word. The bars are its five likeliest words. The deeper the tint, the surer a token is of its word.", () => ({ token: best("sure", (t) => E.object(t) !== null) ?? best("sure"), layer: "sure", budget: LAST })],
-		["Many say little", "Here is the token that is least sure. Tokens like it are alike in many pictures, and so they make a codebook of what is redundant.", () => ({ token: best("sure", () => true, -1), layer: "sure", budget: LAST })],
-		["Is it missed?", "The nine tokens around a place were taken out, and the whole picture was asked again. The deeper the tint, the more the answer moved.", () => { const name = E.measures.global_divergence ? "global_divergence" : "sure"; return { token: best(name), layer: name, budget: LAST }; }],
-		["Now drop tokens", "Faded tokens are gone before the model reads. Compare its answers with those after dropping as many at random, move the slider, and choose other methods.", () => ({ token: null, layer: "", budget: FIRST })],
+	const surest = () => best("sure", (t) => E.object(t) !== null) ?? best("sure");
+	const SHOWN = [ // what each step of M.tour shows
+		() => ({ token: surest(), layer: "", budget: LAST }),
+		() => ({ token: surest(), layer: "sure", budget: LAST }),
+		() => ({ token: best("sure", () => true, -1), layer: "sure", budget: LAST }),
+		() => { const layer = E.measures.global_divergence ? "global_divergence" : "sure"; return { token: best(layer), layer, budget: LAST }; },
+		() => ({ token: null, layer: "", budget: FIRST }),
 	];
 	function go(step) {
-		S.step = step;
 		tour.hidden = step < 0;
 		if (step < 0) { bar.querySelector(".rx-button").focus(); return; }
-		const [title, text, set] = STEPS_OF_TOUR[step], isLast = step === STEPS_OF_TOUR.length - 1;
-		Object.assign(S, { pins: [] }, set());
-		fill(tour, h("h3", { tabindex: -1 }, `${step + 1} of ${STEPS_OF_TOUR.length}: ${title}`), h("p", text), h("div", { class: "rx-bar" },
+		const [title, text] = M.tour[step], n = M.tour.length, isLast = step === n - 1;
+		Object.assign(S, { pins: [] }, SHOWN[step]());
+		fill(tour, h("h2", { tabindex: -1 }, `${step + 1} of ${n}: ${title}`), h("p", text), h("div", { class: "rx-bar" },
 			step > 0 && button("Back", () => go(step - 1)),
 			button(isLast ? "Explore freely" : "Next", () => go(isLast ? -1 : step + 1), "rx-button rx-main-button"),
 			!isLast && button("End the tour", () => go(-1))));
@@ -469,22 +499,26 @@
 		S.pins = S.pins.includes(t) ? S.pins.filter((own) => own !== t) : S.pins.length < 2 ? [...S.pins, t] : [S.pins[0], t];
 		S.token = t;
 		drawCards(); say(spoken(t)); toAddress();
+		if (document.activeElement === document.body) stage.focus({ preventScroll: true }); // what let go is gone
 	}
 	stage.addEventListener("pointermove", (event) => { if (E && event.pointerType !== "touch") point(under(event), false); });
 	stage.addEventListener("click", (event) => { const t = E && under(event); if (t != null) pin(t); });
-	stage.addEventListener("focus", () => { if (E && S.token === null && stage.matches(":focus-visible")) point(best("sure") ?? E.starts[S.view], true); });
+	stage.addEventListener("focus", () => {
+		if (!E || !stage.matches(":focus-visible")) return;
+		if (S.token === null) point(best("sure") ?? E.starts[S.view], true);
+		else say(spoken(S.token));
+	});
 	stage.addEventListener("keydown", (event) => {
 		if (!E) return;
 		const view = E.views[S.view], start = E.starts[S.view], at = S.token === null || E.place(S.token).view !== S.view ? start : S.token;
-		let { row, column } = E.place(at);
+		const { row, column } = E.place(at);
 		if (event.key === "Enter" || event.key === " ") { event.preventDefault(); pin(at); return; }
 		if (event.key === "Escape") { S.pins = []; drawCards(); say("No token is pinned."); toAddress(); return; }
-		const moves = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1], Home: [0, -column], End: [0, view.columns - 1 - column] };
+		const moves = { ...MOVES, Home: [0, -column], End: [0, view.columns - 1 - column] };
 		if (!moves[event.key] || event.ctrlKey || event.metaKey || event.altKey) return;
 		event.preventDefault();
-		row = clamp(row + moves[event.key][0], 0, view.rows - 1);
-		column = clamp(column + moves[event.key][1], 0, view.columns - 1);
-		point(start + row * view.columns + column, true);
+		const [down, right] = moves[event.key];
+		point(start + clamp(row + down, 0, view.rows - 1) * view.columns + clamp(column + right, 0, view.columns - 1), true);
 	});
 
 	function update() { tint(); drawCards(); drawDrop(); drawFoot(); syncLayer(); toAddress(); }
@@ -508,9 +542,11 @@
 		S.pins = S.pins.filter((t) => t >= 0 && t < E.n);
 		if (S.layer && !E.measures[S.layer]) S.layer = "";
 		if (!E.answers[S.method] || S.method === "all") S.method = ["codebook", ...Object.keys(E.answers)].find((name) => name !== "all" && E.answers[name]) ?? "all";
+		if (!isAsked(S.method)) S.how = "removed";
 		if (!root.contains(stage)) fill(root, thumbs, bar, tour, h("div.rx-main", h("div.rx-left", stage, legend, help), cards, drop), answers, foot, live);
-		if (isFirst && S.token === null && !S.pins.length) S.token = best("sure", (t) => E.object(t) !== null) ?? best("sure");
-		drawThumbs(); drawBar(); drawStage();
+		if (isFirst && S.token === null && !S.pins.length) S.token = surest();
+		if (E.views.length > 1) stage.before(views); else views.remove();
+		drawThumbs(); drawBar(); drawViews(); drawStage();
 		const address = location.hash;
 		update();
 		if (isFirst && !address) history.replaceState(null, "", location.pathname + location.search);
