@@ -137,6 +137,7 @@ def test_shipped_records_show_what_the_rule_chooses_and_are_those_of_their_stage
     assert [stage.run for stage in stages] == [
         "explorer",
         "explorer-llava-scenes",
+        "explorer-llava-next-scenes",
         "explorer-llava-onevision-scenes",
         "explorer_plain",
     ]

@@ -4,13 +4,18 @@ import re
 import shutil
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
+from rcblib.evaluate.explored import NEIGHBOURS
 from rcblib.reading.explorer.writing import write_explorer
+from tools.make_explorer import source_of
+from tools.notebook_list import read_notebook_list
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 WIDTHS = (390, 768, 1280)
+REPOSITORY = Path(__file__).resolve().parents[1]
 
 pytestmark = pytest.mark.browser
 
@@ -244,6 +249,42 @@ def test_the_address_keeps_what_is_seen(visit, explored):
     page.evaluate("location.hash = '#explorer?token=3'")  # what it does not name is as at the beginning
     page.wait_for_function("document.querySelector('.rx-card h2').textContent === 'Row 1, column 4'")
     assert page.locator(".rx-bar select").nth(1).input_value() == ""
+
+
+@pytest.fixture(scope="module")
+def tiled(tmp_path_factory):
+    """Write the page of a recorded picture that a model reads whole and in four tiles."""
+    listed = read_notebook_list(REPOSITORY / "workflow/notebooks.yml")
+    stages = next(own for own in listed.explored if own[0].run == "explorer-llava-next-scenes")
+    source = source_of(*stages, titles=listed.titles, root=REPOSITORY)
+    table = source.table
+    own = table[(table["image_id"] == source.shown[0]) & (table["part"] != NEIGHBOURS)]
+    folder = tmp_path_factory.mktemp("tiled")
+    write_explorer(folder, [replace(source, table=own)])
+    return folder
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_tiles_are_seen_where_they_lie_and_lead_to_the_whole_picture(visit, tiled, width):
+    page = visit(width, folder=tiled)
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    views, stage = page.locator(".rx-views button"), page.locator(".rx-stage")
+    names = views.evaluate_all("own => own.map((view) => view.getAttribute('aria-label'))")
+    corners = [f"{where} tile" for where in ("upper left", "upper right", "lower left", "lower right")]
+    assert names == ["whole picture", *corners]
+    assert page.locator("path.rx-tiles").get_attribute("d").count("M") == 4
+    box = stage.bounding_box()
+    page.mouse.click(box["x"] + box["width"] * 0.8, box["y"] + box["height"] * 0.2)  # upper right
+    page.get_by_role("button", name="see it in the upper right tile").click()
+    assert stage.get_attribute("aria-label").endswith(", upper right tile: 12 rows of 12 tokens")
+    assert page.locator(".rx-views i").count() == 1 and page.locator("path.rx-tiles").get_attribute("d") == ""
+    headings = page.locator(".rx-card h2").all_inner_texts()
+    assert [text.split(", ")[-1] for text in headings] == ["whole picture", "upper right tile"]
+    assert len(re.findall("M", page.locator("path.rx-hatch").get_attribute("d"))) == 3 * (144 - 64)
+    views.nth(2).focus()
+    page.keyboard.press("ArrowLeft")
+    page.wait_for_function("document.querySelector('.rx-live').textContent === 'upper left tile.'")
+    assert views.nth(1).evaluate("own => own === document.activeElement && own.ariaChecked === 'true'")
 
 
 def test_the_tour_goes_through_five_steps(visit):
