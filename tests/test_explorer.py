@@ -241,8 +241,9 @@ def test_prototypes_are_the_nearest_and_their_neighbours_lie_in_other_pictures(e
         table = explored.source.table
         rows = table[(table["part"] == "neighbours") & (table["image_id"] == image_id)]
         for prototype, near in zip(exhibit.prototypes, exhibit.near, strict=True):
-            assert [own.image for own in near] == [explored.source.key(i) for i in exhibits if i != image_id]
-            assert near[0].position == rows.loc[rows["prototype"] == prototype, "other_position"].iloc[0]
+            others = [explored.source.key(i) for i in exhibits if i != image_id]
+            assert [exhibit.near_images[number] for number, *_ in near] == others
+            assert near[0][2] == rows.loc[rows["prototype"] == prototype, "other_position"].iloc[0]
 
 
 def test_the_manifest_says_what_is_not_recorded(explored):

@@ -244,12 +244,12 @@ def exhibit_of(source: Source, image_id: ImageId, views: Sequence[VisualView]) -
         for own in source.signals()
     }
     prototypes: list[int] = []
-    prototype_ids, near = "", []
+    prototype_ids, near, near_images = "", [], []
     if "prototype" in words_of:
         nearest = [None if p is None else int(p) for p in laid_out(words_of, "prototype")]
         prototypes = sorted({p for p in nearest if p is not None})
         prototype_ids = pack_integers([None if p is None else prototypes.index(p) for p in nearest])
-        near = [_near(source, parts.get(NEIGHBOURS), prototype) for prototype in prototypes]
+        near, near_images = _near(source, parts.get(NEIGHBOURS), prototypes)
     asked, answers = _answers(parts[ANSWERS], source.budgets)
     return Exhibit(
         model=source.model,
@@ -265,6 +265,7 @@ def exhibit_of(source: Source, image_id: ImageId, views: Sequence[VisualView]) -
         prototypes=prototypes,
         prototype_ids=prototype_ids,
         near=near,
+        near_images=near_images,
         questions=asked,
         answers=answers,
         kept=dict(_kept(parts.get(KEPT), source.budgets, [own.text for own in asked], n_tokens)),
@@ -283,19 +284,19 @@ def _numbered(columns: Sequence[Sequence[str | None]]) -> tuple[list[str], str]:
     return texts, pack_integers([number.get(text) for text in flat])
 
 
-def _near(source: Source, rows: pd.DataFrame | None, prototype: int) -> list[Near]:
+def _near(
+    source: Source, rows: pd.DataFrame | None, prototypes: Sequence[int]
+) -> tuple[list[list[Near]], list[str]]:
+    """Return the tokens of other pictures that are near to each prototype, and the keys of these pictures."""
     if rows is None:
-        return []
-    own = rows[rows["prototype"] == prototype].sort_values("place")
-    return [
-        Near(
-            image=source.key(row.other_image),
-            view=int(row.other_view),
-            position=int(row.other_position),
-            similarity=round(float(row.similarity), 4),
-        )
-        for row in own.itertuples()
-    ]
+        return [[] for _ in prototypes], []
+    number: dict[str, int] = {}
+    near: dict[int, list[Near]] = {prototype: [] for prototype in prototypes}
+    for row in rows.sort_values("place", kind="stable").itertuples():
+        at = number.setdefault(source.key(row.other_image), len(number))
+        token = at, int(row.other_view), int(row.other_position), round(float(row.similarity), 4)
+        near[int(row.prototype)].append(token)
+    return list(near.values()), list(number)
 
 
 def _answers(

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from rcblib.reading.explorer.packing import N_BITS, unpack_integers
 
-VERSION = "rcb-explorer/2"
+VERSION = "rcb-explorer/3"
 NOT_RECORDED = -1
 
 Letters = Annotated[str, Field(pattern="^[A-Za-z0-9_-]*$")]
@@ -50,13 +50,8 @@ class View(_Part):
     box: tuple[float, float, float, float] | None = None
 
 
-class Near(_Part):
-    """A token of another picture that is near to a prototype; `image` is the picture's key in the manifest."""
-
-    image: str
-    view: int
-    position: int
-    similarity: float
+Near = tuple[int, int, int, float]
+"""A token of another picture that is near to a prototype: number of its picture, view, position, and cosine."""
 
 
 class Asked(_Part):
@@ -87,8 +82,9 @@ class Exhibit(_Part):
         Name, as in the manifest, to a number a token.
     objects, object_ids
         Names of objects, and for each token the one that covers most of its patch.
-    prototypes, prototype_ids, near
-        Numbers of prototypes in the codebook; for each token the nearest of them; for each of them tokens near to it.
+    prototypes, prototype_ids, near, near_images
+        Numbers of prototypes in the codebook; for each token the nearest of them; for each of them tokens near to it,
+        and the keys of their pictures in the manifest.
     answers : dict
         Method to ``"removed"`` or ``"replaced"`` to one list a budget of one number a question: which of its texts was
         answered, or -1.
@@ -97,7 +93,7 @@ class Exhibit(_Part):
         (`rcblib.reading.explorer.packing.pack_choices`).
     """
 
-    version: Literal["rcb-explorer/2"] = VERSION
+    version: Literal["rcb-explorer/3"] = VERSION
     model: str
     image: str
     views: list[View]
@@ -111,6 +107,7 @@ class Exhibit(_Part):
     prototypes: list[int] = []
     prototype_ids: Codes = ""
     near: list[list[Near]] = []
+    near_images: list[str] = []
     questions: list[Asked]
     answers: dict[str, dict[Literal["removed", "replaced"], list[list[int]]]]
     kept: dict[str, list[Letters]]
@@ -196,7 +193,7 @@ class Image(_Part):
 class Manifest(_Part):
     """What there is to see; `tour` holds a title and a text for each of the steps that the script shows."""
 
-    version: Literal["rcb-explorer/2"] = VERSION
+    version: Literal["rcb-explorer/3"] = VERSION
     budgets: Annotated[list[float], Field(min_length=1, max_length=N_BITS)]
     methods: list[ShownMethod]
     signals: list[Layer]
@@ -217,5 +214,5 @@ class ShownView(_Part):
 class Pictures(_Part):
     """All views of a picture, in the order of the exhibit's."""
 
-    version: Literal["rcb-explorer/2"] = VERSION
+    version: Literal["rcb-explorer/3"] = VERSION
     views: list[ShownView]

@@ -89,6 +89,7 @@
 		}
 		return {
 			...own, n, starts, measures,
+			near: own.near.map((tokens) => tokens.map(([number, view, position]) => ({ image: own.near_images[number], view, position }))),
 			said: (t) => Array.from({ length: k }, (_, i) => [ids[t * k + i], shares[t * k + i]])
 				.filter(([id]) => id !== null).map(([id, share]) => [own.words[id] || "(blank)", share]),
 			object: (t) => (objects[t] === null ? null : own.objects[objects[t]]),
