@@ -27,7 +27,7 @@ from rcblib.probe.run import probe
 from rcblib.runs.command import OneLineParser, run_command
 from rcblib.runs.digest import code_digest
 from rcblib.runs.files import write_json
-from rcblib.runs.options import results_file
+from rcblib.runs.options import numbers, results_file
 from rcblib.runs.provenance import provenance
 from rcblib.tensors.clustering import dpc_knn
 from rcblib.tensors.scoring import RULES, calibrate_max_similarity, keep_indices, redundancy_scores
@@ -123,7 +123,8 @@ def compared(
         ``codebook``, the hash of its prototypes; ``model``, ``n_images``, ``positions``, ``retain_ratio``; ``rows`` as
         from `changed`, by ``format``.
     """
-    facts, fingerprints = {}, {}
+    # By its name: when it is run as a command, its `__name__` is another.
+    code, facts, fingerprints = code_digest("benchmarks.precision"), {}, {}
     for dtype in ("float32", *FORMATS):
         model, processor = load_model(name, device=device, dtype=dtype)
         fingerprints[dtype] = model_fingerprint(model)
@@ -141,7 +142,7 @@ def compared(
         "fingerprints": fingerprints,
         "codebook": codebook.prototypes_hash(),
     }
-    return {"made": provenance(), "code": code_digest(__name__), **hashes, **about, "rows": rows}
+    return {"made": provenance(), "code": code, **hashes, **about, "rows": rows}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -149,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = OneLineParser(prog="precision", description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True)
     parser.add_argument("--n-images", type=int, default=8)
-    parser.add_argument("--positions", default="all")
+    parser.add_argument("--positions", type=numbers, default="all", help="as `rcblib probe` takes them")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--output", type=results_file, required=True)
     options = parser.parse_args(arguments)

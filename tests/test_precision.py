@@ -1,6 +1,8 @@
 """Check what is counted as a decision that half precision changes, and what was recorded."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import torch
 
 from benchmarks import precision
 from rcblib.codebook.criterion import CodebookCriterion
+from rcblib.runs.digest import code_digest
 
 RECORDED = sorted((Path(__file__).resolve().parents[1] / "data/recorded/precision").glob("*.json"))
 DECISIONS = [
@@ -77,6 +80,21 @@ def test_what_was_recorded_is_complete(path):
         (name, decision) for name in precision.FORMATS for decision in DECISIONS
     ]
     assert all(0 <= row["changed"] <= row["n"] for row in recorded["rows"])
+    assert (
+        recorded["code"]
+        and recorded["codebook"]
+        and set(recorded["fingerprints"]) == {"float32", *precision.FORMATS}
+    )
+
+
+def test_the_command_takes_positions_and_names_the_code_behind_its_numbers(tmp_path):
+    """As a command the module has another name, which no file answers to."""
+    output = tmp_path / "precision.json"
+    command = [sys.executable, "-m", "benchmarks.precision", "--model", "llava-scenes", "--n-images", "1"]
+    command += ["--positions", "40,90", "--output", str(output)]
+    subprocess.run(command, check=True, capture_output=True)
+    written = json.loads(output.read_text(encoding="utf-8"))
+    assert written["positions"] == [40, 90] and written["code"] == code_digest("benchmarks.precision")
 
 
 def test_the_models_of_the_page_were_recorded():
