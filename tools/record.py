@@ -122,7 +122,8 @@ def again(stage: Stage, root: Path) -> list[str]:
 def write(stage: Stage, listed: NotebookList, shards: list[Path], root: Path) -> None:
     """Write the record of a stage from the tables of its shards."""
     table, facts = merge_tables(shards)
-    facts |= {"stage": state_of(stage, listed, root)}
+    keys = [name for name in facts["keys"] if name in table]  # some runs of a command lack columns of others
+    facts |= {"keys": keys, "stage": state_of(stage, listed, root)}
     write_record(root / stage.record, table, facts, stage.recorded.drop)
     size = (root / stage.record).stat().st_size / 1e6
     print(f"{len(table)} rows of {len(facts['samples'])} images in {stage.record}, {size:.2f} MB")
