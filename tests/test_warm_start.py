@@ -2,7 +2,9 @@
 
 import json
 import os
+import selectors
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -99,6 +101,38 @@ def test_a_run_ends_with_its_caller(server, module, tmp_path, number, code):
     caller.send_signal(number)
     assert caller.wait(10) == code
     wait_for(lambda: not Path(f"/proc/{pid}").exists())
+
+
+def test_a_run_that_ends_together_with_its_caller_leaves_the_process_to_others(server, module, tmp_path):
+    for _ in range(5):
+        (tmp_path / "pid").unlink(missing_ok=True)
+        caller = subprocess.Popen(module(SLEEPS), env=server, cwd=tmp_path, stderr=subprocess.DEVNULL)
+        pid = int(wait_for(lambda: (tmp_path / "pid").is_file() and (tmp_path / "pid").read_text()))
+        os.kill(pid, signal.SIGKILL)
+        caller.kill()
+        caller.wait(10)
+    source = "import sys; print('matplotlib.pyplot' in sys.modules)"
+    assert run(module(source), server, tmp_path).stdout == "True\n"
+
+
+def test_the_end_of_a_run_may_be_seen_before_that_of_its_caller():
+    listening, caller, other = socket.socket(), *socket.socketpair()
+    ends, alive = os.pipe()
+    server = warm_start.Server(listening, ends, [])
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    ended = os.pidfd_open(pid)
+    job = server.jobs[pid] = warm_start.Job(pid, str(pid), caller)
+    for file in (ended, caller):
+        server.selector.register(file, selectors.EVENT_READ)
+    other.close()
+    server.end(job, ended)
+    server.forsake(job)
+    assert not server.jobs and set(server.selector.get_map()) == {listening.fileno(), ends}
+    server.close()
+    os.close(ends)
+    os.close(alive)
 
 
 def wait_for(what, seconds=10):

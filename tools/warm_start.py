@@ -145,11 +145,14 @@ class Server:
         finally:
             for each in files:
                 os.close(each)
+        with contextlib.suppress(OSError):  # the copy does so too: whoever comes first
+            os.setpgid(pid, pid)
         job = self.jobs[pid] = Job(pid, request["environment"].get(JOB, str(pid)), caller)
         ended = os.pidfd_open(pid)
         self.selector.register(ended, selectors.EVENT_READ, lambda: self.end(job, ended))
         self.selector.register(caller, selectors.EVENT_READ, lambda: self.forsake(job))
-        tell(caller, pid=pid)
+        with contextlib.suppress(OSError):  # a caller that is gone already is seen by its connection
+            tell(caller, pid=pid)
         return None
 
     def prepared(self, environment: Mapping[str, str]) -> bool:
@@ -164,9 +167,10 @@ class Server:
         return self.variables == read_once(environment)
 
     def forsake(self, job: Job) -> None:
-        """End a job whose caller is gone."""
-        self.selector.unregister(job.caller)
-        stop(job.pid)
+        """End a job whose caller is gone, unless both ended at once and this one's end was seen first."""
+        if job.pid in self.jobs:
+            self.selector.unregister(job.caller)
+            stop(job.pid)
 
     def end(self, job: Job, ended: int) -> None:
         """Tell the caller how its copy ended, and what the processes of its job have used."""
