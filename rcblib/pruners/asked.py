@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar
 
 from rcblib.codebook.codebook import Codebook, load_codebook
 from rcblib.data.base import AnySample
@@ -14,6 +15,8 @@ from rcblib.pruners.registry import PRUNERS, baseline_pruners, read_pruner
 from rcblib.records import ParameterError
 from rcblib.tensors.checks import check_integer
 from rcblib.tensors.scoring import calibrate_max_similarity, redundancy_scores
+
+T = TypeVar("T")
 
 CUT_OFF = "codebook, cut-off"
 """What a codebook with a calibrated cut-off is called among the methods."""
@@ -72,7 +75,7 @@ def asked_pruners(
     return pruners
 
 
-def in_turn(pruners: Mapping[str, Sequence[Pruner]], turn: slice) -> dict[str, list[Pruner]]:
+def in_turn(pruners: Mapping[str, Iterable[T]], turn: slice) -> dict[str, list[T]]:
     """Return those settings of methods, by their label, that a slice takes of all of them in order.
 
     Raises
@@ -80,12 +83,12 @@ def in_turn(pruners: Mapping[str, Sequence[Pruner]], turn: slice) -> dict[str, l
     ParameterError
         If there is none.
     """
-    chosen: dict[str, list[Pruner]] = {}
-    for method, pruner in [(method, own) for method, given in pruners.items() for own in given][turn]:
-        chosen.setdefault(method, []).append(pruner)
+    settings = [(method, own) for method, given in pruners.items() for own in given]
+    chosen: dict[str, list[T]] = {}
+    for method, own in settings[turn]:
+        chosen.setdefault(method, []).append(own)
     if not chosen:
-        n_settings = sum(map(len, pruners.values()))
-        raise ParameterError("settings", f"the {turn.start + 1}-th", f"one of the {n_settings} there are")
+        raise ParameterError("settings", f"the {turn.start + 1}-th", f"one of the {len(settings)} there are")
     return chosen
 
 

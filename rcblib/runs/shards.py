@@ -37,10 +37,7 @@ class Shard:
     @classmethod
     def parse(cls, text: str | None, first: int | None = None) -> Shard:
         """Read ``"2/8"``; ``None`` is the whole."""
-        parts = (text or "1/1").split("/")
-        if len(parts) != 2 or not all(part.isdecimal() for part in parts):
-            raise ParameterError("shard", text, "1/n to n/n, such as 2/8")
-        return cls(int(parts[0]), int(parts[1]), first)
+        return cls(*_numbers("shard", text, "2/8"), first)
 
     def of(self, pieces: Sequence[T], n_images_each: int = 1) -> list[T]:
         """Return the pieces that are this shard's, in order; the last of the first images' is whole."""
@@ -106,10 +103,18 @@ def turn_of(text: str | None) -> slice:
     ParameterError
         If it is something else.
     """
-    parts = (text or "1/1").split("/")
-    if len(parts) != 2 or not all(map(str.isdecimal, parts)) or not 1 <= int(parts[0]) <= int(parts[1]):
+    number, n_apart = _numbers("settings", text, "3/7")
+    if not 1 <= number <= n_apart:
         raise ParameterError("settings", text, "1/n to n/n, such as 3/7")
-    return slice(int(parts[0]) - 1, None, int(parts[1]))
+    return slice(number - 1, None, n_apart)
+
+
+def _numbers(name: str, text: str | None, example: str) -> tuple[int, int]:
+    """Read two numbers with a slash between them; ``None`` is one of one."""
+    parts = (text or "1/1").split("/")
+    if len(parts) != 2 or not all(part.isdecimal() for part in parts):
+        raise ParameterError(name, text, f"1/n to n/n, such as {example}")
+    return int(parts[0]), int(parts[1])
 
 
 def images_digest(names: Iterable[str]) -> str:

@@ -18,7 +18,7 @@ from rcblib.mllm import adapter_for
 from rcblib.probe.config import ProbeConfig, codebook_positions
 from rcblib.probe.results import ProbeResults
 from rcblib.probe.store import read_probe
-from rcblib.pruners.base import Pruner
+from rcblib.pruners.asked import in_turn
 from rcblib.pruners.registry import PRUNERS, find_method
 from rcblib.reading.explorer.build import Source, with_more
 from rcblib.reading.explorer.writing import write_explorer
@@ -76,9 +76,10 @@ def run_explorer(
         if positions == "codebook":
             config = replace(config, positions=codebook_positions(adapter))
         every, unfit = exhibit_pruners(names, budgets, adapter.family, codebook, options.rule)
-        pruners: dict[str, dict[float, Pruner]] = {}
-        for name, share in [(name, share) for name, own in every.items() for share in own][turn]:
-            pruners.setdefault(name, {})[share] = every[name][share]
+        by_share = (
+            in_turn({name: own.items() for name, own in every.items()}, turn) if options.settings else every
+        )
+        pruners = {name: dict(own) for name, own in by_share.items()}
         table, facts = explore(
             model,
             processor,
