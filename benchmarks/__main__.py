@@ -108,6 +108,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.gpu and not torch.cuda.is_available():
         parser.error("--gpu: got a machine without a GPU that torch can use; accepted: one with, or no --gpu")
     options.output.mkdir(parents=True, exist_ok=True)
+    told = options.output / f"{whole(listed)}.json"
+    told.unlink(missing_ok=True)  # of parts that run alone it would say what is not so
     ran: dict[str, Ran] = {}
     start = time.perf_counter()
     for name, (module, words) in listed.items():
@@ -121,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ran[name] = own
     if not options.only:
         limit = MINUTES["gpu" if options.gpu else "cpu"]
-        _write_run(options.output / f"{whole(listed)}.json", ran, time.perf_counter() - start, limit)
+        _write_run(told, ran, time.perf_counter() - start, limit)
     targets = read_targets(options.output, [*listed, whole(listed)])
     print(f"\n{sum(target.met for target in targets)} of {len(targets)} targets are met", *targets, sep="\n")
     return max((own.status for own in ran.values()), default=0)
@@ -154,6 +156,7 @@ def _record(options: argparse.Namespace, listed: dict[str, Any]) -> None:
         given = f"results with uncommitted changes: {', '.join(dirty)}" if dirty else "no results"
         raise ParameterError("record", given, "results that benchmarks wrote in a checkout without changes")
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{whole(listed)}.json").unlink(missing_ok=True)  # the same
     for path in files:
         shutil.copyfile(path, folder / path.name)
     print(f"{len(files)} results in {RECORDED}")

@@ -98,6 +98,8 @@ def test_all_benchmarks_write_a_file_each(tmp_path, monkeypatch, capsys):
         {"part": "two", "status": 2, "seconds": 30.0, "others": 0.25},
     ]
     assert told["seconds"] == 60 * told["targets"][0]["value"] < 60
+    everything.main(["--only", "one", "--output", str(tmp_path)])
+    assert not (tmp_path / "run.json").exists()  # what is there now is not of one run
 
 
 @pytest.mark.parametrize("listed", [everything.CPU, everything.GPU], ids=["cpu", "gpu"])
@@ -145,6 +147,8 @@ def test_targets_of_all_parts_are_told_in_one_table_and_recorded_where_pages_rea
     assert read["code"] == code_digest("benchmarks.probing")
     table = results.target_table(["one", "two", "run"])
     assert table["met"].tolist() == [True, False, False, True] and set(table["cpu"]) == {"a processor"}
+    assert everything.main([*output, "--record", "--only", "one"]) == 0
+    assert results.recorded("run") is None
     measure([str(tmp_path / "results" / "one.json")], dirty=True)
     assert everything.main([*output, "--record"]) == 2
     assert "record: got 'results with uncommitted changes: one'" in capsys.readouterr().err
