@@ -12,7 +12,7 @@ from benchmarks.operations import answer_bytes, encoding_operations, prefill_ope
 from benchmarks.weights import ModelShape
 from rcblib.pruners.registry import PRUNERS
 from rcblib.records import ParameterError
-from tools import make_efficiency
+from tools import efficiency_targets, make_efficiency
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 LABELS = [PRUNERS[name].label for name in ("all", "codebook", "random")]
@@ -97,7 +97,7 @@ def test_methods_are_listed_with_what_choosing_costs(records):
 
 
 def test_targets_are_told_met_or_not_and_a_gpu_never_run(records):
-    told = make_efficiency.targets_text()
+    told = efficiency_targets.targets_text()
     assert told.startswith("1 of 2 targets on the CPU are met. Not recorded: ")
     assert lines_of(told, "fast") == [["fast", "at least 1x", "2x", "met"]]
     assert lines_of(told, "small") == [["small", "at most 5%", "9%", "short: large"]]
@@ -106,13 +106,13 @@ def test_targets_are_told_met_or_not_and_a_gpu_never_run(records):
 
 
 def test_one_run_of_all_parts_is_told_beside_what_else_ran(records):
-    assert make_efficiency.run_text() == ""
+    assert efficiency_targets.run_text() == ""
     run = [{"part": "one", "status": 0, "seconds": 60.0, "others": 0.1}]
     run.append({"part": "two", "status": 0, "seconds": 180.0, "others": 0.02})
     target = vars(results.Target("all parts, one after the other", 4.5, 15, "at most", " min"))
     content = {"run": run, "seconds": 270.0, "targets": [target], "provenance": MADE}
     (results.project_root() / results.RECORDED / "run.json").write_text(json.dumps(content), encoding="utf-8")
-    told = make_efficiency.targets_text()
+    told = efficiency_targets.targets_text()
     assert told.startswith(
         "2 of 3 targets on the CPU are met. All 2 parts were measured in one run of 4.5 minutes, "
     )
