@@ -89,16 +89,16 @@ def measured(prepare: Callable[..., Any], work: Callable[[Any], Any], *given: An
 
 def run_apart(module: str, words: Sequence[str]) -> Ran:
     """Run the command of a benchmark, a module of this package, in a new process."""
-    busy, start = _busy(), time.perf_counter()
+    start = time.perf_counter()
     process, here = _started(_command, f"benchmarks.{module}", list(words))
-    parent, used = here.recv()
+    parent, began, others = here.recv()
     process.join()
-    seconds = time.perf_counter() - start
-    others = _busy() - busy - (_used(parent) - used)
+    now = time.perf_counter()
+    others = (_busy() - _used(parent) - others) / ((now - began) * (os.cpu_count() or 1))
     status = (
         process.exitcode if process.exitcode >= 0 else 128 - process.exitcode
     )  # as a shell tells of signals
-    return Ran(status, seconds, max(0.0, others / (seconds * (os.cpu_count() or 1))))
+    return Ran(status, now - start, max(0.0, others))
 
 
 def _context() -> BaseContext:
@@ -130,7 +130,8 @@ def _in_process(answer: Any, threads: int, prepare: Any, work: Any, given: tuple
 
 
 def _command(answer: Any, module: str, words: list[str]) -> None:
-    answer.send((os.getppid(), _used(os.getppid())))
+    parent = os.getppid()  # which imported what is imported by now
+    answer.send((parent, time.perf_counter(), _busy() - _used(parent)))
     sys.exit(importlib.import_module(module).main(words))
 
 

@@ -3,7 +3,9 @@
 import argparse
 import importlib
 import math
+import os
 import shlex
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as everything
-from benchmarks import clustering, results
+from benchmarks import clustering, processes, results
 from benchmarks.processes import Ran, measured, run_apart
 from rcblib.records import ParameterError
 from rcblib.runs.digest import code_digest
@@ -144,3 +146,11 @@ def test_memory_is_that_of_the_work_whatever_this_process_holds():
 def test_a_part_runs_in_a_process_of_its_own_and_ends_as_alone(words, status):
     ran = run_apart("scale", words)
     assert ran.status == status and ran.seconds > 0 <= ran.others <= 1
+
+
+def test_work_of_this_process_is_told_from_that_of_others():
+    busy, used, start = processes._busy(), processes._used(os.getpid()), time.process_time()
+    while time.process_time() - start < 0.5:
+        pass
+    assert processes._used(os.getpid()) - used == pytest.approx(0.5, abs=0.1)
+    assert processes._busy() - busy > 0.4
