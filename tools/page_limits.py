@@ -15,6 +15,8 @@ MOST_FIGURES, MOST_WORDS, MOST_WORDS_BEFORE = 4, 2000, 250
 """Figures of a page, its words, and those in front of its first figure."""
 MOST_SCREENS, FIRST_FIGURE = 6, 1.2
 """Height of a page, and where its first figure begins, in screens."""
+MOST_SAID = 300
+"""Characters of an alternative text."""
 
 _COMPARES = re.compile(
     r"\d|\b(more|less|fewer|higher|highest|lower|lowest|best|worst|rises?|falls?|above|below|none)\b",
@@ -56,8 +58,10 @@ def limits_broken(html: str) -> list[str]:
 def alternative_text_is_poor(alt: str, caption: str = "") -> str:
     """Say why an alternative text does not stand for its figure; empty where it does.
 
-    It is to hold a number or a comparison, and not to say the caption again.
+    It is to hold a number or a comparison, in at most `MOST_SAID` characters, and not to say the caption again.
     """
+    if len(alt) > MOST_SAID:
+        return f"has {len(alt)} characters; accepted: {MOST_SAID}"
     if not _COMPARES.search(alt):
         return "holds neither a number nor a comparison"
     said, written = (" ".join(text.split()).rstrip(".").casefold() for text in (alt, caption))
