@@ -136,6 +136,13 @@ def test_alternative_texts_hold_what_was_found_and_not_the_caption(alt, caption,
     assert problems == ([f"a.png: alternative text {alt[:60]!r} {told}"] if told else [])
 
 
+def test_tables_of_experiments_are_headed_by_words():
+    table = '<div class="cell_output"><table><tr><th>{}</th></tr><tr><td>a_file</td></tr></table></div>'
+    assert page_limits.code_names_in_tables(table.format("retain ratio, [CLS], LLaVA-NeXT")) == []
+    told = ["a table is headed by 'retain_ratio'; accepted: words"]
+    assert page_limits.code_names_in_tables(table.format(" retain_ratio\n")) == told
+
+
 def png(values):
     written = io.BytesIO()
     PIL.Image.fromarray(values).save(written, "PNG")
