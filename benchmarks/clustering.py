@@ -109,12 +109,12 @@ FORMS: dict[str, tuple[Callable[[torch.Tensor], Any], float]] = {
     "plain, by rows": (by_rows, 60_000),
     "k-means": (_fitted(lambda: KMeans(N_CLUSTERS, n_init=1, random_state=0)), math.inf),
     "mini-batch k-means": (_fitted(lambda: MiniBatchKMeans(N_CLUSTERS, n_init=1, random_state=0)), math.inf),
-    "Ward": (_fitted(lambda: AgglomerativeClustering(N_CLUSTERS)), 12_000),
+    "Ward": (_fitted(lambda: AgglomerativeClustering(N_CLUSTERS)), 3000),
     "BIRCH": (_fitted(lambda: Birch(n_clusters=N_CLUSTERS)), 3000),
     "HDBSCAN": (_fitted(lambda: HDBSCAN(min_samples=K, copy=True)), 3000),
     "OPTICS": (_fitted(lambda: OPTICS(min_samples=K)), 3000),
 }
-"""Ways to cluster, and the most points of each: more would take gigabytes (plain, Ward) or minutes."""
+"""Ways to cluster, and the most points of each: more would take gigabytes (plain) or a part of a minute and more."""
 
 
 def _drawn(name: str, n: int, width: int, device: str) -> tuple[str, torch.Tensor]:

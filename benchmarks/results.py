@@ -19,6 +19,9 @@ from rcblib.runs.provenance import project_root, provenance
 RECORDED = "data/recorded/benchmarks"
 """Where results lie that pages show, one file a benchmark."""
 
+WHOLE = {"cpu": "run", "gpu": "run-gpu"}
+"""Names of the files that tell what each part of a whole run took."""
+
 KINDS = ("at least", "at most")
 
 

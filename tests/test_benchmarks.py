@@ -1,10 +1,7 @@
 """Run the benchmarks on small models: each prints what it compares."""
 
-import argparse
-import math
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,13 +9,10 @@ import pytest
 import tiny
 import torch
 
-from benchmarks import __main__ as everything
-from benchmarks import clustering, memory, neighbours, pooling, probing, pruning, results
-from benchmarks.processes import Measured, measured
+from benchmarks import clustering, memory, neighbours, pooling, probing, pruning
+from benchmarks.processes import Measured
 from rcblib.mllm import adapter_for
 from rcblib.pruners.registry import PRUNERS
-from rcblib.records import ParameterError
-from rcblib.runs.digest import code_digest
 from rcblib.runs.files import read_json
 
 
@@ -62,71 +56,6 @@ def test_half_precision_is_compared_with_the_released_procedure_in_float32_and_n
     rounded = [line for line in lines if "more values off by 0.02" in line]
     assert len(ratios) == len(rounded) == 3
     assert all("%, at most 5%: met" in line for line in rounded)
-
-
-@pytest.mark.parametrize(("options", "said"), [
-    (["--only", "nonsense"], "--only: got nonsense; accepted: probing-embedded"),
-    (["--gpu"], "--gpu: got a machine without a GPU"),
-])  # fmt: skip
-def test_wrong_options_of_all_benchmarks_end_in_one_line(options, said, capsys):
-    if "--gpu" in options and torch.cuda.is_available():
-        pytest.skip("this machine has a GPU")
-    with pytest.raises(SystemExit):
-        everything.main(options)
-    assert said in capsys.readouterr().err
-
-
-def test_all_benchmarks_write_a_file_each(tmp_path, monkeypatch, capsys):
-    listed = {
-        "one": (lambda words: Path(words[-1]).write_text(words[0]) - 2, "{}"),
-        "two": (lambda words: 2, ""),
-    }
-    monkeypatch.setattr(everything, "CPU", listed)
-    everything.main(["--only", "one", "--output", str(tmp_path / "new" / "folder")])
-    assert (tmp_path / "new" / "folder" / "one.json").read_text() == "{}"
-    assert "one: {}" in capsys.readouterr().out
-    assert everything.main(["--output", str(tmp_path)]) == 2  # one that could not run, beside one that could
-
-
-def test_targets_of_all_parts_are_told_in_one_table_and_recorded_where_pages_read_them(
-    tmp_path, monkeypatch, capsys
-):
-    def measure(words, dirty=False):
-        options = argparse.Namespace(output=Path(words[-1]), seed=3)
-        monkeypatch.setattr(results, "provenance", lambda: MADE | {"git_dirty": dirty})
-        targets = [results.Target("speed", 12.0, 10, "at least", "x", "never said")]
-        targets += [results.Target("memory", 3.0, 2, "at most", " GB", "all is held")]
-        targets += [results.Target("chance", math.nan, 2)]
-        results.write_measured("probing", pd.DataFrame({"row": [1.5]}), options, targets)
-        return 0
-
-    monkeypatch.setattr(everything, "CPU", {"one": (measure, ""), "two": (lambda words: 0, "")})
-    monkeypatch.setattr(everything, "project_root", lambda: tmp_path / "project")
-    monkeypatch.setattr(results, "project_root", lambda: tmp_path / "project")
-    output = ["--output", str(tmp_path / "results")]
-    assert everything.main(output) == 0
-    said = capsys.readouterr().out.split("1 of 3 targets are met\n")[1].splitlines()
-    assert [line.split(", at ")[1] for line in said] == [
-        "least 10x: met", "most 2 GB: falls short: all is held", "least 2: falls short",
-    ]  # fmt: skip
-    assert results.recorded("one") is None and results.target_table(["one"]).empty
-    assert everything.main([*output, "--record"]) == 0
-    read = results.recorded("one")
-    assert read["probing"] == [{"row": 1.5}] and read["settings"] == {"seed": 3}
-    assert read["code"] == code_digest("benchmarks.probing")
-    table = results.target_table(["one", "two"])
-    assert table["met"].tolist() == [True, False, False] and set(table["cpu"]) == {"a processor"}
-    measure([str(tmp_path / "results" / "one.json")], dirty=True)
-    assert everything.main([*output, "--record"]) == 2
-    assert "record: got 'results with uncommitted changes: one'" in capsys.readouterr().err
-
-
-def test_a_target_has_a_side():
-    with pytest.raises(ParameterError, match="kind: got 'above'"):
-        results.Target("speed", 1, 2, "above")
-
-
-MADE = {"cpu": "a processor", "gpu": "none", "date": "2026", "git_commit": "0"}
 
 
 def test_the_released_procedure_encodes_twice_and_generates_eight_tokens():
@@ -190,12 +119,6 @@ def test_a_gpu_has_a_target_of_its_own(monkeypatch, capsys):
     )
 
 
-def test_work_is_measured_in_a_process_of_its_own():
-    labels, seconds, peak, grown = measured(clustering._drawn, clustering._clustered, "plain", 300, 16, "cpu")
-    assert labels[0].tolist() == clustering.blockwise(clustering.points_of(300, 16)).tolist()
-    assert seconds > 0 and 0 <= grown < peak
-
-
 def test_ways_to_find_neighbours_are_compared_by_what_they_change(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(neighbours, "measured", here)
     monkeypatch.setattr(neighbours, "N_CLUSTERS", 12)
@@ -228,7 +151,9 @@ def test_codebooks_from_files_are_compared_as_images_become_more(tmp_path, monke
     monkeypatch.setattr(
         pooling, "CRITERION", replace(pooling.CRITERION, min_images=3, n_prototype_clusters=4)
     )
-    pooling.main(["--sizes", "12", "8", "--width", "16", "--output", str(tmp_path / "o.json")])
+    pooling.main(
+        ["--sizes", "12", "8", "--width", "16", "--repeats", "2", "--output", str(tmp_path / "o.json")]
+    )
     results = read_json(tmp_path / "o.json")
     table = pd.DataFrame(results["pooling"])
     assert (

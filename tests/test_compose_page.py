@@ -157,6 +157,17 @@ def test_a_notebook_without_places_keeps_its_order():
     assert re.findall(r"(?m)^\d$", text.split("## Appendix")[0]) == ["0", "1", "2"]
 
 
+def test_tables_are_in_words():
+    table = (
+        '<table><tr><th class="a"> image_id</th><th>cls_similarity</th><th>made_up</th><th>as it is</th></tr>'
+        "<tr><td>my_photo</td><td>yes_no</td><td>llava-next-scenes</td><td>0.5</td></tr></table>"
+    )
+    cells = [words("# T", name="t"), code("x", name="x", outputs=[shows(html=table)])]
+    text = compose("plain", [Run("plain", "small", "Small", cells)]).text
+    assert '<th class="a">image</th><th>similarity to [CLS]</th><th>made up</th><th>as it is</th>' in text
+    assert "<td>my_photo</td><td>yes/no</td><td>LLaVA-NeXT-scenes</td><td>0.5</td>" in text
+
+
 def test_what_is_to_be_folded_has_a_heading_and_runs_have_the_same_cells():
     with pytest.raises(
         ParameterError, match="cell of text to fold: got 'No heading'; accepted: one that begins with"

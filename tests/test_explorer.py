@@ -282,7 +282,9 @@ def test_tiles_are_named_by_where_they_lie_and_frames_by_number():
     ]
     row = [view("tile", k / 4, 0.0, (k + 1) / 4, 1.0) for k in range(4)]
     assert [own.label for own in shown_views(row[:3])] == ["left tile 1", "left tile 2", "right tile"]
-    assert [own.label for own in shown_views([view("tile", 0.0, 0.0, 1.0, 1.0)])] == ["middle tile"]
+    assert [own.label for own in shown_views([view("tile", 0.0, 0.0, 1.0, 1.0)])] == [
+        "tile of the whole picture"
+    ]
     assert [own.label for own in shown_views([view("image")] * 2)] == ["picture 1", "picture 2"]
     assert [own.label for own in shown_views([view("frame")] * 2)] == ["frame 1", "frame 2"]
 

@@ -12,7 +12,7 @@ from benchmarks.operations import answer_bytes, encoding_operations, prefill_ope
 from benchmarks.weights import ModelShape
 from rcblib.pruners.registry import PRUNERS
 from rcblib.records import ParameterError
-from tools import make_efficiency
+from tools import efficiency_targets, make_efficiency
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 LABELS = [PRUNERS[name].label for name in ("all", "codebook", "random")]
@@ -21,6 +21,12 @@ SHAPE = ModelShape(
     {"vision": 70, "connector": 30, "embeddings": 40, "layers": 1000, "head": 0, "rest": 0},
     (1000,), 2, 4, 8, 2, 1, 2, 10, 6, 8, 5, 12, 3, 5,
 )  # fmt: skip
+
+
+MADE = {
+    "date": "2026-01-02T00:00:00", "cpu": "A processor", "n_threads": 2, "gpu": "none", "torch": "2",
+    "git_commit": "abc", "transformers": "5",
+}  # fmt: skip
 
 
 def row(method, ratio, size, prefill, **changes):
@@ -49,10 +55,6 @@ def records(tmp_path, monkeypatch):
         rows.append(row(LABELS[0], None, size, 100.0 * size))
         rows += [row(LABELS[1], ratio, size, (40 + 60 * ratio) * size) for ratio in (0.1, 0.2, 0.5)]
         rows.append(row(LABELS[2], 0.2, size, 52.0 * size, select_ms=90.0))
-    made = {
-        "date": "2026-01-02T00:00:00", "cpu": "A processor", "n_threads": 2, "gpu": "none", "torch": "2",
-        "git_commit": "abc", "transformers": "5",
-    }  # fmt: skip
     targets = [
         results.Target("fast", 2.0, 1.0, unit="x"),
         results.Target("small", 9, 5, "at most", "%", "large"),
@@ -60,7 +62,7 @@ def records(tmp_path, monkeypatch):
     for part in {**make_efficiency.MODELS, **make_efficiency.METHODS}:
         named = targets if part == make_efficiency.SMALL else []
         content = {"pruning": rows, "targets": [vars(own) for own in named], "settings": {"new": 16}}
-        (folder / f"{part}.json").write_text(json.dumps(content | {"provenance": made}), encoding="utf-8")
+        (folder / f"{part}.json").write_text(json.dumps(content | {"provenance": MADE}), encoding="utf-8")
     return {
         part: make_efficiency.Recorded(part) for part in {**make_efficiency.MODELS, **make_efficiency.METHODS}
     }
@@ -95,12 +97,27 @@ def test_methods_are_listed_with_what_choosing_costs(records):
 
 
 def test_targets_are_told_met_or_not_and_a_gpu_never_run(records):
-    told = make_efficiency.targets_text()
+    told = efficiency_targets.targets_text()
     assert told.startswith("1 of 2 targets on the CPU are met. Not recorded: ")
     assert lines_of(told, "fast") == [["fast", "at least 1x", "2x", "met"]]
     assert lines_of(told, "small") == [["small", "at most 5%", "9%", "short: large"]]
     never = [line for line in told.splitlines() if line.endswith("| never run |")]
     assert len(never) == 5 and all("on a GPU" in line for line in never)
+
+
+def test_one_run_of_all_parts_is_told_beside_what_else_ran(records):
+    assert efficiency_targets.run_text() == ""
+    run = [{"part": "one", "status": 0, "seconds": 60.0, "others": 0.1}]
+    run.append({"part": "two", "status": 0, "seconds": 180.0, "others": 0.02})
+    target = vars(results.Target("all parts, one after the other", 4.5, 15, "at most", " min"))
+    content = {"run": run, "seconds": 270.0, "targets": [target], "provenance": MADE}
+    (results.project_root() / results.RECORDED / "run.json").write_text(json.dumps(content), encoding="utf-8")
+    told = efficiency_targets.targets_text()
+    assert told.startswith(
+        "2 of 3 targets on the CPU are met. All 2 parts were measured in one run of 4.5 minutes, "
+    )
+    assert "the longest is two with 180 s. Other processes had 4.0% of the cores" in told
+    assert lines_of(told, "all parts, one after the other")[0][1:] == ["at most 15 min", "4.5 min", "met"]
 
 
 def test_a_part_that_was_not_recorded_is_named(tmp_path, monkeypatch):

@@ -16,6 +16,9 @@ def cells(text):
 
 def test_tables_are_written_in_markdown():
     assert make_memory.table(["a", "b"], [["x", 1]]) == "| a | b |\n| --- | ---: |\n| x | 1 |\n"
+    assert (
+        make_memory.table(["a", "b", "c"], [[1, "at most", "2 x"]]).splitlines()[1] == "| --- | --- | ---: |"
+    )
     assert make_memory.gib(3 * 2**29) == "1.5"
 
 

@@ -123,6 +123,7 @@ def test_pages_of_experiments_keep_to_their_limits_without_what_is_folded(parts,
         ("Points with intervals.", "Scores.", "holds neither a number nor a comparison"),
         ("", "Scores.", "holds neither a number nor a comparison"),
         ("Scores of 8  methods", "Scores of 8 methods.", "repeats the caption"),
+        ("5, " * 101, "", "has 303 characters; accepted: 300"),
     ],
 )
 def test_alternative_texts_hold_what_was_found_and_not_the_caption(alt, caption, told):
@@ -132,7 +133,14 @@ def test_alternative_texts_hold_what_was_found_and_not_the_caption(alt, caption,
         "><img src", f"><figcaption>{caption}</figcaption></figure><img src"
     )
     problems = page_limits.figures_without_words(figure)
-    assert problems == ([f"a.png: alternative text {alt!r} {told}"] if told else [])
+    assert problems == ([f"a.png: alternative text {alt[:60]!r} {told}"] if told else [])
+
+
+def test_tables_of_experiments_are_headed_by_words():
+    table = '<div class="cell_output"><table><tr><th>{}</th></tr><tr><td>a_file</td></tr></table></div>'
+    assert page_limits.code_names_in_tables(table.format("retain ratio, [CLS], LLaVA-NeXT")) == []
+    told = ["a table is headed by 'retain_ratio'; accepted: words"]
+    assert page_limits.code_names_in_tables(table.format(" retain_ratio\n")) == told
 
 
 def png(values):

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from rcblib.records import ParameterError
+from rcblib.tensors.scoring import check_budget
 from tools import on_gpu
 from tools.notebook_list import read_notebook_list
 from tools.sharded import of_sweep
@@ -44,6 +45,18 @@ def test_a_sweep_combines_every_model_with_all_images_and_seeds():
     assert len(executed) == 2  # of the first seed, one a model
 
 
+def test_every_model_of_a_sweep_gets_the_budgets_that_its_rule_takes():
+    asked = {
+        run.options["model"]: run.options for run in runs_of(read_sweep(SHIPPED)) if run.command == "evaluate"
+    }
+    assert {options["rule"] for options in asked.values()} == {"max_cosine", "double_softmax"}
+    for options in asked.values():
+        assert ("max_similarity" in options) == (options["rule"] == "max_cosine")
+        for name in {"max_similarity", "retain_ratio"} & set(options):
+            for value in options[name]:
+                check_budget(**{name: value}, rule=options["rule"])
+
+
 def test_what_a_shard_takes_goes_to_snakemake(tmp_path):
     path = changed(tmp_path, resources={"threads": 2, "gpus": 1, "mem_mb": 9000, "minutes": 30})
     works, notebooks = of_sweep(path, read_notebook_list(REPOSITORY / "workflow/notebooks.yml"), REPOSITORY)
@@ -68,6 +81,10 @@ def test_what_a_shard_takes_goes_to_snakemake(tmp_path):
         ({"seeds": [1, 1]}, r"seeds \[1, 1\]; accepted: distinct seeds"),
         ({"models": [{"name": "a"}, {"name": "a"}]}, "accepted: distinct names"),
         ({"models": [{"name": "a"}]}, r"max_similarity, and no codebook of \['a'\]"),
+        (
+            {"models": [{"name": "a", "codebook": "a", "rule": "double_softmax"}]},
+            r"max_similarity, and rules \['double_softmax'\] alone; accepted: a model with max_cosine",
+        ),
         ({"probe": None}, "notebook token_centric without probe; accepted: with it"),
         (
             {"probe": None, "evaluate": None, "notebooks": []},

@@ -19,6 +19,7 @@ from typing import Any
 
 import nbformat
 
+from rcblib.reading.labels import table_in_words
 from rcblib.records import ParameterError
 
 PLACES = ("answer", "reading", "method", "data", "experiment", "limits", "appendix")
@@ -282,7 +283,7 @@ def _picture(cell: Cell, output: Any, file: str) -> str:
 
 def _table(html: str) -> str:
     """Write HTML with the classes that the style sheet knows outputs by."""
-    inside = f'<div class="cell_output"><div class="output text_html">\n{html.strip()}\n</div></div>'
+    inside = f'<div class="cell_output"><div class="output text_html">\n{table_in_words(html.strip())}\n</div></div>'
     return f"```{{raw}} html\n{inside}\n```"
 
 

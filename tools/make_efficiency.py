@@ -20,13 +20,10 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 
-from benchmarks.__main__ import CPU, GPU
 from benchmarks.checkpoints import CHECKPOINTS, empty_model, picture_rows
 from benchmarks.operations import answer_bytes, encoding_operations, prefill_operations, selection_operations
-from benchmarks.probing import LEVELS
-from benchmarks.probing import TARGETS as PROBING
-from benchmarks.pruning import LEAST_SPEED, MOST_SELECTION, N_PROTOTYPES, Run, compare
-from benchmarks.results import RECORDED, recorded, target_table
+from benchmarks.pruning import N_PROTOTYPES, Run, compare
+from benchmarks.results import RECORDED, recorded
 from benchmarks.weights import ModelShape
 from rcblib.data.opening import open_dataset
 from rcblib.mllm import load_model
@@ -35,6 +32,7 @@ from rcblib.reading.figures import use_style
 from rcblib.reading.figures.style import CYCLE, MUTED
 from rcblib.records import ParameterError
 from rcblib.runs.command import run_command
+from tools.efficiency_targets import targets_text
 from tools.make_memory import HEIGHT, N_TEXT, WIDTH, short
 from tools.write_parts import table, write_parts
 
@@ -228,35 +226,6 @@ def methods_text(parts: Mapping[str, Recorded]) -> str:
                 )
     rows = [[method, *(own.get(name, "–") for name in METHODS.values())] for method, own in cells.items()]
     return table(["method", *METHODS.values()], rows)
-
-
-def targets_text() -> str:
-    """Write every target with what was recorded, then those of a GPU, which were never run."""
-    rows = []
-    found = target_table(CPU)
-    for target in found.to_dict("records"):
-        value = "not measured" if pd.isna(target["value"]) else f"{target['value']:.3g}{target['unit']}"
-        verdict = "met" if target["met"] else f"short{': ' * bool(target['why'])}{target['why']}"
-        rows.append(
-            [target["what"], f"{target['kind']} {target['limit']:.3g}{target['unit']}", value, verdict]
-        )
-    missing = [part for part in CPU if recorded(part) is None]
-    done = target_table(GPU)
-    if done.empty:
-        for what, least in zip(LEVELS.values(), PROBING["cuda"], strict=True):
-            rows.append([f"{what}, LLaVA-1.5-7B on a GPU", f"at least {least}x", "–", "never run"])
-        most = 100 * MOST_SELECTION["cuda"]
-        rows.append(["selection over prefill, LLaVA-1.5-7B on a GPU", f"at most {most:g}%", "–", "never run"])
-        plain = "pruned prefill over a plain one, LLaVA-1.5-7B on a GPU"
-        rows.append([plain, f"at least {LEAST_SPEED:g}x", "–", "never run"])
-    for target in done.to_dict("records"):
-        rows.append([f"{target['what']}, {target['gpu']}", f"{target['kind']} {target['limit']:.3g}{target['unit']}",
-                     f"{target['value']:.3g}{target['unit']}", "met" if target["met"] else "short"])  # fmt: skip
-    n_met = int(found["met"].sum()) if len(found) else 0
-    said = f"{n_met} of {len(found)} targets on the CPU are met."
-    if missing:
-        said += f" Not recorded: {', '.join(missing)}."
-    return f"{said}\n\n{table(['what', 'target', 'measured', ''], rows)}"
 
 
 def counts_text() -> str:

@@ -250,7 +250,8 @@ def summary_text(judged: Judged) -> str:
         f"**In short:** on photographs, {SHARE:.0%} of the visual tokens, chosen by the paper's codebook, keep "
         f"{kept:.0%} of the score above guessing; random ones keep {random:.0%}. That comes from small models; "
         f"[what was not run](not-run) are the published checkpoints. Of {of_claim.ngroups} claims of the paper "
-        f"{', '.join(decided) or 'none'} could be decided: checks set beforehand stop the others.\n"
+        f"{', '.join(decided) or 'none'} could be decided: checks set beforehand stop "
+        f"{'the others' if decided else 'all of them'}.\n"
     )
 
 
@@ -263,11 +264,11 @@ def claim_table(judged: Judged, claim: Claim) -> str:
         numbers = claim_numbers(judged.models[model], claim)
         if all(number is None for number in numbers[asked]):
             continue
-        row = {"model": label_of(model), "score": joined(numbers[own])}
-        row |= {name: joined(numbers[name]) for name in ("random", "oracle", "guessing", "unpruned")}
-        row |= {name: line[name] for name in ("best other",) if name in line}
         failed = ", ".join(failed_gates(judged.models[model], claim))
-        rows.append(row | {"verdict": f"{line['verdict']} ({failed})" if failed else line["verdict"]})
+        row = {"model": label_of(model), "score": joined(numbers[own])}
+        row |= {"verdict": f"{line['verdict']} ({failed})" if failed else line["verdict"]}
+        row |= {name: joined(numbers[name]) for name in ("random", "oracle", "guessing", "unpruned")}
+        rows.append(row | {name: line[name] for name in ("best other",) if name in line})
     return table(list(rows[0]), [list(row.values()) for row in rows]) if rows else "Not measured yet.\n"
 
 

@@ -15,7 +15,10 @@ MOST_FIGURES, MOST_WORDS, MOST_WORDS_BEFORE = 4, 2000, 250
 """Figures of a page, its words, and those in front of its first figure."""
 MOST_SCREENS, FIRST_FIGURE = 6, 1.2
 """Height of a page, and where its first figure begins, in screens."""
+MOST_SAID = 300
+"""Characters of an alternative text."""
 
+_CODE_NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)+")
 _COMPARES = re.compile(
     r"\d|\b(more|less|fewer|higher|highest|lower|lowest|best|worst|rises?|falls?|above|below|none)\b",
     re.IGNORECASE,
@@ -56,8 +59,10 @@ def limits_broken(html: str) -> list[str]:
 def alternative_text_is_poor(alt: str, caption: str = "") -> str:
     """Say why an alternative text does not stand for its figure; empty where it does.
 
-    It is to hold a number or a comparison, and not to say the caption again.
+    It is to hold a number or a comparison, in at most `MOST_SAID` characters, and not to say the caption again.
     """
+    if len(alt) > MOST_SAID:
+        return f"has {len(alt)} characters; accepted: {MOST_SAID}"
     if not _COMPARES.search(alt):
         return "holds neither a number nor a comparison"
     said, written = (" ".join(text.split()).rstrip(".").casefold() for text in (alt, caption))
@@ -75,11 +80,19 @@ def figures_without_words(html: str) -> list[str]:
     return problems
 
 
+def code_names_in_tables(html: str) -> list[str]:
+    """Return a line for each heading of an experiment's tables, in whatever tab or fold, that is a name of code."""
+    soup = BeautifulSoup(html, "html.parser")
+    heads = (" ".join(head.get_text().split()) for head in soup.select(".cell_output table th"))
+    names = dict.fromkeys(head for head in heads if _CODE_NAME.fullmatch(head))
+    return [f"a table is headed by {name!r}; accepted: words" for name in names]
+
+
 def check_limits(folder: Path) -> list[str]:
-    """Return a line for each limit that a page of an experiment breaks, and each of its figures without words."""
+    """Return a line for each limit that a page of an experiment breaks, and each figure or table without words."""
     return [
         f"{path.relative_to(folder)}: {problem}"
         for path in sorted((folder / "notebooks").glob("*.html"))
         for html in [path.read_text(encoding="utf-8")]
-        for problem in limits_broken(html) + figures_without_words(html)
+        for problem in limits_broken(html) + figures_without_words(html) + code_names_in_tables(html)
     ]

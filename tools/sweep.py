@@ -27,6 +27,9 @@ Natural = Annotated[int, pydantic.Field(ge=0)]
 Ratio = Annotated[float, pydantic.Field(gt=0, le=1)]
 Cosine = Annotated[float, pydantic.Field(ge=-1, le=1)]
 
+CUT_OFF_RULE = "max_cosine"
+"""The rule whose scores can be compared with a cut-off, `max_similarity`; those of the others need a share."""
+
 
 class Part(pydantic.BaseModel):
     """Refuse keys that nobody reads."""
@@ -45,6 +48,11 @@ class Model(Part):
     dtype: str = "auto"
     device_map: str = ""
     quantization: str = ""
+
+    @property
+    def has_cut_off(self) -> bool:
+        """Tell whether its codebook scores by a rule that takes a cut-off."""
+        return self.rule == CUT_OFF_RULE
 
     def loading(self) -> dict[str, str]:
         """Return the model and how it is loaded, as commands and notebooks name these."""
@@ -75,7 +83,10 @@ class Probe(Sharded):
 
 
 class Evaluate(Sharded):
-    """Say what is asked, and who answers: methods, shares and cut-offs of one run, in which images are encoded once."""
+    """Say what is asked, and who answers: methods, shares and cut-offs of one run, in which images are encoded once.
+
+    Cut-offs are those of models whose codebook scores by a rule that has one; others are pruned to the shares alone.
+    """
 
     images_per_part: Positive = 2
     tasks: list[str] = []
@@ -138,7 +149,16 @@ class Sweep(Part):
             raise ValueError(f"seeds {self.seeds}; accepted: distinct seeds")
         if self.probe is None and self.evaluate is None:
             raise ValueError("neither probe nor evaluate; accepted: one of them at least")
-        bare = [each.name for each in self.models if not each.codebook]
+        if (
+            self.evaluate
+            and self.evaluate.max_similarity
+            and not any(each.has_cut_off for each in self.models)
+        ):
+            rules = sorted({each.rule for each in self.models})
+            raise ValueError(
+                f"max_similarity, and rules {rules} alone; accepted: a model with {CUT_OFF_RULE}"
+            )
+        bare = [each.name for each in self.models if each.has_cut_off and not each.codebook]
         if self.evaluate and self.evaluate.max_similarity and bare:
             raise ValueError(
                 f"max_similarity, and no codebook of {bare}; accepted: with a codebook of every model"
@@ -255,6 +275,8 @@ def runs_of(sweep: Sweep) -> list[Run]:
             options |= what.model_dump(exclude={"shards"})
             if command == "evaluate" and model.codebook:
                 options |= {"codebook": model.codebook, "rule": model.rule}
+            if not model.has_cut_off:
+                options.pop("max_similarity", None)
             options = {name: value for name, value in options.items() if value not in ("", None, [])}
             name = f"{command}-{folder.partition('/sweeps/')[2].replace('/', '-')}"
             runs.append(Run(name, command, folder, what.shards, options))

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+
+_WORDS = re.compile(r"[\[`*_]*[A-Za-z]{2}")
+"""What a cell of words begins with."""
 
 
 def write_parts(folder: Path, parts: Mapping[str, str]) -> None:
@@ -16,6 +20,11 @@ def write_parts(folder: Path, parts: Mapping[str, str]) -> None:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Write a Markdown table; the first column is text, the others are set to the right."""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    """Write a Markdown table; the first column and those with words are set to the left, numbers to the right."""
+    written = [[str(cell) for cell in row] for row in rows]
+    words = [any(_WORDS.match(cell) for cell in column) for column in zip(*written, strict=True)]
+    sides = [
+        "---" if number == 0 or word else "---:" for number, word in enumerate(words or [False] * len(header))
+    ]
+    lines = [header, sides, *written]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) + "\n"

@@ -28,6 +28,40 @@ NAMES = {
 }
 """What is neither a signal nor a registered pruner, and reads badly with blanks for underscores."""
 
+COLUMNS = {
+    "image_id": "image",
+    "top1_word": "likeliest word",
+    "region_top1_word": "likeliest word, region",
+    "global_top1_word": "likeliest word, global",
+    "object_category": "object",
+    "cls_rank": "rank by [CLS]",
+    "lower_half": "in the lower half",
+    "on_object": "on an object",
+    "low_share": "share in the lower half",
+    "n_visual_tokens": "visual tokens",
+    "n_retained": "tokens that stay",
+    "retain_ratio": "share that stays",
+    "max_similarity": "cut-off of similarity",
+    "rank_correlation": "rank correlation",
+    "kept_overlap": "overlap of what is kept",
+    "precision_low": "precision, lowest",
+    "precision_high": "precision, highest",
+    "tau_p": "threshold of the probability",
+    "tau_jsd": "threshold of the influence",
+    "k_region": "weight of the region divergence",
+    "k_global": "weight of the global divergence",
+    "n_clusters": "clusters of each image",
+    "cluster_size_max": "largest cluster that stays",
+    "n_prototype_clusters": "clusters of prototypes",
+    "min_images": "images that a cluster must exceed",
+    "n_neighbours": "neighbours in DPC-KNN",
+    "n_cpus": "CPU cores",
+    "n_threads": "threads",
+    "git_commit": "commit",
+    "git_dirty": "changes not committed",
+}
+"""What columns of tables are called for readers, beside signals."""
+
 SHORT = {
     "top1_probability": "top-1 probability",
     "attention_last": "attention, last token",
@@ -37,6 +71,9 @@ SHORT = {
 _SPELLING = {"llava": "LLaVA", "next": "NeXT", "onevision": "OneVision", "7b": "7B", "13b": "13B"}
 
 _SNAKE = re.compile(r"\$[^$]*\$|[A-Za-z0-9]+(?:_[A-Za-z0-9<>]+)+")  # formulas, which stay, and code names
+
+_CELL = re.compile(r"(<t[hd]\b[^>]*>)\s*([a-z][a-z0-9]*(?:_[a-z0-9]+)+|llava-[a-z0-9.-]+)\s*(</t[hd]>)")
+"""A cell that holds nothing but a code name."""
 
 
 def label_of(name: object, *, unit: bool = False, short: bool = False) -> str:
@@ -72,6 +109,24 @@ def label_of(name: object, *, unit: bool = False, short: bool = False) -> str:
         parts = text.partition(inside)
         return " ".join(label_of(part.strip("_")) for part in parts if part.strip("_"))
     return _SNAKE.sub(lambda found: found[0] if "$" in found[0] else label_of(found[0], short=short), text)
+
+
+def table_in_words(html_of_table: str) -> str:
+    """Return a table of a notebook as HTML, with words for the code names that head it or fill a cell.
+
+    A heading loses every code name; of other cells those that are known, since data may have underscores of their own.
+    """
+
+    def told(cell: re.Match[str]) -> str:
+        opening, name, closing = cell.groups()
+        is_known = (
+            name in NAMES or name in COLUMNS or signal_of(name) is not None or name.startswith("llava-")
+        )
+        if not is_known and not opening.startswith("<th"):
+            return cell[0]
+        return opening + html.escape(COLUMNS.get(name) or label_of(name), quote=False) + closing
+
+    return _CELL.sub(told, html_of_table)
 
 
 def as_written(text: object) -> str:

@@ -193,8 +193,10 @@ def shown_views(views: Sequence[VisualView]) -> list[View]:
 
 
 def _where(box: tuple[float, float, float, float]) -> str:
-    """Say where a tile lies in its picture."""
+    """Say where a tile lies in its picture, or that it holds all of it, as the only tile does."""
     left, top, right, bottom = box
+    if min(right - left, bottom - top) > 0.9:
+        return "tile of the whole picture"
     parts = [
         low if (start + end) / 2 < 0.4 else high if (start + end) / 2 > 0.6 else ""
         for start, end, low, high in ((top, bottom, "upper", "lower"), (left, right, "left", "right"))

@@ -16,7 +16,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from rcblib.reading.figures.finding import tell, tell_whole
 from rcblib.reading.figures.maps import kept_map, pixels_of
 from rcblib.reading.figures.style import CYCLE, INK, MARKERS, MUTED, need_columns
-from rcblib.reading.figures.words import words_of_scores
+from rcblib.reading.figures.words import lead_of_scores, words_of_scores
 from rcblib.records import ParameterError
 
 if TYPE_CHECKING:
@@ -109,7 +109,8 @@ def curves_by_kind(
             )
         _share_axis(axes, float(frame["retained"].min()))
         rows = frame[frame["method"] == everywhere[0]]
-        tell(axes, words_of_scores(pd.concat([rows, own[kind]], ignore_index=True)))
+        drawn = pd.concat([rows, own[kind]], ignore_index=True)
+        tell(axes, words_of_scores(drawn), lead_of_scores(drawn))
         axes.set_title(kind)
         axes.yaxis.grid(True)
         is_last = axes.get_subplotspec().rowspan.stop == n_rows  # the only row whose ticks are named

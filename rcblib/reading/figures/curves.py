@@ -14,7 +14,13 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocat
 
 from rcblib.reading.figures.finding import tell
 from rcblib.reading.figures.style import CYCLE, INK, MARKERS, MUTED, need_columns, signal_color
-from rcblib.reading.figures.words import words_of_means, words_of_ranks, words_of_scores, words_of_training
+from rcblib.reading.figures.words import (
+    lead_of_scores,
+    words_of_means,
+    words_of_ranks,
+    words_of_scores,
+    words_of_training,
+)
 from rcblib.reading.labels import label_of, method_label
 from rcblib.records import ParameterError
 
@@ -130,7 +136,7 @@ def score_against_retained(
     axes.yaxis.grid(True)
     if legend:
         axes.legend()
-    tell(axes, words_of_scores(frame))
+    tell(axes, words_of_scores(frame), lead_of_scores(frame))
     return axes
 
 

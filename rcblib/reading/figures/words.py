@@ -107,16 +107,30 @@ def words_of_scores(frame: pd.DataFrame) -> str:
     """
     if not len(frame):
         return ""
+    leading, own, others, is_near = _at_least_budget(frame)
+    said = [f"{method_label(leading)} {_estimate(own, 'mean')}"]
+    for place, name in _ends(list(others.index)):
+        share = "" if is_near else f" with {others.loc[name, 'retained']:.0%}"
+        said.append(f"{place}{method_label(name)} {_estimate(others.loc[name], 'mean')}{share}")
+    return f"with {own['retained']:.0%} of the tokens {', '.join(said)}"
+
+
+def lead_of_scores(frame: pd.DataFrame) -> float | None:
+    """Return how far the first method is ahead of the best other that `words_of_scores` says; None without any."""
+    if not len(frame):
+        return None
+    _, own, others, _ = _at_least_budget(frame)
+    return float(own["mean"] - others["mean"].iloc[0]) if len(others) else None
+
+
+def _at_least_budget(frame: pd.DataFrame) -> tuple[str, pd.Series, pd.DataFrame, bool]:
+    """Return the first method, its row at its smallest budget, the others' from the best, and if they read so few."""
     least = frame.sort_values("retained", kind="stable").groupby("method", sort=False).first()
     leading = frame["method"].iloc[0]
     own = least.loc[leading]
     others = least.drop(index=leading).sort_values("mean", ascending=False, kind="stable")
     near = others[others["retained"] < 1.25 * own["retained"]]
-    said = [f"{method_label(leading)} {_estimate(own, 'mean')}"]
-    for place, name in _ends(list(near.index if len(near) else others.index)):
-        share = "" if len(near) else f" with {others.loc[name, 'retained']:.0%}"
-        said.append(f"{place}{method_label(name)} {_estimate(others.loc[name], 'mean')}{share}")
-    return f"with {own['retained']:.0%} of the tokens {', '.join(said)}"
+    return leading, own, near if len(near) else others, len(near) > 0
 
 
 def words_of_ranks(frame: pd.DataFrame, signals: Sequence[str]) -> str:
