@@ -160,11 +160,13 @@ def test_a_notebook_without_places_keeps_its_order():
 def test_tables_are_in_words():
     table = (
         '<table><tr><th class="a"> image_id</th><th>cls_similarity</th><th>made_up</th><th>as it is</th></tr>'
-        "<tr><td>my_photo</td><td>yes_no</td><td>llava-next-scenes</td><td>0.5</td></tr></table>"
+        "<tr><td>my_photo</td><td>yes_no</td><td>llava-next-scenes</td><td>0.5</td></tr>"
+        "<tr><td>codebook, max_cosine</td><td>NaN</td><td>False</td><td>None of it</td></tr></table>"
     )
     cells = [words("# T", name="t"), code("x", name="x", outputs=[shows(html=table)])]
     text = compose("plain", [Run("plain", "small", "Small", cells)]).text
     assert '<th class="a">image</th><th>similarity to [CLS]</th><th>made up</th><th>as it is</th>' in text
+    assert "<td>codebook, largest cosine</td><td>–</td><td>no</td><td>None of it</td>" in text
     assert "<td>my_photo</td><td>yes/no</td><td>LLaVA-NeXT-scenes</td><td>0.5</td>" in text
 
 

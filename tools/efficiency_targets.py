@@ -9,6 +9,7 @@ from benchmarks.probing import LEVELS
 from benchmarks.probing import TARGETS as PROBING
 from benchmarks.pruning import LEAST_SPEED, MOST_SELECTION
 from benchmarks.results import WHOLE, recorded, target_table
+from rcblib.reading.labels import label_of
 from tools.write_parts import table
 
 
@@ -33,9 +34,8 @@ def targets_text() -> str:
     for target in found.to_dict("records"):
         value = "not measured" if pd.isna(target["value"]) else f"{target['value']:.3g}{target['unit']}"
         verdict = "met" if target["met"] else f"short{': ' * bool(target['why'])}{target['why']}"
-        rows.append(
-            [target["what"], f"{target['kind']} {target['limit']:.3g}{target['unit']}", value, verdict]
-        )
+        what = ", ".join(label_of(part) for part in target["what"].split(", "))
+        rows.append([what, f"{target['kind']} {target['limit']:.3g}{target['unit']}", value, verdict])
     missing = [part for part in CPU if recorded(part) is None]
     done = target_table([*GPU, WHOLE["gpu"]])
     if done.empty:

@@ -18,6 +18,7 @@ from pathlib import Path
 from rcblib.mllm.encoder import offered_signals
 from rcblib.pruners.context import OF_SAMPLES, QUESTION
 from rcblib.pruners.registry import PRUNERS, Method
+from rcblib.reading.labels import label_of
 from tools.write_parts import write_parts
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -89,7 +90,8 @@ def names_text(methods: Mapping[str, Method]) -> str:
     ]
     lines += [
         f"| [`{name}`](#method-{name.replace('_', '-')}) | {method.label} | {acts(method)} "
-        f"| {listed(sorted(method.needs))} | {listed(parameters_of(method))} | {method.paper or '–'} |"
+        f"| {', '.join(map(label_of, sorted(method.needs))) or '–'} | {listed(parameters_of(method))} "
+        f"| {method.paper or '–'} |"
         for name, method in methods.items()
     ]
     return "\n".join(lines) + "\n"

@@ -77,8 +77,10 @@ def minutes_table(jobs: dict[str, Jobs], root: Path) -> str:
                 cells.append(f"{max(found.seconds / 60, 0.1):,.1f}" if is_held else "–")
                 cells.append(gib(found.footprint.total) if is_held else "too little")
             lines.setdefault((short(model), *cells), []).append(name)
-    rows = [
-        [", ".join(f"[](notebooks/{name}.ipynb)" for name in names), *key] for key, names in lines.items()
-    ]
+    rows, above = [], []
+    for key, names in lines.items():
+        links = ", ".join(f"[](notebooks/{name}.ipynb)" for name in names)
+        rows.append(["as above" if names == above else links, *key])
+        above = names
     header = [f"{title}, {what}" for title in CARDS for what in ("minutes", "GiB")]
     return table(["notebook", "model", *header], rows)

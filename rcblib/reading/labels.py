@@ -13,6 +13,7 @@ NAMES = {
     "single_softmax": "softmax over prototypes",
     "double_softmax": "softmax over tokens and prototypes",
     "yes_no": "yes/no",
+    "qwen2_5_vl": "Qwen2.5-VL",
     "color": "colour",
     "multi_image": "several images",
     "larger": "which is larger",
@@ -72,8 +73,14 @@ _SPELLING = {"llava": "LLaVA", "next": "NeXT", "onevision": "OneVision", "7b": "
 
 _SNAKE = re.compile(r"\$[^$]*\$|[A-Za-z0-9]+(?:_[A-Za-z0-9<>]+)+")  # formulas, which stay, and code names
 
-_CELL = re.compile(r"(<t[hd]\b[^>]*>)\s*([a-z][a-z0-9]*(?:_[a-z0-9]+)+|llava-[a-z0-9.-]+)\s*(</t[hd]>)")
-"""A cell that holds nothing but a code name."""
+_VALUES = {"NaN": "–", "nan": "–", "None": "–", "True": "yes", "False": "no"}
+
+_CELL = re.compile(
+    r"(<t[hd]\b[^>]*>)\s*(codebook, )?([a-z][a-z0-9]*(?:_[a-z0-9]+)+|llava-[a-z0-9.-]+|"
+    + "|".join(_VALUES)
+    + r")\s*(</t[hd]>)"
+)
+"""A cell that holds nothing but a code name, maybe that of the codebook's rule, or a value that only code calls so."""
 
 
 def label_of(name: object, *, unit: bool = False, short: bool = False) -> str:
@@ -115,16 +122,21 @@ def table_in_words(html_of_table: str) -> str:
     """Return a table of a notebook as HTML, with words for the code names that head it or fill a cell.
 
     A heading loses every code name; of other cells those that are known, since data may have underscores of their own.
+    What is not there is a dash, and what is true or not "yes" or "no".
     """
 
     def told(cell: re.Match[str]) -> str:
-        opening, name, closing = cell.groups()
+        opening, method, name, closing = cell.groups()
+        if name in _VALUES:
+            return opening + _VALUES[name] + closing if opening.startswith("<td") and not method else cell[0]
         is_known = (
             name in NAMES or name in COLUMNS or signal_of(name) is not None or name.startswith("llava-")
         )
         if not is_known and not opening.startswith("<th"):
             return cell[0]
-        return opening + html.escape(COLUMNS.get(name) or label_of(name), quote=False) + closing
+        return (
+            opening + (method or "") + html.escape(COLUMNS.get(name) or label_of(name), quote=False) + closing
+        )
 
     return _CELL.sub(told, html_of_table)
 
