@@ -178,6 +178,23 @@ def test_many_colours_stay_near_and_what_gets_no_smaller_is_left(kept):
     assert lighten_site.light_picture(grey) == grey
 
 
+def test_two_processes_make_a_site_as_light_as_one(tmp_path, monkeypatch):
+    left = {}
+    for jobs in (1, 2):
+        monkeypatch.setattr(lighten_site, "KEPT", tmp_path / f"kept {jobs}")
+        site = tmp_path / f"site {jobs}"
+        site.mkdir()
+        for seed in range(4):
+            values = np.random.default_rng(seed // 2).integers(0, 2, (64, 64, 1), np.uint8) * np.full(
+                3, 255, np.uint8
+            )
+            (site / f"{seed}.png").write_bytes(png(values))
+        assert lighten_site.main([str(site), "--jobs", str(jobs)]) == 0
+        left[jobs] = {path.name: path.read_bytes() for path in site.iterdir()}
+        assert len(list(lighten_site.KEPT.iterdir())) == 2
+    assert left[1] == left[2] and len(left[1]["0.png"]) < len(png(values))
+
+
 def test_pictures_inside_notebooks_are_made_lighter_and_nothing_else_changes(kept):
     values = np.random.default_rng(0).integers(0, 2, (64, 64, 1), np.uint8) * np.full(3, 255, np.uint8)
     cell = nbformat.v4.new_code_cell("show()")
