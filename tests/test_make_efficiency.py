@@ -110,13 +110,15 @@ def test_one_run_of_all_parts_is_told_beside_what_else_ran(records):
     run = [{"part": "one", "status": 0, "seconds": 60.0, "others": 0.1}]
     run.append({"part": "two", "status": 0, "seconds": 180.0, "others": 0.02})
     target = vars(results.Target("all parts, one after the other", 4.5, 15, "at most", " min"))
-    content = {"run": run, "seconds": 270.0, "targets": [target], "provenance": MADE}
+    product = {"one": 9e10, "every": 1.62e11, "n_threads": 2}
+    content = {"run": run, "product": product, "targets": [target], "provenance": MADE}
     (results.project_root() / results.RECORDED / "run.json").write_text(json.dumps(content), encoding="utf-8")
     told = efficiency_targets.targets_text()
     assert told.startswith(
         "2 of 3 targets on the CPU are met. All 2 parts were measured in one run of 4.5 minutes, "
     )
     assert "the longest is two with 180 s. Other processes had 4.0% of the cores" in told
+    assert "90 GFLOP/s on one thread, 162 on 2, 1.80 times as fast." in told
     assert lines_of(told, "all parts, one after the other")[0][1:] == ["at most 15 min", "4.5 min", "met"]
 
 
