@@ -140,7 +140,9 @@ def test_memory_is_that_of_the_work_whatever_this_process_holds():
     held = np.ones(2**28, np.uint8)
     beside = measured(_nothing, _touch, n_bytes)
     assert alone.result == beside.result == n_bytes and held.all()
-    assert n_bytes <= alone.grown_bytes < 1.5 * n_bytes
+    assert alone.grown_bytes == pytest.approx(
+        n_bytes, rel=0.25
+    )  # the peak before may be above what was left of it
     assert abs(alone.peak_bytes - beside.peak_bytes) < 2**23  # a 32nd of what is held
 
 
