@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from benchmarks.weights import ModelShape
 from rcblib.pruners.registry import PRUNERS
 from rcblib.records import ParameterError
 from tools import efficiency_targets, make_efficiency
+from tools.page_limits import alternative_text_is_poor
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 LABELS = [PRUNERS[name].label for name in ("all", "codebook", "random")]
@@ -134,7 +136,12 @@ def test_figures_are_drawn(records, tmp_path):
     for name, draw in {"times": make_efficiency.draw_times, "gains": make_efficiency.draw_gains}.items():
         draw(records, tmp_path / "figure.png")
         assert (tmp_path / "figure.png").stat().st_size > 10_000
-        assert f"_build/efficiency/{name}.png" in make_efficiency.figure_text(name)
+        text = make_efficiency.figure_text(name, records)
+        said = json.loads(re.search(":alt: (.*)", text)[1])
+        assert f"_build/efficiency/{name}.png" in text and not alternative_text_is_poor(said)
+        number = records[make_efficiency.LARGE].row(make_efficiency.CODEBOOK, make_efficiency.SHARE)
+        shown = number["end_to_end_ms"] if name == "times" else number["speed_up"]
+        assert (f"{shown:,.0f} ms" if name == "times" else f"prefill {shown:.2f}") in said
 
 
 def test_without_a_record_the_page_says_how_to_make_one(tmp_path, monkeypatch):

@@ -136,6 +136,15 @@ def test_alternative_texts_hold_what_was_found_and_not_the_caption(alt, caption,
     assert problems == ([f"a.png: alternative text {alt[:60]!r} {told}"] if told else [])
 
 
+def test_names_of_code_break_behind_an_underscore_in_tables_alone():
+    code = '<span class="pre">n_tokens</span> <span class="pre">__main__</span>'
+    page = f"<p>{code}</p><table><tr><td><code>{code}</code>a_b</td></tr></table>"
+    light = lighten_site.lighten_page(page, "a.html")
+    broken = code.replace("n_tokens", "n_<wbr>tokens")
+    assert light == f"<p>{code}</p><table><tr><td><code>{broken}</code>a_b</td></tr></table>"
+    assert lighten_site.lighten_page(light, "a.html") == light
+
+
 def test_tables_of_experiments_are_headed_by_words():
     table = '<div class="cell_output"><table><tr><th>{}</th></tr><tr><td>a_file</td></tr></table></div>'
     assert page_limits.code_names_in_tables(table.format("retain ratio, [CLS], LLaVA-NeXT")) == []

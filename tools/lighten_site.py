@@ -64,13 +64,17 @@ _SEARCH_SCRIPT = re.compile(
     r'\s*<script[^>]*src="[^"]*(?:searchtools|language_data|searchindex)\.js[^"]*"[^>]*></script>'
 )
 _MATHJAX_SCRIPT = re.compile(r'\s*<script[^>]*src="[^"]*mathjax/[^"]*"[^>]*></script>')
+_CELL = re.compile(r"(?s)<td\b.*?</td>")
+_CODE = re.compile(r'<span class="pre">[^<]*_(?:[^<]|<wbr>)*</span>')
+_JOINT = re.compile(r"(?<=[A-Za-z0-9])_(?=[A-Za-z0-9])")
 _ICON = re.compile(r'([^{}]+)\{content:"\\([0-9a-f]+)"\}')
 _PACKED_FONT = re.compile(r'url\([^)]*\.woff2\)\s*format\("woff2"\),')
 _ICON_NAME = re.compile(r"\bfa-[a-z0-9-]+")
 
 
 def lighten_page(text: str, name: str) -> str:
-    """Take out the scripts that a page does not use."""
+    """Take out the scripts that a page does not use, and let names of code in tables break behind an underscore."""
+    text = _CELL.sub(lambda cell: _CODE.sub(lambda code: _JOINT.sub("_<wbr>", code[0]), cell[0]), text)
     text = _DROPPED_SCRIPT.sub("", text)
     if name != "search.html":  # other pages send there
         text = _SEARCH_SCRIPT.sub("", text)
