@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.machine import speed
 from benchmarks.processes import Ran, run_apart
 from benchmarks.results import RECORDED, WHOLE, Target, read_targets
 from rcblib.records import ParameterError
@@ -51,9 +52,9 @@ CPU = {
     "probing-embedded": ("probing", ""),
     "probing-photographs": ("probing", FEW),
     "probing-photographs-half": ("probing", f"{FEW} {HALF} --released-dtype float32"),
-    "clustering": ("clustering", "--sizes 2000 10000 50000"),
+    "clustering": ("clustering", "--sizes 2000 10000 20000 50000"),
     "neighbours": ("neighbours", ""),
-    "pooling": ("pooling", "--sizes 400 2000"),
+    "pooling": ("pooling", "--sizes 800 2400 --repeats 2"),
     **{
         f"pruning-{name}{part}": ("pruning", f"{words} {of}")
         for name, words in SMALL.items()
@@ -112,6 +113,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     told.unlink(missing_ok=True)  # of parts that run alone it would say what is not so
     ran: dict[str, Ran] = {}
     start = time.perf_counter()
+    product = speed()
+    print(product, flush=True)
     for name, (module, words) in listed.items():
         if options.only and name not in options.only:
             continue
@@ -123,7 +126,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ran[name] = own
     if not options.only:
         limit = MINUTES["gpu" if options.gpu else "cpu"]
-        _write_run(told, ran, time.perf_counter() - start, limit)
+        target = Target(
+            "all parts, one after the other", (time.perf_counter() - start) / 60, limit, "at most", " min"
+        )
+        write_json(told, {
+            "run": [{"part": name, **own._asdict()} for name, own in ran.items()],
+            "product": product._asdict(),
+            "targets": [asdict(target)],
+            "provenance": provenance(),
+        })  # fmt: skip
     targets = read_targets(options.output, [*listed, whole(listed)])
     print(f"\n{sum(target.met for target in targets)} of {len(targets)} targets are met", *targets, sep="\n")
     return max((own.status for own in ran.values()), default=0)
@@ -132,15 +143,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def whole(listed: dict[str, Any]) -> str:
     """Return the name of the file that tells of all parts as one run."""
     return WHOLE["gpu" if listed is GPU else "cpu"]
-
-
-def _write_run(path: Path, ran: dict[str, Ran], seconds: float, limit: float) -> None:
-    """Write what each part took, beside what, and whether all of them kept within their minutes."""
-    target = Target("all parts, one after the other", seconds / 60, limit, "at most", " min")
-    rows = [{"part": name, **own._asdict()} for name, own in ran.items()]
-    write_json(
-        path, {"run": rows, "seconds": seconds, "targets": [asdict(target)], "provenance": provenance()}
-    )
 
 
 def _record(options: argparse.Namespace, listed: dict[str, Any]) -> None:

@@ -106,7 +106,7 @@ def _fitted(make: Callable[[], Any]) -> Callable[[torch.Tensor], np.ndarray]:
 FORMS: dict[str, tuple[Callable[[torch.Tensor], Any], float]] = {
     "blockwise": (blockwise, math.inf),
     "plain": (plain, 12_000),
-    "plain, by rows": (by_rows, 60_000),
+    "plain, by rows": (by_rows, 25_000),
     "k-means": (_fitted(lambda: KMeans(N_CLUSTERS, n_init=1, random_state=0)), math.inf),
     "mini-batch k-means": (_fitted(lambda: MiniBatchKMeans(N_CLUSTERS, n_init=1, random_state=0)), math.inf),
     "Ward": (_fitted(lambda: AgglomerativeClustering(N_CLUSTERS)), 3000),

@@ -7,6 +7,7 @@ copies, every process imports anew.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import multiprocessing
 import os
@@ -21,8 +22,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-IMPORTED = ("probing", "pruning", "clustering", "neighbours", "pooling", "scale")
-"""Modules of this package that are imported before a process is copied."""
+IMPORTED = tuple(
+    f"benchmarks.{name}" for name in ("probing", "pruning", "clustering", "neighbours", "pooling", "scale")
+)
+"""Modules that are imported before the process of a whole benchmark is copied."""
 
 
 class Measured(NamedTuple):
@@ -78,7 +81,7 @@ def measured(prepare: Callable[..., Any], work: Callable[[Any], Any], *given: An
     RuntimeError
         If the process ends without a result.
     """
-    process, here = _started(_in_process, torch.get_num_threads(), prepare, work, given)
+    process, here = _started([work.__module__], _in_process, torch.get_num_threads(), prepare, work, given)
     try:
         return here.recv()
     except EOFError:
@@ -90,28 +93,33 @@ def measured(prepare: Callable[..., Any], work: Callable[[Any], Any], *given: An
 def run_apart(module: str, words: Sequence[str]) -> Ran:
     """Run the command of a benchmark, a module of this package, in a new process."""
     start = time.perf_counter()
-    process, here = _started(_command, f"benchmarks.{module}", list(words))
+    process, here = _started(IMPORTED, _command, f"benchmarks.{module}", list(words))
     parent, began, others = here.recv()
+    inner = 0.0
+    with contextlib.suppress(EOFError):  # of one that was killed
+        inner = here.recv()
     process.join()
     now = time.perf_counter()
-    others = (_busy() - _used(parent) - others) / ((now - began) * (os.cpu_count() or 1))
+    others = (_busy() - _used(parent) - inner - others) / ((now - began) * (os.cpu_count() or 1))
     status = (
         process.exitcode if process.exitcode >= 0 else 128 - process.exitcode
     )  # as a shell tells of signals
     return Ran(status, now - start, max(0.0, others))
 
 
-def _context() -> BaseContext:
+def _context(imported: Sequence[str]) -> BaseContext:
     if torch.cuda.is_available():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([f"benchmarks.{name}" for name in IMPORTED])
+    context.set_forkserver_preload(list(imported))
     return context
 
 
-def _started(run: Callable[..., None], *given: Any) -> tuple[BaseProcess, Connection]:
-    """Start a function in a new process; return that and what it sends."""
-    context = _context()
+def _started(
+    imported: Sequence[str], run: Callable[..., None], *given: Any
+) -> tuple[BaseProcess, Connection]:
+    """Start a function in a new process, a copy of one with these modules; return that and what it sends."""
+    context = _context(imported)
     here, there = context.Pipe(duplex=False)
     process = context.Process(target=run, args=(there, *given))
     process.start()
@@ -132,7 +140,10 @@ def _in_process(answer: Any, threads: int, prepare: Any, work: Any, given: tuple
 def _command(answer: Any, module: str, words: list[str]) -> None:
     parent = os.getppid()  # which imported what is imported by now
     answer.send((parent, time.perf_counter(), _busy() - _used(parent)))
-    sys.exit(importlib.import_module(module).main(words))
+    try:
+        sys.exit(importlib.import_module(module).main(words))
+    finally:
+        answer.send(_used_by_children())
 
 
 def _peak() -> int:
@@ -150,5 +161,19 @@ def _busy() -> float:
 
 def _used(process: int) -> float:
     """Return the seconds that a process and those of its children that have ended have worked."""
-    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+    return sum(map(int, _fields(process)[11:15])) / os.sysconf("SC_CLK_TCK")
+
+
+def _used_by_children() -> float:
+    """Return the same of those of this process's children that are still there: what copies itself, and its copies."""
+    used = 0.0
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            if int(_fields(int(path.name))[1]) == os.getpid():
+                used += _used(int(path.name))
+    return used
+
+
+def _fields(process: int) -> list[str]:
+    """Return what the kernel says of a process, from its state on: the second is its parent."""
+    return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()

@@ -217,6 +217,8 @@ def _asking(
     from rcblib.mllm import adapter_for
 
     samples, skipped = _samples(options)
+    if not hasattr(samples, "questions"):  # each family of questions would draw, or read, all of them again
+        samples = list(samples)
     questions = _questions(options, samples)
     model, processor = _model(options, samples)
     limit = adapter_for(model, processor).size_limit

@@ -1,23 +1,31 @@
 """Check recipes of codebooks that differ in one choice, and what their codebooks are said to know."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
+from rcblib.codebook.build import build_codebook_by_image
+from rcblib.codebook.clustered import ProbedImages
 from rcblib.codebook.codebook import Codebook
 from rcblib.codebook.criterion import CodebookCriterion
+from rcblib.codebook.pooling import ProbedImage
 from rcblib.reading.ablations import (
     PROTOTYPES,
     TOKENS_INSTEAD,
     CodebookRecipe,
+    _similarities,
+    _threshold,
     drawn_books,
     judge_codebooks,
     make_all,
     make_codebook,
     variants,
 )
-from rcblib.records import ParameterError
+from rcblib.records import CodebookError, ParameterError
+from rcblib.tensors.scoring import redundancy_scores
 
 WIDTH, N_EACH, N_IMAGES = 16, 24, 16
 
@@ -79,18 +87,78 @@ def test_each_variant_differs_from_the_reference_in_one_choice():
 
 def test_a_recipe_keeps_what_recurs_and_says_little(world):
     probed, tokens = world
-    book = make_codebook(CodebookRecipe(CRITERION, 1 / 3, 1 / 3), probed, tokens)
+    images = ProbedImages(probed, tokens)
+    book = make_codebook(CodebookRecipe(CRITERION, 1 / 3, 1 / 3), images)
     kept = {(i, p) for i, p in zip(book.image_ids, book.positions, strict=True)}
     assert len(kept) > 60 and all(position < 8 for _, position in kept)
     criterion = book.metadata["criterion"]
     assert 0.1 < criterion["tau_p"] < 0.8 and 0.1 < criterion["tau_jsd"] < 17
-    few = make_codebook(CodebookRecipe(CRITERION, 1 / 3, 1 / 3, n_images=8), probed, tokens)
+    few = make_codebook(CodebookRecipe(CRITERION, 1 / 3, 1 / 3, n_images=8), images)
     assert set(few.image_ids) <= set(range(8))
     sky = {i: "sky" if i % 2 else "grass" for i in range(N_IMAGES)}
-    odd = make_codebook(CodebookRecipe(CRITERION, 1 / 3, 1 / 3, backgrounds=("sky",)), probed, tokens, sky)
+    odd = make_codebook(CodebookRecipe(CRITERION, 1 / 3, 1 / 3, backgrounds=("sky",)), images, sky)
     assert {i % 2 for i in odd.image_ids} == {1}
     with pytest.raises(ParameterError, match="recipe: got 99"):
-        make_codebook(CodebookRecipe(CRITERION, n_images=99), probed, tokens)
+        make_codebook(CodebookRecipe(CRITERION, n_images=99), images)
+
+
+def twice_seen(probed, tokens):
+    """Give every image a second view, of copies of every third token of the first."""
+    again = probed[probed["position"] % 3 == 0].assign(view=1, token=lambda rows: rows["token"] + N_EACH)
+    both = pd.concat([probed, again]).sort_values(["image_id", "view", "position"], ignore_index=True)
+    seen = {i: torch.cat([own, torch.zeros_like(own)]) for i, own in tokens.items()}
+    for image_id, position in zip(again["image_id"], again["position"], strict=True):
+        seen[image_id][N_EACH + position] = tokens[image_id][position]
+    return both, seen
+
+
+@pytest.mark.parametrize("n_views", [1, 2])
+def test_codebooks_of_images_clustered_once_are_those_of_each_recipe_alone(world, n_views):
+    probed, tokens = world if n_views == 1 else twice_seen(*world)
+    criterion = replace(CRITERION, min_images=2)
+    sky = {i: "sky" if i % 2 else "grass" for i in range(N_IMAGES)}
+    listed = variants(CodebookRecipe(criterion, 0.5, 0.5), N_IMAGES, ["sky", "grass"])
+    images = ProbedImages(probed, tokens, seed=3)
+    n_books = 0
+    books = make_all(listed, images, sky)
+    for recipe, made in {each.recipe: books[each.choice, each.value] for each in listed}.items():
+        ids = [i for i in range(N_IMAGES) if recipe.backgrounds is None or sky[i] in recipe.backgrounds]
+        rows = probed[probed["image_id"].isin(ids[: recipe.n_images])]
+        if recipe.form == "textbook":
+            names = ("region_divergence", "global_divergence")
+            rows = rows.assign(**{name: rows[f"{name}_textbook"] for name in names})
+        influence = recipe.criterion.influence(rows["region_divergence"], rows["global_divergence"])
+        limits = {
+            "tau_p": _threshold(rows["top1_probability"], recipe.tau_p_quantile, most=1.0),
+            "tau_jsd": max(_threshold(influence, recipe.tau_jsd_quantile), 1e-12),
+        }
+        one_by_one = (ProbedImage.from_table(own, tokens) for _, own in rows.groupby("image_id", sort=False))
+        noise = torch.Generator().manual_seed(3)
+        try:
+            alone = build_codebook_by_image(one_by_one, replace(recipe.criterion, **limits), noise)
+        except (CodebookError, ParameterError) as error:
+            assert made == str(error)
+            continue
+        assert torch.equal(made.prototypes, alone.prototypes)
+        assert (made.image_ids, made.positions) == (alone.image_ids, alone.positions)
+        facts = ("criterion", "selection", "clusters", "views")
+        assert all(made.metadata.get(name) == alone.metadata.get(name) for name in facts)
+        n_books += 1
+    assert n_books > 20
+
+
+def test_similarities_taken_once_are_those_of_each_codebook(world):
+    probed, tokens = world
+    generator = torch.Generator().manual_seed(1)
+    rows = torch.randn(9, WIDTH, generator=generator)
+    chosen = {"all": slice(None), "some": [2, 4, 4], "one": [8], "others": [1, 2, 3]}
+    books = {("made", name): Codebook(rows[at]) for name, at in chosen.items()}
+    found = _similarities(books, probed, tokens)
+    for key, book in books.items():
+        for image_id, at in probed.groupby("image_id").indices.items():
+            own = tokens[image_id][probed["token"].to_numpy()[at]]
+            known = -redundancy_scores(own, book.unit_prototypes).numpy()
+            np.testing.assert_allclose(found[key][at], known, atol=1e-6)
 
 
 def test_codebooks_are_judged_on_other_images_and_against_a_reference(world):
@@ -98,7 +166,7 @@ def test_codebooks_are_judged_on_other_images_and_against_a_reference(world):
     train, test = probed[probed["image_id"] < 10], probed[probed["image_id"] >= 10].reset_index(drop=True)
     reference = CodebookRecipe(CRITERION, 1 / 3, 1 / 3)
     listed = variants(reference, 10)
-    books = make_all(listed, train, tokens)
+    books = make_all(listed, ProbedImages(train, tokens))
     key = ("clustering of each image", "on")
     assert isinstance(books[key], Codebook)
     books["transfer", "random"] = Codebook(torch.randn(5, WIDTH, generator=torch.Generator().manual_seed(3)))
@@ -118,7 +186,7 @@ def test_tokens_that_no_signal_chose_are_the_controls_of_a_recipe(world):
     probed, tokens = world
     train, test = probed[probed["image_id"] < 10], probed[probed["image_id"] >= 10].reset_index(drop=True)
     key = ("clustering of each image", "on")
-    book = make_codebook(CodebookRecipe(CRITERION, 1 / 3, 1 / 3), train, tokens)
+    book = make_codebook(CodebookRecipe(CRITERION, 1 / 3, 1 / 3), ProbedImages(train, tokens))
     drawn = drawn_books(book, train, tokens, generator=np.random.default_rng(0))
     assert [value for choice, value in drawn if choice == PROTOTYPES] == [
         str(n) for n in (3, 10, 30, 100, 300) if n < len(book)

@@ -4,6 +4,7 @@ import base64
 import re
 
 import nbformat
+import pandas as pd
 import pytest
 import yaml
 
@@ -170,6 +171,18 @@ def test_tables_are_in_words():
     assert "<td>my_photo</td><td>yes/no</td><td>LLaVA-NeXT-scenes</td><td>0.5</td>" in text
 
 
+@pytest.mark.parametrize("shown", [pd.DataFrame.to_html, lambda frame: frame.style.to_html()])
+def test_an_index_is_named_in_the_row_of_the_other_heads(shown):
+    frame = pd.DataFrame({"C1": [1, 2], "C2": [3, 4]}, index=pd.Index(["a", "b"], name="model"))
+    cells = [words("# T", name="t"), code("x", name="x", outputs=[shows(html=shown(frame))])]
+    text = compose("plain", [Run("plain", "small", "Small", cells)]).text
+    heads = re.findall(r"<th\b[^>]*>([^<]*)</th>", text.split("<thead>")[1].split("</thead>")[0])
+    assert heads == ["model", "C1", "C2"] and text.count("<tr") == 3
+    both = pd.DataFrame([[1, 2]], columns=pd.Index(["C1", "C2"], name="claim"), index=frame.index[:1])
+    cells = [words("# T", name="t"), code("x", name="x", outputs=[shows(html=shown(both))])]
+    assert compose("plain", [Run("plain", "small", "Small", cells)]).text.count("<tr") == 3
+
+
 def test_what_is_to_be_folded_has_a_heading_and_runs_have_the_same_cells():
     with pytest.raises(
         ParameterError, match="cell of text to fold: got 'No heading'; accepted: one that begins with"
@@ -196,6 +209,14 @@ def test_answers_follow_the_numbers_and_leave_open_what_an_interval_leaves_open(
         text = answer_of("token_centric", results | {"area_top1_probability": area})
         assert "in 38% [30, 46] of cases" in text and said in text and "[CLS]" not in text
     assert answer_of("token_centric", {}) == NOTHING == answer_of("real_benchmarks", {})
+    scored = {
+        "pope_score_full": {"value": 0.9, "n": 1200},
+        "pope_relative_score_retain_20": {"value": 0.96, "n": 1200},
+    }
+    assert answer_of("real_benchmarks", scored) == (
+        "Through lmms-eval, on 1,200 answers of the task `pope`, the model keeps of its full score 96% with 20% of the "
+        "tokens."
+    )
     with pytest.raises(ParameterError, match="name: got 'unknown'; accepted: one of token_centric, "):
         answer_of("unknown", results)
 

@@ -419,7 +419,7 @@ def test_names_become_words():
         label_of("spearman_cls_similarity_top1_probability")
         == "spearman similarity to [CLS] top-1 probability"
     )
-    assert label_of("spearman of cls_similarity, retain_20") == "spearman of similarity to [CLS], retain 20"
+    assert label_of("spearman of cls_similarity, retain_20") == "spearman of similarity to [CLS], 20% kept"
     assert label_of("$p_1$ of made_up") == "$p_1$ of made up"
     assert label_of("llava-next-scenes") == "LLaVA-NeXT-scenes"
     assert label_of("llava-1.5-7b") == "LLaVA-1.5-7B"

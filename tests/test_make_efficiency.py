@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from benchmarks.weights import ModelShape
 from rcblib.pruners.registry import PRUNERS
 from rcblib.records import ParameterError
 from tools import efficiency_targets, make_efficiency
+from tools.page_limits import alternative_text_is_poor
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 LABELS = [PRUNERS[name].label for name in ("all", "codebook", "random")]
@@ -110,13 +112,15 @@ def test_one_run_of_all_parts_is_told_beside_what_else_ran(records):
     run = [{"part": "one", "status": 0, "seconds": 60.0, "others": 0.1}]
     run.append({"part": "two", "status": 0, "seconds": 180.0, "others": 0.02})
     target = vars(results.Target("all parts, one after the other", 4.5, 15, "at most", " min"))
-    content = {"run": run, "seconds": 270.0, "targets": [target], "provenance": MADE}
+    product = {"one": 9e10, "every": 1.62e11, "n_threads": 2}
+    content = {"run": run, "product": product, "targets": [target], "provenance": MADE}
     (results.project_root() / results.RECORDED / "run.json").write_text(json.dumps(content), encoding="utf-8")
     told = efficiency_targets.targets_text()
     assert told.startswith(
         "2 of 3 targets on the CPU are met. All 2 parts were measured in one run of 4.5 minutes, "
     )
     assert "the longest is two with 180 s. Other processes had 4.0% of the cores" in told
+    assert "90 GFLOP/s on one thread, 162 on 2, 1.80 times as fast." in told
     assert lines_of(told, "all parts, one after the other")[0][1:] == ["at most 15 min", "4.5 min", "met"]
 
 
@@ -132,7 +136,12 @@ def test_figures_are_drawn(records, tmp_path):
     for name, draw in {"times": make_efficiency.draw_times, "gains": make_efficiency.draw_gains}.items():
         draw(records, tmp_path / "figure.png")
         assert (tmp_path / "figure.png").stat().st_size > 10_000
-        assert f"_build/efficiency/{name}.png" in make_efficiency.figure_text(name)
+        text = make_efficiency.figure_text(name, records)
+        said = json.loads(re.search(":alt: (.*)", text)[1])
+        assert f"_build/efficiency/{name}.png" in text and not alternative_text_is_poor(said)
+        number = records[make_efficiency.LARGE].row(make_efficiency.CODEBOOK, make_efficiency.SHARE)
+        shown = number["end_to_end_ms"] if name == "times" else number["speed_up"]
+        assert (f"{shown:,.0f} ms" if name == "times" else f"prefill {shown:.2f}") in said
 
 
 def test_without_a_record_the_page_says_how_to_make_one(tmp_path, monkeypatch):

@@ -170,6 +170,44 @@ def test_a_check_of_some_settings_says_how_many(listed, tmp_path, capsys):
     assert said.endswith("this build computed 4 again with 2 of 3 settings, which agree within 0.0001.")
 
 
+def test_a_check_of_some_positions_compares_these_only_and_says_how_many(listed, tmp_path, capsys):
+    found, compute = listed
+    path = tmp_path / "workflow/notebooks.yml"
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    content["stages"][0]["models"]["large"]["recorded"]["positions"] = 3
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    tables = (
+        compute("whole.parquet", "--scale", "1.5"),
+        compute("some.parquet", "--scale", "1.5", "--first", "2"),
+    )
+    for path, positions in zip(tables, ("all", [1, 4]), strict=True):
+        table, facts = read_table(path)
+        numbers = range(5) if positions == "all" else positions
+        table = pd.concat([table.assign(position=i, token=i, value=table["value"] + i) for i in numbers])
+        facts |= {
+            "keys": ["token"],
+            "description": facts["description"] | {"config": {"positions": positions}},
+        }
+        write_table(path, table, facts)
+    assert record.main(["write", "probing-large", tables[0]], tmp_path) == 0
+    stage = read_notebook_list(tmp_path / "workflow/notebooks.yml").find("probing-large")
+    first = int(read_json((tmp_path / stage.record).with_suffix(".json"))["sha256"], 16) % 3
+    chosen = ",".join(map(str, range(first, 5, 3)))
+    assert record.again(stage, tmp_path) == ["--first", "2", "--positions", chosen]
+    output = tmp_path / CHECKED
+    output.parent.mkdir(parents=True)
+    capsys.readouterr()
+    assert record.main(["check", "probing-large", tables[1], str(output)], tmp_path) == 0
+    assert capsys.readouterr().out.endswith("; 2 of 8 images computed again at 2 of 5 positions agree\n")
+    assert read_json(output)["n_rows"] == 4
+    said = make_pages.origin_of(stage, tmp_path)
+    assert said.endswith("this build computed 2 again at 2 of 5 positions, which agree within 0.0001.")
+    table, facts = read_table(tables[1])
+    write_table(tables[1], table.assign(value=table["value"] + (table["position"] == 4)), facts)
+    assert record.main(["check", "probing-large", tables[1], str(output)], tmp_path) == 1
+    assert "column value, image 0: recorded 4.0, found 5.0 (2 of 4 rows differ)" in capsys.readouterr().err
+
+
 def test_recorded_stages_are_chosen_by_model_and_name(listed):
     found, _ = listed
     (stage,) = record.chosen_stages(found, [], [])
@@ -197,6 +235,10 @@ def test_recorded_stages_are_chosen_by_model_and_name(listed):
             "s is recorded; accepted: with the option images_per_part",
         ),
         ({"recorded": {"settings": 3}}, "s has settings; accepted: with the commands .*'explorer'"),
+        (
+            {"recorded": {"positions": 3}, "command": "truth"},
+            "s has positions; accepted: with the command 'probe'",
+        ),
     ],
 )
 def test_mistakes_of_recorded_stages_are_named(tmp_path, stage, message):

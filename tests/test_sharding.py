@@ -201,6 +201,8 @@ def test_a_sweep_leaves_what_plain_runs_leave_and_lays_it_side_by_side(own, coco
     assert rows["n_images"].iloc[0] == 2 and set(rows["n_left_out"]) == {0}
     assert {"random tokens", "codebook"} <= set(rows["method"].dropna())
     assert rows["score"][1:].between(0, 1).all()
+    kept = rows.groupby("method")["retained"].mean()
+    assert kept["all tokens"] == 1 and kept[["random tokens", "codebook"]].tolist() == [0.5, 0.5]
     (executed,) = notebooks_of(sweep)
     given = executed.parameters | {"probed": str(tmp_path / executed.table)}
     given |= {"results_folder": str(tmp_path / given["results_folder"])}

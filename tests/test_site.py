@@ -136,6 +136,15 @@ def test_alternative_texts_hold_what_was_found_and_not_the_caption(alt, caption,
     assert problems == ([f"a.png: alternative text {alt[:60]!r} {told}"] if told else [])
 
 
+def test_names_of_code_break_behind_an_underscore_in_tables_alone():
+    code = '<span class="pre">n_tokens</span> <span class="pre">__main__</span>'
+    page = f"<p>{code}</p><table><tr><td><code>{code}</code>a_b</td></tr></table>"
+    light = lighten_site.lighten_page(page, "a.html")
+    broken = code.replace("n_tokens", "n_<wbr>tokens")
+    assert light == f"<p>{code}</p><table><tr><td><code>{broken}</code>a_b</td></tr></table>"
+    assert lighten_site.lighten_page(light, "a.html") == light
+
+
 def test_tables_of_experiments_are_headed_by_words():
     table = '<div class="cell_output"><table><tr><th>{}</th></tr><tr><td>a_file</td></tr></table></div>'
     assert page_limits.code_names_in_tables(table.format("retain ratio, [CLS], LLaVA-NeXT")) == []
@@ -176,6 +185,23 @@ def test_many_colours_stay_near_and_what_gets_no_smaller_is_left(kept):
     assert apart.mean() < 8
     grey = png(values[:, :, 0])
     assert lighten_site.light_picture(grey) == grey
+
+
+def test_two_processes_make_a_site_as_light_as_one(tmp_path, monkeypatch):
+    left = {}
+    for jobs in (1, 2):
+        monkeypatch.setattr(lighten_site, "KEPT", tmp_path / f"kept {jobs}")
+        site = tmp_path / f"site {jobs}"
+        site.mkdir()
+        for seed in range(4):
+            values = np.random.default_rng(seed // 2).integers(0, 2, (64, 64, 1), np.uint8) * np.full(
+                3, 255, np.uint8
+            )
+            (site / f"{seed}.png").write_bytes(png(values))
+        assert lighten_site.main([str(site), "--jobs", str(jobs)]) == 0
+        left[jobs] = {path.name: path.read_bytes() for path in site.iterdir()}
+        assert len(list(lighten_site.KEPT.iterdir())) == 2
+    assert left[1] == left[2] and len(left[1]["0.png"]) < len(png(values))
 
 
 def test_pictures_inside_notebooks_are_made_lighter_and_nothing_else_changes(kept):

@@ -9,6 +9,7 @@ from scipy.stats import kendalltau, spearmanr
 from sklearn.metrics import roc_auc_score
 
 from rcblib.reading import statistics
+from rcblib.reading.column_means import mean_intervals
 from rcblib.reading.statistics import (
     Estimate,
     kendall,
@@ -103,6 +104,22 @@ def test_blocks_do_not_change_the_result(monkeypatch):
     pieces = roc_auc(x, labels, clusters, generator=np.random.default_rng(5), n_resamples=50)
     assert pieces.value == whole.value
     assert (pieces.low, pieces.high) == pytest.approx((whole.low, whole.high), abs=1e-12)
+
+
+def test_columns_on_the_same_draws_have_the_interval_that_each_has_alone(monkeypatch):
+    monkeypatch.setattr(statistics, "_BLOCK_ELEMENTS", 600)  # several blocks
+    values = np.random.default_rng(3).normal(size=(40, 3)) * [1, 0, 50]
+    together = mean_intervals(values, generator=np.random.default_rng(1))
+    for column, estimate in zip(values.T, together, strict=True):
+        alone = mean_interval(column, generator=np.random.default_rng(1))
+        assert (estimate.n, estimate.n_clusters, estimate.level) == (40, 40, 0.95)
+        known = [alone.value, alone.low, alone.high]
+        np.testing.assert_allclose(
+            [estimate.value, estimate.low, estimate.high], known, rtol=1e-12, atol=1e-12
+        )
+    for wrong in (values[:, 0], values[:0], np.full((2, 2), np.nan)):
+        with pytest.raises(ParameterError, match="values"):
+            mean_intervals(wrong, generator=np.random.default_rng(1))
 
 
 def test_mean_table_is_tidy_and_sorted(generator):

@@ -35,8 +35,10 @@ from rcblib.evaluate.truth import (
 from rcblib.mllm import adapter_for
 from rcblib.probe.inputs import places_of
 from rcblib.pruners.registry import PRUNERS
+from rcblib.reading.statistics import mean_interval
 from rcblib.reading.trust import over_trainings, stepped_up, validate
 from rcblib.reading.truth import (
+    Ranked,
     area,
     average_precision,
     candidate_label,
@@ -497,3 +499,39 @@ def test_many_scores_at_once_are_measured_as_each_alone():
     for measure in (area, average_precision):
         np.testing.assert_allclose(measure(scores, truth), [measure(own, truth) for own in scores.T])
         assert np.isnan(measure(scores, truth & False)).all()
+
+
+def test_ranks_made_once_measure_every_truth_among_some_rows_as_ranks_of_those_alone():
+    rng = np.random.default_rng(5)
+    scores = np.stack([rng.normal(size=60), rng.integers(0, 5, 60), np.zeros(60)], axis=1)
+    ranked = Ranked.of(scores)
+    for share in (0.1, 0.5, 0.9):
+        truth, among = rng.random(60) < share, rng.random(60) < 0.6
+        among[:2], truth[:2] = True, [True, False]
+        for rows in (None, among):
+            own = slice(None) if rows is None else rows
+            found = ranked.columns([0, 1, 2]).measures(truth, rows)
+            for column in range(3):
+                alone, needed = scores[own, column], truth[own]
+                assert found["area"][column] == pytest.approx(roc_auc_score(needed, alone), abs=1e-12)
+                precision = average_precision_score(needed, alone)
+                assert found["precision"][column] == pytest.approx(precision, abs=1e-12)
+                turned = average_precision_score(needed, -alone)
+                assert found["reversed_precision"][column] == pytest.approx(turned, abs=1e-12)
+    assert all(np.isnan(values).all() for values in ranked.measures(np.zeros(60, dtype=bool)).values())
+
+
+def test_a_summary_holds_what_each_signal_has_alone(made_up):
+    tokens, candidates = with_candidates(made_up, np.random.default_rng(0))
+    values = image_values(tokens, positives(tokens)["coverage"], candidates)
+    table = summarize(values, np.random.default_rng(2)).set_index("signal")
+    wide = values.pivot(index="image_id", columns="signal", values="area")
+    for name in candidates:
+        alone = mean_interval(wide[name], generator=np.random.default_rng(2))
+        own = table.loc[name]
+        np.testing.assert_allclose(
+            [own["value"], own["low"], own["high"]], [alone.value, alone.low, alone.high]
+        )
+        assert own["n_images"] == len(wide)
+    with pytest.raises(ParameterError, match="no image"):
+        summarize(values.iloc[:0], np.random.default_rng(2))

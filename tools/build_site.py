@@ -66,7 +66,7 @@ def main(arguments: list[str]) -> int:
         make_status.main,
         make_elsewhere.main,
         lambda: build_pages(options.jobs),
-        lambda: lighten_site.main([str(ROOT / "book/_build/html")]),
+        lambda: lighten_site.main([str(ROOT / "book/_build/html"), "--jobs", str(options.jobs)]),
         lambda: check_site.main([str(ROOT / "book/_build/html")]),
     ]
     return next((status for step in steps if (status := step())), 0)

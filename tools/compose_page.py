@@ -282,10 +282,38 @@ def _picture(cell: Cell, output: Any, file: str) -> str:
 
 
 def _table(html: str) -> str:
-    """Write HTML with the classes that the style sheet knows outputs by."""
-    inside = f'<div class="cell_output"><div class="output text_html">\n{table_in_words(html.strip())}\n</div></div>'
+    """Write HTML with the classes that the style sheet knows outputs by, a table in words and with one row of heads."""
+    shown = table_in_words(_one_head(html.strip()))
+    inside = f'<div class="cell_output"><div class="output text_html">\n{shown}\n</div></div>'
     return f"```{{raw}} html\n{inside}\n```"
 
+
+def _one_head(html: str) -> str:
+    """Put the names of a table's index, which pandas writes in a row of their own, over their columns."""
+
+    def joined(found: re.Match[str]) -> str:
+        first, second = (_HEAD.findall(row) for row in found.groups()[1:])
+        names = [not _is_blank(cell) for cell in second]
+        if len(first) != len(second) or any(
+            name and not _is_blank(cell) for name, cell in zip(names, first, strict=True)
+        ):
+            return found[0]
+        cells = [low if name else high for name, high, low in zip(names, first, second, strict=True)]
+        return f"{found[1]}{''.join(cells)}</tr></thead>"
+
+    return _TWO_ROWS.sub(joined, html)
+
+
+def _is_blank(cell: str) -> bool:
+    return not re.sub(r"<[^>]*>|&nbsp;|\s", "", cell)
+
+
+_HEAD = re.compile(r"(?s)<th\b.*?</th>")
+_TWO_ROWS = re.compile(
+    r"(?s)(<thead>\s*<tr\b[^>]*>)((?:\s*<th\b[^>]*>[^<]*</th>)+)\s*</tr>\s*"
+    r"<tr\b[^>]*>((?:\s*<th\b[^>]*>[^<]*</th>)+)\s*</tr>\s*</thead>"
+)
+"""A head of two rows."""
 
 _WRITERS: dict[str, Callable[[str], str]] = {
     "text/markdown": str.strip,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from benchmarks.__main__ import CPU, GPU
+from benchmarks.machine import Speed
 from benchmarks.probing import LEVELS
 from benchmarks.probing import TARGETS as PROBING
 from benchmarks.pruning import LEAST_SPEED, MOST_SELECTION
@@ -18,12 +19,13 @@ def run_text() -> str:
     if (found := recorded(WHOLE["cpu"])) is None:
         return ""
     run = pd.DataFrame(found["run"])
+    minutes, product = found["targets"][0]["value"], Speed(**found["product"])
     longest = run.loc[run["seconds"].idxmax()]
     others = (run["others"] * run["seconds"]).sum() / run["seconds"].sum()
     return (
-        f" All {len(run)} parts were measured in one run of {found['seconds'] / 60:.1f} minutes, each in a process of "
+        f" All {len(run)} parts were measured in one run of {minutes:.1f} minutes, each in a process of "
         f"its own; the longest is {longest['part']} with {longest['seconds']:.0f} s. Other processes had {others:.1%} "
-        "of the cores meanwhile."
+        f"of the cores meanwhile; {product}."
     )
 
 

@@ -4,7 +4,7 @@ Themes and MathJax bring files for every use: source maps, bundles of MathJax be
 the thousand. Left are the files that pages name and what these load; icons and their letters are those that pages show.
 Pictures, on pages and inside notebooks, get a palette of 256 colours, which figures hardly show.
 
-    python -m tools.lighten_site book/_build/html
+    python -m tools.lighten_site book/_build/html [--jobs N]
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import logging
 import re
 import sys
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import PIL.Image
@@ -25,6 +26,7 @@ from fontTools import subset
 from fontTools.ttLib import TTFont
 
 from rcblib.runs.command import OneLineParser
+from rcblib.runs.files import atomic_path
 
 logging.getLogger("fontTools").setLevel(logging.WARNING)
 
@@ -62,13 +64,17 @@ _SEARCH_SCRIPT = re.compile(
     r'\s*<script[^>]*src="[^"]*(?:searchtools|language_data|searchindex)\.js[^"]*"[^>]*></script>'
 )
 _MATHJAX_SCRIPT = re.compile(r'\s*<script[^>]*src="[^"]*mathjax/[^"]*"[^>]*></script>')
+_CELL = re.compile(r"(?s)<td\b.*?</td>")
+_CODE = re.compile(r'<span class="pre">[^<]*_(?:[^<]|<wbr>)*</span>')
+_JOINT = re.compile(r"(?<=[A-Za-z0-9])_(?=[A-Za-z0-9])")
 _ICON = re.compile(r'([^{}]+)\{content:"\\([0-9a-f]+)"\}')
 _PACKED_FONT = re.compile(r'url\([^)]*\.woff2\)\s*format\("woff2"\),')
 _ICON_NAME = re.compile(r"\bfa-[a-z0-9-]+")
 
 
 def lighten_page(text: str, name: str) -> str:
-    """Take out the scripts that a page does not use."""
+    """Take out the scripts that a page does not use, and let names of code in tables break behind an underscore."""
+    text = _CELL.sub(lambda cell: _CODE.sub(lambda code: _JOINT.sub("_<wbr>", code[0]), cell[0]), text)
     text = _DROPPED_SCRIPT.sub("", text)
     if name != "search.html":  # other pages send there
         text = _SEARCH_SCRIPT.sub("", text)
@@ -80,7 +86,8 @@ def light_picture(data: bytes) -> bytes:
     kept = KEPT / f"{hashlib.sha256(data).hexdigest()[:24]}.png"
     if not kept.is_file():
         kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.write_bytes(_with_palette(data))
+        with atomic_path(kept) as unfinished:  # another job may be at the same picture
+            unfinished.write_bytes(_with_palette(data))
     return kept.read_bytes()
 
 
@@ -144,8 +151,8 @@ def lighten_icons(folder: Path) -> None:
         font.save(path)
 
 
-def lighten(folder: Path) -> None:
-    """Make a built site lighter, in place; what is light already stays as it is."""
+def lighten(folder: Path, jobs: int = 1) -> None:
+    """Make a built site lighter, in place, by some processes; what is light already stays as it is."""
     for pattern in UNUSED:
         for path in folder.glob(pattern):
             if path.is_file():
@@ -155,11 +162,24 @@ def lighten(folder: Path) -> None:
             path.unlink()
     for path in folder.rglob("*.html"):
         _rewrite(path, functools.partial(lighten_page, name=path.relative_to(folder).as_posix()))
-    for path in folder.rglob("*.ipynb"):
-        _rewrite(path, light_notebook)
-    for path in folder.rglob("*.png"):
-        path.write_bytes(light_picture(path.read_bytes()))
+    pictured = sorted(
+        [*folder.rglob("*.ipynb"), *folder.rglob("*.png")], key=lambda path: -path.stat().st_size
+    )
+    if jobs == 1:
+        for path in pictured:
+            _lighten_pictures(path)
+    else:
+        with ProcessPoolExecutor(jobs) as processes:
+            list(processes.map(_lighten_pictures, pictured))
     lighten_icons(folder)
+
+
+def _lighten_pictures(path: Path) -> None:
+    """Make a picture, or those inside a notebook, lighter."""
+    if path.suffix == ".png":
+        path.write_bytes(light_picture(path.read_bytes()))
+    else:
+        _rewrite(path, light_notebook)
 
 
 def _rewrite(path: Path, change: Callable[[str], str]) -> None:
@@ -178,9 +198,11 @@ def main(arguments: list[str]) -> int:
     """Make the site lighter and say how much."""
     parser = OneLineParser(prog="lighten_site", description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="the built site")
-    folder = parser.parse_args(arguments).folder
+    parser.add_argument("--jobs", type=int, default=1, help="processes (default: 1)")
+    options = parser.parse_args(arguments)
+    folder = options.folder
     before = n_bytes(folder)
-    lighten(folder)
+    lighten(folder, options.jobs)
     print(
         f"the site takes {n_bytes(folder) / 1e6:.1f} MB, {before / 1e6:.1f} MB before what no page needs was taken out"
     )

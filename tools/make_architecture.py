@@ -224,7 +224,7 @@ def main() -> int:
     rooms = read_rooms(ROOT)
     folder = ROOT / "book" / "_build" / "architecture"
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "house.svg").write_text(drawing(rooms), encoding="utf-8")
+    (folder / "house.svg").write_text(f'<div class="wide">{drawing(rooms)}</div>\n', encoding="utf-8")
     (folder / "rooms.md").write_text(tables(rooms), encoding="utf-8")
     return 0
 

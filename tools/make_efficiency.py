@@ -8,6 +8,7 @@ computed again and must be as recorded. ``book/efficiency.md`` includes what com
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -79,17 +80,11 @@ RECORDED_TEXTS = (
 )  # fmt: skip
 """Parts of the page that hold what was recorded, in its order."""
 
-FIGURES = {
-    "times": (
-        "Bars of the time to the end of an answer by step, for each model with all tokens and with a fifth of them",
-        "Where the time goes, from pixels to an answer of 16 tokens, one question at a time.",
-    ),
-    "gains": (
-        "Lines of the gain in speed against the share of tokens kept, for two models and two batch sizes",
-        "Gains against the share of tokens that stay; above 1 pruning is faster than not to prune.",
-    ),
+CAPTIONS = {
+    "times": "Where the time goes, from pixels to an answer of 16 tokens, one question at a time.",
+    "gains": "Gains against the share of tokens that stay; above 1 pruning is faster than not to prune.",
 }
-"""What stands in place of a figure that cannot be seen, and below it."""
+"""What stands below a figure."""
 
 
 class Recorded:
@@ -345,16 +340,28 @@ def recorded_texts(parts: Mapping[str, Recorded]) -> dict[str, str]:
     draw_times(parts, FOLDER / "times.png")
     draw_gains(parts, FOLDER / "gains.png")
     texts = (
-        answer_text(parts), figure_text("times"), provenance_text(parts), times_text(parts), figure_text("gains"),
-        limits_text(parts), methods_text(parts), again_text(parts[SMALL]),
+        answer_text(parts), figure_text("times", parts), provenance_text(parts), times_text(parts),
+        figure_text("gains", parts), limits_text(parts), methods_text(parts), again_text(parts[SMALL]),
     )  # fmt: skip
     return dict(zip(RECORDED_TEXTS, texts, strict=True))
 
 
-def figure_text(name: str) -> str:
-    """Show a figure on the page."""
-    alternative, caption = FIGURES[name]
-    return f"```{{figure}} _build/efficiency/{name}.png\n:alt: {alternative}\n\n{caption}\n```\n"
+def figure_text(name: str, parts: Mapping[str, Recorded]) -> str:
+    """Show a figure on the page; in place of one that cannot be seen stands what it shows of both models."""
+    told = []
+    for part in (SMALL, LARGE):
+        whole, own = parts[part].row(ALL), parts[part].row(CODEBOOK, SHARE)
+        if name == "times":
+            told.append(
+                f"{MODELS[part]}: {own['end_to_end_ms']:,.0f} ms an answer instead of {whole['end_to_end_ms']:,.0f}, "
+                f"of which the prefill took {whole['prefill_ms'] / whole['end_to_end_ms']:.0%}"
+            )
+        else:
+            gains = ", ".join(f"{what} {own[gain]:.2f}" for gain, what in GAINS.items())
+            told.append(f"{MODELS[part]}: {gains} times as fast")
+    said = f"With {SHARE:.0%} of the tokens, {'; '.join(told)}."
+    alternative = json.dumps(said, ensure_ascii=False)
+    return f"```{{figure}} _build/efficiency/{name}.png\n:alt: {alternative}\n\n{CAPTIONS[name]}\n```\n"
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from rcblib.runs.command import OneLineParser, run_command
 from rcblib.runs.files import read_json
 from tools.compose_page import Run, compose
 from tools.notebook_list import Notebook, NotebookList, Stage, read_notebook_list
+from tools.record import PARTS
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -92,10 +93,10 @@ def origin_of(stage: Stage, root: Path) -> str:
     checked = read_json(root / stage.result)
     limit, share = checked["tolerance"]["absolute"], checked["tolerance"]["differing"]
     allowed = f", but for at most {share:.1%} of the rows" if share else ""
-    some = " with {n_settings} of {n_settings_recorded} settings" if "n_settings" in checked else ""
+    some = next((part.format(**checked) for name, part in PARTS.items() if f"n_{name}" in checked), "")
     return (
         f"{what}, {checked['origin']}; of {checked['n_recorded']} images this build computed {checked['n_images']} "
-        f"again{some.format(**checked)}, which agree within {limit:g}{allowed}."
+        f"again{some}, which agree within {limit:g}{allowed}."
     )
 
 

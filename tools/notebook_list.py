@@ -32,6 +32,8 @@ class Recorded:
         Images that every build computes again.
     settings : int
         Every so many-th setting, a method with its budget and draw, is computed again about them; 1 for each.
+    positions : int
+        Every so many-th position that was probed is probed again of them; 1 for each.
     absolute, columns, differing
         How far these may be from the record, see `rcblib.runs.agreement.Tolerance`.
     drop : tuple of str
@@ -41,6 +43,7 @@ class Recorded:
     shards: int = 8
     first: int = 2
     settings: int = 1
+    positions: int = 1
     absolute: float = 0.0001
     columns: dict[str, float] = field(default_factory=dict)
     differing: float = 0.0
@@ -254,6 +257,8 @@ def read_notebook_list(path: Path) -> NotebookList:
                 raise ValueError(f"{path}: {name} is recorded; accepted: with the option images_per_part")
             if recorded and recorded.settings != 1 and entry.get("command") not in BY_SETTING:
                 raise ValueError(f"{path}: {name} has settings; accepted: with the commands {BY_SETTING}")
+            if recorded and recorded.positions != 1 and entry.get("command") != "probe":
+                raise ValueError(f"{path}: {name} has positions; accepted: with the command 'probe'")
             inputs = _inputs(content, entry, model or leading)
             stages.append(Stage(name, entry.get("command", ""), model, options, inputs, recorded))
     notebooks: list[Notebook] = []

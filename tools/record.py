@@ -8,10 +8,12 @@ RUN is a stage as in workflow/notebooks.yml, name-model.
 
 from __future__ import annotations
 
+import copy
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rcblib.records import ParameterError
 from rcblib.runs.agreement import Tolerance, compare_with_record
@@ -19,8 +21,11 @@ from rcblib.runs.command import OneLineParser, run_command
 from rcblib.runs.digest import code_digest
 from rcblib.runs.files import file_sha256, read_json, read_table, to_plain, write_json
 from rcblib.runs.merging import merge_tables
-from rcblib.runs.records import read_record, write_record
+from rcblib.runs.records import Record, read_record, write_record
 from tools.notebook_list import NotebookList, Stage, read_notebook_list
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -49,6 +54,12 @@ NUMBERS = {
     "explorer": ["rcblib.evaluate.explored", "rcblib.pruners.registry"],
 }
 """Those that decide its numbers: a record is not made anew for how results are kept or told."""
+
+PARTS = {
+    "settings": " with {n_settings} of {n_settings_recorded} settings",
+    "positions": " at {n_positions} of {n_positions_recorded} positions",
+}
+"""How it is told that a build computed a part only of what was recorded about an image."""
 
 TELLING = {"README.md", "scores.json", "training.json"}
 """Files of a model or codebook that tell about it and decide nothing."""
@@ -106,17 +117,36 @@ def chosen_stages(listed: NotebookList, models: list[str], names: list[str]) -> 
 
 
 def again(stage: Stage, root: Path) -> list[str]:
-    """Return the arguments by which a build computes a part of a record again: its first images, and some settings.
+    """Return the arguments by which a build computes a part of a record again: its first images, and some of each.
 
     Of the settings in order it is every N-th: at one budget or another many methods have their turn, where N has no
-    divisor in common with the number of budgets. The record's own hash says which one is the first: the part stays
-    the same while the record does, and nobody chooses it.
+    divisor in common with the number of budgets; of the probed positions every N-th, too. The record's own hash says
+    which one is the first: the part stays the same while the record does, and nobody chooses it.
     """
     words, path = ["--first", str(stage.recorded.first)], (root / stage.record).with_suffix(".json")
+    if not path.is_file():
+        return words
     n_apart = stage.recorded.settings
-    if n_apart > 1 and path.is_file():
-        words += ["--settings", f"{int(read_json(path)['sha256'], 16) % n_apart + 1}/{n_apart}"]
+    if n_apart > 1:
+        words += ["--settings", f"{_turn(path, n_apart) + 1}/{n_apart}"]
+    n_apart = stage.recorded.positions
+    if n_apart > 1:
+        probed = sorted(set(read_record(root / stage.record).table["position"]))
+        words += ["--positions", ",".join(map(str, probed[_turn(path, n_apart) :: n_apart]))]
     return words
+
+
+def _turn(path: Path, n_apart: int) -> int:
+    """Return with which of so many a part of a record begins, from 0, by the hash in the file of its facts."""
+    return int(read_json(path)["sha256"], 16) % n_apart
+
+
+def _of_some_positions(record: Record, table: pd.DataFrame, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the facts of a table that was probed at some positions of a record: of its settings, but only of these."""
+    description = copy.deepcopy(dict(facts["description"]))
+    description["config"]["positions"] = record.description["config"]["positions"]
+    probed = sorted(set(table["position"].tolist()))
+    return {**facts, "description": description, "only": {"position": probed}}
 
 
 def write(stage: Stage, listed: NotebookList, shards: list[Path], root: Path) -> None:
@@ -133,6 +163,8 @@ def check(stage: Stage, path: Path, output: Path, root: Path) -> bool:
     """Compare a table with the record of its stage; write what was found, or print what differs, and tell which."""
     record = read_record(root / stage.record)
     found, facts = read_table(path)
+    if stage.recorded.positions > 1:
+        facts = _of_some_positions(record, found, facts)
     limits = {name: getattr(stage.recorded, name) for name in ("absolute", "columns", "differing")}
     agreement = compare_with_record(record, found, facts, Tolerance(**limits))
     if agreement.disagreements:
@@ -142,11 +174,12 @@ def check(stage: Stage, path: Path, output: Path, root: Path) -> bool:
     else:
         origin = record.origin(facts["description"]["code"])
         checked = {"origin": origin, "n_recorded": len(record.facts["samples"]), "tolerance": limits}
-        asked = facts.get("only", {}).get("setting")
-        if asked is not None:
-            checked |= {"n_settings": len(asked), "n_settings_recorded": record.table["setting"].nunique()}
+        some = ""
+        for column, values in facts.get("only", {}).items():
+            number = f"n_{column}s"
+            checked |= {number: len(values), f"{number}_recorded": record.table[column].nunique()}
+            some += PARTS[f"{column}s"].format(**checked)
         write_json(output, checked | asdict(agreement))
-        some = " with {n_settings} of {n_settings_recorded} settings".format(**checked) if asked else ""
         print(f"{origin}; {agreement.n_images} of {checked['n_recorded']} images computed again{some} agree")
     return not agreement.disagreements
 

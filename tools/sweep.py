@@ -324,7 +324,10 @@ def notebooks_of(sweep: Sweep) -> list[Executed]:
 
 
 def summary(sweep: Sweep) -> pd.DataFrame:
-    """Lay all merged tables side by side: a row for each combination, and method at a budget on a task."""
+    """Lay all merged tables side by side: a row for each combination, and method at a budget on a task.
+
+    A method's row has its mean score, and ``retained``, the mean share of the visual tokens that stayed.
+    """
     rows = []
     for model, images, seed, folder in combinations(sweep):
         where = {"model": model.name, "images": images.name, "seed": seed}
@@ -343,7 +346,8 @@ def summary(sweep: Sweep) -> pd.DataFrame:
                 continue
             keys = ["method", "retain_ratio", "max_similarity", "settings", "task"]
             for key, own in table.groupby(keys, sort=False, dropna=False):
-                said = {"n": len(own), "score": round(own["score"].mean(), 4)}
+                retained = (own["n_retained"] / own["n_visual_tokens"]).mean()
+                said = {"n": len(own), "retained": round(retained, 4), "score": round(own["score"].mean(), 4)}
                 rows.append(where | {"what": "evaluation"} | took | dict(zip(keys, key, strict=True)) | said)
     return pd.DataFrame(rows)
 

@@ -5,6 +5,6 @@ addEventListener("load", () => {
       if (box.scrollWidth > box.clientWidth || box.scrollHeight > box.clientHeight) box.tabIndex = 0;
       else box.removeAttribute("tabindex");
   });
-  for (const box of document.querySelectorAll(".bd-article :is(.output.text_html, figure:has(> img, > a > img))"))
+  for (const box of document.querySelectorAll(".bd-article :is(.output.text_html, .wide, figure:has(> img, > a > img))"))
     seen.observe(box);
 });

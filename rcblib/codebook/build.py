@@ -148,6 +148,38 @@ def build_codebook_by_image(
     return _selected(pooled, criterion, generator, family, metadata, start)
 
 
+def build_codebook_from_pool(
+    pool: Pool,
+    criterion: CodebookCriterion,
+    generator: torch.Generator | None = None,
+    *,
+    family: str = "",
+    metadata: Mapping[str, Any] | None = None,
+) -> Codebook:
+    """Select redundant prototypes of what was pooled already: stage 2 of `build_codebook` alone.
+
+    Parameters
+    ----------
+    pool : Pool
+        Redundant tokens of all images, in memory.
+    criterion, family, metadata
+        As for `build_codebook`.
+    generator : torch.Generator, optional
+        In the state that pooling left it in.
+
+    Raises
+    ------
+    ParameterError
+        On too few images.
+    CodebookError
+        As `build_codebook`.
+    """
+    start = time.perf_counter()
+    _check_criterion(criterion)
+    _check_number(pool.counts["n_images"], criterion)
+    return _selected(pool, criterion, generator, family, metadata, start)
+
+
 def _selected(
     pool: Pool,
     criterion: CodebookCriterion,

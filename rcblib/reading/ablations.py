@@ -8,15 +8,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 
-from rcblib.codebook.build import build_codebook_by_image
+from rcblib.codebook.build import build_codebook_from_pool
+from rcblib.codebook.clustered import ProbedImages
 from rcblib.codebook.codebook import Codebook
 from rcblib.codebook.criterion import CodebookCriterion
-from rcblib.codebook.pooling import ProbedImage
-from rcblib.reading.statistics import mean_interval
-from rcblib.reading.truth import MIN_COVERAGE, image_values, positives
+from rcblib.reading.column_means import mean_intervals
+from rcblib.reading.truth import MIN_COVERAGE, RankedViews, positives
 from rcblib.records import CodebookError, ImageId, ParameterError
-from rcblib.tensors.scoring import redundancy_scores
 
 FORMS = ("released", "textbook")
 
@@ -131,29 +131,23 @@ def variants(reference: CodebookRecipe, n_images: int, backgrounds: Iterable[str
 
 def make_codebook(
     recipe: CodebookRecipe,
-    probed: pd.DataFrame,
-    tokens: Mapping[ImageId, torch.Tensor],
+    probed: ProbedImages,
     backgrounds: Mapping[ImageId, str] | None = None,
     *,
     family: str = "",
-    seed: int = 0,
 ) -> Codebook:
-    """Build a codebook by a recipe.
+    """Build a codebook by a recipe, the one that `rcblib.codebook.build.build_codebook_by_image` would build.
 
     Parameters
     ----------
     recipe : CodebookRecipe
         How.
-    probed : pandas.DataFrame
-        Table of `rcblib.probe.run.probe`, of all images.
-    tokens : Mapping
-        Image id to its visual tokens; asked for again with every codebook, so held in memory.
+    probed : ProbedImages
+        Of what.
     backgrounds : Mapping, optional
         Image id to the kind of its background, for recipes that ask for some.
     family : str
         The model's.
-    seed : int
-        Of DPC-KNN's noise.
 
     Raises
     ------
@@ -162,25 +156,25 @@ def make_codebook(
     ParameterError
         If a recipe asks for backgrounds that no image has, or more images than there are.
     """
-    ids = list(dict.fromkeys(probed["image_id"]))
+    ids = list(probed)
     if recipe.backgrounds is not None:
         ids = [i for i in ids if (backgrounds or {}).get(i) in recipe.backgrounds]
     if not ids or (recipe.n_images or 0) > len(ids):
         given = recipe.backgrounds if not ids else recipe.n_images
-        raise ParameterError("recipe", given, f"what the {probed['image_id'].nunique()} probed images have")
-    rows = probed[probed["image_id"].isin(ids[: recipe.n_images])]
-    if recipe.form == "textbook":
-        names = ("region_divergence", "global_divergence")
-        rows = rows.assign(**{name: rows[f"{name}_textbook"] for name in names})
-    influence = recipe.criterion.influence(rows["region_divergence"], rows["global_divergence"])
+        raise ParameterError("recipe", given, f"what the {len(probed)} probed images have")
+    ids = ids[: recipe.n_images]
+    form = "_textbook" if recipe.form == "textbook" else ""
+    table, rows = probed.table, probed.rows(ids)
+    divergences = [table[f"{name}_divergence{form}"].to_numpy(float) for name in ("region", "global")]
+    top1 = table["top1_probability"].to_numpy(float)
+    influence = recipe.criterion.influence(*divergences)
     criterion = replace(
         recipe.criterion,
-        tau_p=_threshold(rows["top1_probability"], recipe.tau_p_quantile, most=1.0),
-        tau_jsd=max(_threshold(influence, recipe.tau_jsd_quantile), 1e-12),
+        tau_p=_threshold(top1[rows], recipe.tau_p_quantile, most=1.0),
+        tau_jsd=max(_threshold(influence[rows], recipe.tau_jsd_quantile), 1e-12),
     )
-    images = (ProbedImage.from_table(own, tokens) for _, own in rows.groupby("image_id", sort=False))
-    generator = torch.Generator().manual_seed(seed)
-    return build_codebook_by_image(images, criterion, generator, family=family)
+    pool, generator = probed.pool(ids, criterion, criterion.low_information(top1, *divergences))
+    return build_codebook_from_pool(pool, criterion, generator, family=family)
 
 
 def drawn_books(
@@ -258,31 +252,29 @@ def judge_codebooks(
         images), ``low``, ``high``; ``difference`` from the reference on the same images with ``difference_low`` and
         ``difference_high``; ``n_prototypes``, ``n_images``, and ``reason`` where there is none.
     """
-    columns = {}
-    for key, book in books.items():
-        if isinstance(book, Codebook):
-            columns[key] = np.empty(len(tokens))
-            for image_id, at in tokens.groupby("image_id", sort=False).indices.items():
-                own = visual[image_id].float()[tokens["token"].to_numpy()[at]]
-                columns[key][at] = -redundancy_scores(own, book.unit_prototypes).numpy()
+    columns = _similarities(
+        {k: book for k, book in books.items() if isinstance(book, Codebook)}, tokens, visual
+    )
     if reference not in columns:
         raise ParameterError("reference", reference, f"one of {list(columns)}")
     numbered = {str(number): key for number, key in enumerate(columns)}
     scores = pd.DataFrame({number: columns[key] for number, key in numbered.items()}, index=tokens.index)
     scored = pd.concat([tokens, scores], axis=1)
     found, known = [], {name: own for name, own in positives(tokens).items() if name in truths}
+    ranked = RankedViews(scored, list(numbered))
+    of_reference = list(columns).index(reference)
     for truth, positive in known.items():
-        values = image_values(scored, positive, list(numbered))
-        areas = values.pivot(index="image_id", columns="signal", values="area")
-        against = areas[next(number for number, key in numbered.items() if key == reference)]
+        values = ranked.values(positive)
+        areas = values.pivot(index="image_id", columns="signal", values="area")[list(numbered)].to_numpy()
+        both = np.concatenate([areas, areas - areas[:, [of_reference]]], axis=1)
+        estimates = mean_intervals(both, generator=generator)
         for key, book in books.items():
             row = {"choice": key[0], "variant": key[1], "truth": truth, "n_images": len(areas)}
             if not isinstance(book, Codebook):
                 found.append(row | {"n_prototypes": 0, "reason": book})
                 continue
-            own = areas[next(number for number, other in numbered.items() if other == key)]
-            area = mean_interval(own, generator=generator)
-            apart = mean_interval(own - against, generator=generator)
+            own = list(columns).index(key)
+            area, apart = estimates[own], estimates[len(columns) + own]
             found.append(
                 row
                 | {"value": area.value, "low": area.low, "high": area.high, "n_prototypes": len(book)}
@@ -291,23 +283,52 @@ def judge_codebooks(
     return pd.DataFrame(found)
 
 
+def _similarities(
+    books: Mapping[tuple[str, str], Codebook], tokens: pd.DataFrame, visual: Mapping[ImageId, torch.Tensor]
+) -> dict[tuple[str, str], np.ndarray]:
+    """Return, for each codebook, the largest cosine of each token to a prototype, negative: higher = keep.
+
+    Codebooks of one recipe share most of their prototypes. Each is compared once; the largest cosine is taken first
+    over prototypes that the same codebooks hold, then over those of each codebook.
+    """
+    groups = tokens.groupby("image_id", sort=False).indices
+    if not books or not groups:
+        return {key: np.empty(len(tokens)) for key in books}
+    like = visual[next(iter(groups))].float()
+    unit = [book.unit_prototypes.like(like).numpy() for book in books.values()]
+    each = np.ascontiguousarray(np.concatenate(unit))
+    whole = each.view(np.dtype((np.void, each.dtype.itemsize * each.shape[1]))).ravel()
+    _, first, which = np.unique(whole, return_index=True, return_inverse=True)
+    holds = np.zeros((len(first), len(books)), dtype=bool)
+    for number, own in enumerate(np.split(which, np.cumsum([len(rows) for rows in unit])[:-1])):
+        holds[own, number] = True
+    kinds, kind = np.unique(holds, axis=0, return_inverse=True)
+    order = np.argsort(kind.ravel(), kind="stable")
+    starts = np.searchsorted(kind.ravel()[order], np.arange(len(kinds)))
+    directions = torch.from_numpy(each[first[order]])
+    found = {key: np.empty(len(tokens)) for key in books}
+    for image_id, at in groups.items():
+        own = visual[image_id].float()[tokens["token"].to_numpy()[at]]
+        cosines = F.normalize(own, dim=-1) @ directions.T
+        largest = np.maximum.reduceat(cosines.numpy(), starts, axis=1)
+        for number, key in enumerate(books):
+            found[key][at] = -largest[:, kinds[:, number]].max(1)
+    return found
+
+
 def make_all(
     listed: Sequence[Variant],
-    probed: pd.DataFrame,
-    tokens: Mapping[ImageId, torch.Tensor],
+    probed: ProbedImages,
     backgrounds: Mapping[ImageId, str] | None = None,
     *,
     family: str = "",
-    seed: int = 0,
 ) -> dict[tuple[str, str], Codebook | str]:
     """Build the codebooks of all variants, or say in their place why not; arguments as `make_codebook`."""
     made: dict[CodebookRecipe, Codebook | str] = {}
     for variant in listed:
         if variant.recipe not in made:
             try:
-                made[variant.recipe] = make_codebook(
-                    variant.recipe, probed, tokens, backgrounds, family=family, seed=seed
-                )
+                made[variant.recipe] = make_codebook(variant.recipe, probed, backgrounds, family=family)
             except (CodebookError, ParameterError) as error:
                 made[variant.recipe] = str(error)
     return {(variant.choice, variant.value): made[variant.recipe] for variant in listed}

@@ -187,8 +187,10 @@ def _real_benchmarks(found: Found) -> str:
         for percent in reversed(found.budgets(task))
     ]
     n = found.results[f"{task}_score_full"]["n"]
-    return f"Through lmms-eval, on {n:,} answers of the task `{task}`, the model keeps {' and '.join(told)} "
-    "of its full score."
+    return (
+        f"Through lmms-eval, on {n:,} answers of the task `{task}`, the model keeps of its full score "
+        f"{' and '.join(told)}."
+    )
 
 
 def _merge_shards(found: Found) -> str:

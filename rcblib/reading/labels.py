@@ -73,6 +73,9 @@ _SPELLING = {"llava": "LLaVA", "next": "NeXT", "onevision": "OneVision", "7b": "
 
 _SNAKE = re.compile(r"\$[^$]*\$|[A-Za-z0-9]+(?:_[A-Za-z0-9<>]+)+")  # formulas, which stay, and code names
 
+_KEPT = re.compile(r"retain_(\d+(?:\.\d+)?)")
+"""Name of a setting that keeps so many per cent of the tokens."""
+
 _VALUES = {"NaN": "–", "nan": "–", "None": "–", "True": "yes", "False": "no"}
 
 _CELL = re.compile(
@@ -107,6 +110,8 @@ def label_of(name: object, *, unit: bool = False, short: bool = False) -> str:
         return shown.axis_label if unit else shown.label
     if text in NAMES:
         return NAMES[text]
+    if kept := _KEPT.fullmatch(text):
+        return f"{kept[1]}% kept"
     if text.startswith("llava-"):
         return "-".join(_SPELLING.get(part, part) for part in text.split("-"))
     if _SNAKE.fullmatch(text) and "$" not in text:

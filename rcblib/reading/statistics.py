@@ -8,7 +8,7 @@ pairs inside strata, which `sklearn.metrics.roc_auc_score` does not; without str
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -330,23 +330,34 @@ def _bootstrap(
     level: float,
 ) -> Estimate:
     """Compute `statistic`, which maps counts ``(b, n_clusters)`` to ``(b,)``, on the sample and resamples."""
+    check_draws(generator, n_resamples, level)
+    value = float(statistic(np.ones((1, n_clusters)))[0])
+    if np.isnan(value):
+        return Estimate(value, np.nan, np.nan, n, n_clusters, level)
+    values = [statistic(counts) for counts in drawn_counts(n, n_clusters, generator, n_resamples)]
+    low, high = np.nanquantile(np.concatenate(values), [(1 - level) / 2, (1 + level) / 2])
+    return Estimate(value, float(low), float(high), n, n_clusters, level)
+
+
+def check_draws(generator: object, n_resamples: int, level: float) -> None:
+    """Raise a `ParameterError` for the first of the parameters of a bootstrap that cannot be used."""
     if not isinstance(generator, np.random.Generator):
         raise ParameterError("generator", generator, "a numpy.random.Generator")
     if n_resamples < 1:
         raise ParameterError("n_resamples", n_resamples, "an integer of at least 1")
     if not 0 < level < 1:
         raise ParameterError("level", level, "a number above 0 and below 1")
-    value = float(statistic(np.ones((1, n_clusters)))[0])
-    if np.isnan(value):
-        return Estimate(value, np.nan, np.nan, n, n_clusters, level)
+
+
+def drawn_counts(
+    n: int, n_clusters: int, generator: np.random.Generator, n_resamples: int
+) -> Iterator[np.ndarray]:
+    """Yield how often each resample draws each cluster, ``(b, n_clusters)``, block by block for n rows."""
     block = max(1, _BLOCK_ELEMENTS // n)
     shares = np.full(n_clusters, 1 / n_clusters)
-    values = []
     for start in range(0, n_resamples, block):
         size = min(block, n_resamples - start)
-        values.append(statistic(generator.multinomial(n_clusters, shares, size=size).astype(float)))
-    low, high = np.nanquantile(np.concatenate(values), [(1 - level) / 2, (1 + level) / 2])
-    return Estimate(value, float(low), float(high), n, n_clusters, level)
+        yield generator.multinomial(n_clusters, shares, size=size).astype(float)
 
 
 def _divide(above: np.ndarray, below: np.ndarray) -> np.ndarray:

@@ -9,16 +9,16 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.stats import rankdata
 
 from rcblib.evaluate.ranks import has_side
 from rcblib.evaluate.token_scores import REPEATED
+from rcblib.reading.column_means import mean_intervals
 from rcblib.reading.labels import NAMES, label_of, method_label
 from rcblib.reading.signals import most_influential, with_mean_attention
-from rcblib.reading.statistics import mean_interval
 from rcblib.records import ParameterError
 from rcblib.signals import signal_of
 
@@ -109,6 +109,78 @@ def with_candidates(tokens: pd.DataFrame, generator: np.random.Generator) -> tup
     return tokens, candidates
 
 
+@dataclass(frozen=True)
+class Ranked:
+    """Hold the places of scores from the highest down, made once for however many truths they are set against.
+
+    Attributes
+    ----------
+    order : numpy.ndarray
+        ``(n, k)`` rows of each column, by falling score.
+    starts, ends : numpy.ndarray
+        ``(n, k)`` places, along `order`, of the first and last score that is equal to the one there.
+    """
+
+    order: np.ndarray
+    starts: np.ndarray
+    ends: np.ndarray
+
+    @classmethod
+    def of(cls, scores: np.ndarray) -> Ranked:
+        """Rank ``(n, k)`` scores."""
+        order = np.argsort(-scores, axis=0, kind="stable")
+        ranked = np.take_along_axis(scores, order, axis=0)
+        places = np.broadcast_to(np.arange(len(scores))[:, None], scores.shape)
+        differs = ranked[:-1] != ranked[1:]
+        edge = np.ones((min(1, len(scores)), scores.shape[1]), dtype=bool)
+        starts = np.maximum.accumulate(np.where(np.concatenate([edge, differs]), places, 0))
+        last = np.where(np.concatenate([differs, edge]), places, len(scores))
+        ends = np.minimum.accumulate(last[::-1])[::-1]
+        return cls(order, starts, ends)
+
+    def columns(self, chosen: Sequence[int]) -> Ranked:
+        """Return the places of some columns."""
+        return Ranked(self.order[:, chosen], self.starts[:, chosen], self.ends[:, chosen])
+
+    def measures(self, positive: np.ndarray, among: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        """Measure how the scores rank the rows that are positive.
+
+        Parameters
+        ----------
+        positive : numpy.ndarray
+            ``(n,)`` booleans.
+        among : numpy.ndarray, optional
+            ``(n,)`` booleans: rows that are compared at all, by default all.
+
+        Returns
+        -------
+        dict
+            ``"area"`` under the ROC curve, ties counted half, ``"precision"`` (average precision, equal scores taken
+            together) and ``"reversed_precision"``, that of the reversed scores: ``(k,)`` each; NaN where all or none
+            are positive, of precisions where none is.
+        """
+        known = np.ones(len(positive), dtype=bool) if among is None else among
+        is_hit, is_miss = positive & known, ~positive & known
+        n_hits, n_misses = int(is_hit.sum()), int(is_miss.sum())
+        nowhere = np.full(self.order.shape[1], math.nan)
+        if not n_hits:
+            return {"area": nowhere, "precision": nowhere, "reversed_precision": nowhere}
+        hits, misses = is_hit[self.order], is_miss[self.order]
+        above, until = self._counts(hits)
+        misses_above, misses_until = self._counts(misses)
+        below, rest = n_hits - above, n_misses - misses_above  # of the reversed scores, equal ones with them
+        area = (misses * (above + until)).sum(0) / (2 * n_hits * n_misses) if n_misses else nowhere
+        with np.errstate(invalid="ignore"):  # a row that is not compared may come before all others
+            precision = np.where(hits, until / (until + misses_until), 0.0).sum(0) / n_hits
+            turned = np.where(hits, below / (below + rest), 0.0).sum(0) / n_hits
+        return {"area": area, "precision": precision, "reversed_precision": turned}
+
+    def _counts(self, which: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Count, at each place, those above its equals, and those down to the last of them."""
+        counted = np.concatenate([np.zeros_like(which[:1], dtype=int), which.cumsum(0)])
+        return tuple(np.take_along_axis(counted, at, axis=0) for at in (self.starts, self.ends + 1))
+
+
 def area(scores: np.ndarray, positive: np.ndarray) -> np.ndarray:
     """Return the area under the ROC curve, ties counted half; NaN where all or none are positive.
 
@@ -124,10 +196,7 @@ def area(scores: np.ndarray, positive: np.ndarray) -> np.ndarray:
     numpy.ndarray
         A number, or ``(k,)``.
     """
-    n = int(positive.sum())
-    if n in (0, len(positive)):
-        return np.full(scores.shape[1:], math.nan)[()]
-    return (rankdata(scores, axis=0)[positive].sum(0) - n * (n + 1) / 2) / (n * (len(positive) - n))
+    return _measured("area", scores, positive)
 
 
 def average_precision(scores: np.ndarray, positive: np.ndarray) -> np.ndarray:
@@ -139,15 +208,61 @@ def average_precision(scores: np.ndarray, positive: np.ndarray) -> np.ndarray:
     -----
     Source: as ``sklearn.metrics.average_precision_score``, with which a test holds it equal; a tenth of its time.
     """
-    if not positive.any():
-        return np.full(scores.shape[1:], math.nan)[()]
-    order = np.argsort(-scores, axis=0, kind="stable")
-    ranked, hits = np.take_along_axis(scores, order, axis=0), positive[order]
-    numbers = np.arange(len(scores)).reshape(-1, *[1] * (scores.ndim - 1))
-    is_end = np.concatenate([ranked[:-1] != ranked[1:], np.ones_like(hits[:1])])
-    ends = np.minimum.accumulate(np.where(is_end, numbers, len(scores))[::-1], axis=0)[::-1]
-    precision = np.take_along_axis(hits.cumsum(0), ends, axis=0) / (ends + 1)
-    return (hits * precision).sum(0) / positive.sum()
+    return _measured("precision", scores, positive)
+
+
+def _measured(name: str, scores: np.ndarray, positive: np.ndarray) -> np.ndarray:
+    found = Ranked.of(scores.reshape(len(scores), -1)).measures(positive)[name]
+    return found.reshape(scores.shape[1:])[()]
+
+
+class RankedViews:
+    """Rank every candidate in each view of an image once, for all truths.
+
+    Parameters
+    ----------
+    tokens, candidates
+        As `with_candidates` returns them.
+    """
+
+    def __init__(self, tokens: pd.DataFrame, candidates: Sequence[str]):
+        self._candidates = list(candidates)
+        numbers = tokens[self._candidates].to_numpy(float)
+        groups = tokens.groupby(["image_id", "view"], sort=False).indices
+        self._index = tokens.index
+        self._views = [
+            (image_id, tokens["background"].iloc[at[0]], at, Ranked.of(numbers[at]))
+            for (image_id, _), at in groups.items()
+        ]
+
+    def values(
+        self, positive: pd.Series, among: pd.Series | None = None, followed: Sequence[str] | None = None
+    ) -> pd.DataFrame:
+        """Measure candidates on every image, all or those that are followed; as `image_values` returns it."""
+        names = self._candidates if followed is None else list(followed)
+        chosen = [self._candidates.index(name) for name in names]
+        own = positive.reindex(self._index).to_numpy(bool)
+        compared = None if among is None else among.reindex(self._index).to_numpy(bool)
+        known, found = [], []
+        for image_id, background, at, ranked in self._views:
+            truth, rows = own[at], None if compared is None else compared[at]
+            within = truth if rows is None else truth[rows]
+            if within.all() or not within.any():
+                continue
+            ranked = ranked if followed is None else ranked.columns(chosen)
+            found.append(ranked.measures(truth, rows) | {"prevalence": np.full(len(names), within.mean())})
+            known.append((image_id, background))
+        keys = ["image_id", "background", "signal"]
+        measures = ["area", "precision", "prevalence", "reversed_precision"]
+        if not found:
+            return pd.DataFrame(columns=[*keys, *measures])
+        images, backgrounds = (
+            np.repeat(np.array(own, dtype=object), len(names)) for own in zip(*known, strict=True)
+        )
+        cells = {"image_id": images, "background": backgrounds, "signal": names * len(found)}
+        cells |= {name: np.concatenate([each[name] for each in found]) for name in measures}
+        table = pd.DataFrame(cells).infer_objects()
+        return table.groupby(keys, sort=False, as_index=False).mean()
 
 
 def image_values(
@@ -171,30 +286,11 @@ def image_values(
         give: ``prevalence`` (the precision of random numbers), ``reversed_precision``; the area of the reversed signal
         is 1 less its own. Images without both kinds of tokens are left out.
     """
-    rows = tokens if among is None else tokens[among]
-    own, found = positive[rows.index].to_numpy(), []
-    numbers = rows[list(candidates)].to_numpy(float)
-    for (image_id, _), at in rows.groupby(["image_id", "view"], sort=False).indices.items():
-        truth = own[at]
-        if truth.all() or not truth.any():
-            continue
-        values = numbers[at]
-        known = {
-            "image_id": image_id,
-            "background": rows["background"].iloc[at[0]],
-            "signal": list(candidates),
-        }
-        measured = {"area": area(values, truth), "precision": average_precision(values, truth)}
-        beside = {"prevalence": truth.mean(), "reversed_precision": average_precision(-values, truth)}
-        found.append(pd.DataFrame(known | measured | beside))
-    keys = ["image_id", "background", "signal"]
-    if not found:
-        return pd.DataFrame(columns=[*keys, "area", "precision", "prevalence", "reversed_precision"])
-    return pd.concat(found).groupby(keys, sort=False, as_index=False).mean()
+    return RankedViews(tokens, candidates).values(positive, among)
 
 
 def summarize(values: pd.DataFrame, generator: np.random.Generator) -> pd.DataFrame:
-    """Average `image_values` over images.
+    """Average `image_values` over images; the intervals of all signals are of the same draws of images.
 
     Returns
     -------
@@ -202,19 +298,22 @@ def summarize(values: pd.DataFrame, generator: np.random.Generator) -> pd.DataFr
         One row a signal, best first: ``signal``, ``value`` (area), ``low``, ``high``, ``precision``, ``precision_low``,
         ``precision_high``, ``prevalence``, ``reversed_precision``, ``n_images``.
     """
+    if values.empty:
+        raise ParameterError("values", "no image", "an image with needed tokens and others")
+    names, n_images = list(values["signal"].unique()), values["image_id"].nunique()
+    wide = values.set_index(["image_id", "signal"]).unstack()
+    areas, precisions = (wide[column][names].to_numpy() for column in ("area", "precision"))
+    estimates = mean_intervals(np.concatenate([areas, precisions], axis=1), generator=generator)
+    others = {name: wide[name][names].to_numpy().mean(0) for name in ("prevalence", "reversed_precision")}
     rows = []
-    for name, own in values.groupby("signal", sort=False):
-        of_area, of_precision = (
-            mean_interval(own[column], generator=generator) for column in ("area", "precision")
-        )
+    for number, name in enumerate(names):
+        of_area, of_precision = estimates[number], estimates[len(names) + number]
         rows.append(
             {"signal": name, "value": of_area.value, "low": of_area.low, "high": of_area.high}
             | {"precision": of_precision.value, "precision_low": of_precision.low}
-            | {"precision_high": of_precision.high, "prevalence": own["prevalence"].mean()}
-            | {"reversed_precision": own["reversed_precision"].mean(), "n_images": len(own)}
+            | {"precision_high": of_precision.high, "prevalence": others["prevalence"][number]}
+            | {"reversed_precision": others["reversed_precision"][number], "n_images": n_images}
         )
-    if not rows:
-        raise ParameterError("values", "no image", "an image with needed tokens and others")
     return pd.DataFrame(rows).sort_values("value", ascending=False, kind="stable", ignore_index=True)
 
 
@@ -245,15 +344,15 @@ def signals_against_truth(
         The columns of `summarize`, with ``truth``, ``factor`` (``"all"``, ``"background"`` or ``"size"``) and ``level``
         in front. Of a size, needed tokens on objects of it are set against all that are not needed.
     """
-    tables = []
+    tables, ranked = [], RankedViews(tokens, candidates)
     for name, positive in (positives(tokens) if truths is None else truths).items():
-        whole = image_values(tokens, positive, candidates)
+        whole = ranked.values(positive)
         groups, followed = {("all", "all"): whole}, list(candidates if followed is None else followed)
         for level, own in whole[whole["signal"].isin(followed)].groupby("background"):
             groups["background", str(level)] = own
         for level, (low, high) in SIZES.items():
             fits = (tokens["object_share"] >= low) & (tokens["object_share"] < high)
-            groups["size", level] = image_values(tokens, positive, followed, ~positive | fits)
+            groups["size", level] = ranked.values(positive, ~positive | fits, followed)
         for (factor, level), values in groups.items():
             if len(values):
                 table = summarize(values, generator)

@@ -86,7 +86,7 @@ def curves_by_kind(
         n_rows, n_columns, figsize=(7.6, 3.2 * n_rows), sharex=True, sharey=True, squeeze=False
     )
     tell(grid[0, 0], words_of_scores(frame[frame["method"].isin(everywhere)]))
-    for axes, kind in zip(grid.flat, shown, strict=False):
+    for number, (axes, kind) in enumerate(zip(grid.flat, shown, strict=False)):
         axes.axhline(1.0, color=INK, linewidth=0.8, linestyle=(0, (5, 3)), zorder=1)
         axes.axhline(0.0, color=MUTED, linewidth=0.8, linestyle=":", zorder=1)
         for name, color in zip(everywhere, (CYCLE[0], INK), strict=False):
@@ -94,15 +94,16 @@ def curves_by_kind(
             axes.fill_between(
                 rows["retained"], rows["low"], rows["high"], color=color, alpha=0.15, linewidth=0
             )
-            axes.plot(rows["retained"], rows["mean"], color=color, marker="o", linewidth=2.2, label=name)
-        for number, (name, rows) in enumerate(own[kind].groupby("method", sort=False)):
+            said = name if number == 0 else None  # the same in all panels, so named in one
+            axes.plot(rows["retained"], rows["mean"], color=color, marker="o", linewidth=2.2, label=said)
+        for place, (name, rows) in enumerate(own[kind].groupby("method", sort=False)):
             rows = rows.sort_values("retained")
             axes.plot(
                 rows["retained"],
                 rows["mean"],
-                color=CYCLE[1 + number % (len(CYCLE) - 1)],
-                marker=MARKERS[1 + number % (len(MARKERS) - 1)],
-                linestyle="-" if number < len(CYCLE) - 1 else "--",
+                color=CYCLE[1 + place % (len(CYCLE) - 1)],
+                marker=MARKERS[1 + place % (len(MARKERS) - 1)],
+                linestyle="-" if place < len(CYCLE) - 1 else "--",
                 linewidth=1.1,
                 markersize=4,
                 label=name,
@@ -115,7 +116,7 @@ def curves_by_kind(
         axes.yaxis.grid(True)
         is_last = axes.get_subplotspec().rowspan.stop == n_rows  # the only row whose ticks are named
         axes.legend(
-            fontsize="xx-small",
+            fontsize="x-small",
             loc="upper left",
             bbox_to_anchor=(0, -0.16 if is_last else -0.02),
             ncols=2,
@@ -160,7 +161,7 @@ def kept_grid(
     for axes, one in zip(axes_grid.flat, kept, strict=False):
         every = np.arange(grid[0] * grid[1])
         kept_map(axes, image, every if one.positions is None else one.positions, grid)
-        axes.set_title(textwrap.fill(f"{one.method}: {one.note}", 23), fontsize=6)
+        axes.set_title(textwrap.fill(f"{one.method}: {one.note}", 23), fontsize=6.5)
         axes.set_xlabel(
             textwrap.fill(f"{'✓' if one.is_right else '✗'} {one.answer or '(nothing)'}", 26),
             fontsize=7,
@@ -212,7 +213,7 @@ def kept_beside_objects(
 
 def mark_setting(figure: Figure, text: str) -> None:
     """Write beneath a figure, small, which setting it came from."""
-    figure.text(1, 0, text, ha="right", va="top", fontsize="xx-small", color=MUTED)
+    figure.text(1, 0, text, ha="right", va="top", fontsize="x-small", color=MUTED)
 
 
 def _share_axis(axes: Axes, lowest: float) -> None:

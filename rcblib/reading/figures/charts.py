@@ -97,7 +97,12 @@ def interval_plot(
             axes.plot([row[bound]] * 2, [middle - 0.3, middle + 0.3], color=INK, linewidth=1.4)
     if hue:
         handles = [Line2D([], [], color=CYCLE[k % len(CYCLE)], marker="o") for k in range(len(kinds))]
-        axes.legend(handles, [label_of(kind) for kind in kinds])
+        # Above the rows, of which it would cover some; it may reach over the names of rows to the left.
+        # A page's figure is as wide as 110 letters.
+        names = [label_of(kind) for kind in kinds]
+        n_columns = max(110 // (max(map(len, names)) + 8), 1)
+        place = {"loc": "lower right", "bbox_to_anchor": (1, 1), "ncols": n_columns, "fontsize": "small"}
+        axes.legend(handles, names, **place)
     # The axis says what is estimated, so the signal's own unit would mislead.
     _rows_of_names(axes, [label_of(name) for name in labels])
     axes.xaxis.grid(True)
