@@ -54,7 +54,7 @@ def open_codebook(config: Any, adapter: Adapter) -> tuple[Any, Codebook]:
     -------
     tuple
         The parameters with the codebook's name, and the codebook, which fits the model. Where it was made with other
-        weights, a line says so. Raises as `load_codebook`.
+        weights, or with them in another precision, a line says so. Raises as `load_codebook`.
     """
     name = _own_codebook(config.model) if config.codebook == "auto" else config.codebook
     book = load_codebook(name)
@@ -64,7 +64,8 @@ def open_codebook(config: Any, adapter: Adapter) -> tuple[Any, Codebook]:
     fingerprint = model_fingerprint(adapter.model)
     if book.metadata.get("model_fingerprint", fingerprint) != fingerprint:
         print(
-            "The codebook was made with other weights than this model's: build it again before trusting it."
+            "The codebook was made with other weights than this model's, or with them in another precision: "
+            "of other weights build one again before trusting it."
         )
     return dataclasses.replace(config, codebook=name), book
 
