@@ -147,6 +147,14 @@ def test_codebooks_of_images_clustered_once_are_those_of_each_recipe_alone(world
     assert n_books > 20
 
 
+def test_tokens_that_are_not_finite_are_refused_before_they_are_clustered(world):
+    probed, tokens = world
+    broken = {image_id: rows.clone() for image_id, rows in tokens.items()}
+    broken[0][1, 2] = torch.nan
+    with pytest.raises(ParameterError, match="tokens: .*image 0.; accepted: .*finite"):
+        make_codebook(CodebookRecipe(CRITERION, 1 / 3, 1 / 3), ProbedImages(probed, broken))
+
+
 def test_similarities_taken_once_are_those_of_each_codebook(world):
     probed, tokens = world
     generator = torch.Generator().manual_seed(1)

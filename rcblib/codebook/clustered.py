@@ -12,7 +12,7 @@ import torch
 
 from rcblib.codebook.criterion import CodebookCriterion
 from rcblib.codebook.pooling import Pool, ProbedImage, clusters
-from rcblib.records import ImageId
+from rcblib.records import ImageId, ParameterError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -136,8 +136,13 @@ class ProbedImages:
         )
 
     def _read(self, image_id: ImageId) -> torch.Tensor:
+        """Return the tokens of an image, read and checked once; errors as of `redundant_tokens`."""
         if image_id not in self._tokens:
-            self._tokens[image_id] = self._images[image_id].read()
+            tokens, n_tokens = self._images[image_id].read(), len(self._rows[image_id])
+            if tokens.ndim != 2 or len(tokens) != n_tokens or not bool(tokens.isfinite().all()):
+                given = f"{tuple(tokens.shape)} of image {image_id!r}"
+                raise ParameterError("tokens", given, f"({n_tokens}, d_model), all of them finite")
+            self._tokens[image_id] = tokens
         return self._tokens[image_id]
 
     def _without_copies(self, image_id: ImageId, rows: np.ndarray) -> np.ndarray:
