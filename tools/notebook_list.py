@@ -212,14 +212,21 @@ class NotebookList:
         """List the stages of the command ``explorer``, each with that which probed the same images.
 
         ``explorer`` goes with ``probing``, ``explorer_plain`` with ``probing_plain``, of the same model; behind each
-        pair comes the stage of its name with ``_more`` where there is one.
+        pair come those that ask ``more`` about the same images.
         """
-        own = {stage.run: stage for stage in self.stages if stage.command == "explorer"}
+        own = [stage for stage in self.stages if stage.command == "explorer"]
+        added: dict[tuple[str, str], list[Stage]] = {}
+        for stage in own:
+            if "more" in stage.options:
+                added.setdefault((stage.options["model"], stage.options["images"]), []).append(stage)
         return [
-            (stage, self.find(run.replace("explorer", "probing", 1)))
-            + tuple(filter(None, [own.get(run.replace(stage.name, f"{stage.name}_more", 1))]))
-            for run, stage in own.items()
-            if not stage.options.get("more")
+            (
+                stage,
+                self.find(stage.run.replace("explorer", "probing", 1)),
+                *added.get((stage.options["model"], stage.options["images"]), ()),
+            )
+            for stage in own
+            if "more" not in stage.options
         ]
 
     def output(self, run: str) -> str:
