@@ -171,6 +171,25 @@ def test_shipped_records_show_what_the_rule_chooses_and_are_those_of_their_stage
     assert n_failures >= 8
 
 
+def test_every_method_was_asked_about_drawn_scenes_in_both_ways_and_of_photographs_in_both_what_was():
+    inside = {name for name, method in PRUNERS.items() if method.kind._overrides("inside")}
+    for stage, _, *others in read_notebook_list(REPOSITORY / "workflow/notebooks.yml").explored:
+        record = read_record(REPOSITORY / stage.table)
+        table, facts = record.table, record.facts
+        for other in others:
+            more = read_record(REPOSITORY / other.table)
+            table, facts = with_more(table, facts, more.table, more.facts)
+        answers = table[(table["part"] == "answers") & (table["method"] != ALL)]
+        n_images = len(stage.options["shown"].split(","))
+        assert set(answers.groupby(["method", "how", "retain_ratio"]).size()) == {5 * n_images}, stage.run
+        for budget in (0.05, 0.1, 0.2, 0.35, 0.5):
+            own = answers[answers["retain_ratio"] == budget]
+            asked = {how: set(rows["method"]) for how, rows in own.groupby("how")}
+            assert asked["removed"] - asked["replaced"] == asked["removed"] & inside, (stage.run, budget)
+            if stage.options["model"] != "llava-photographs":
+                assert asked["removed"] | set(facts["unfit"]) >= set(PRUNERS) - {ALL}, (stage.run, budget)
+
+
 # What is shown is what was measured
 
 

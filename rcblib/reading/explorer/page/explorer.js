@@ -36,17 +36,10 @@
 	const told = (measure, x) => digits(x) + (measure.unit === "nats" ? " nats" : "");
 	const digits = (x) => (x === 0 ? "0" : Math.abs(x) < 0.001 ? x.toExponential(1) : x.toPrecision(3));
 	const clamp = (x, low, high) => Math.max(low, Math.min(high, x));
-	const integers = (text) => {
-		const found = [];
-		for (let i = 0; i < text.length; i += 2) {
-			const isGap = text[i] === "."; // so many nothings in a row
-			if (isGap) i++;
-			const value = (code[text[i]] << 6) | code[text[i + 1]];
-			if (isGap) for (let k = 0; k < value; k++) found.push(null);
-			else found.push(value === NOTHING ? null : value);
-		}
-		return found;
-	};
+	const integers = (text) => [...text.matchAll(/(\.?)(.)(.)/g)].flatMap(([, gap, high, low]) => { // a dot: so many nothings
+		const value = (code[high] << 6) | code[low];
+		return gap ? Array(value).fill(null) : value === NOTHING ? null : value;
+	});
 	const numbers = (own) =>
 		integers(own.codes).map((c) => (c === null ? null : own.low + (own.high - own.low) * (c / STEPS) ** own.power));
 
@@ -54,7 +47,7 @@
 	const unpack = (text) => new Response(new Blob([bytes(text)]).stream().pipeThrough(new DecompressionStream("deflate-raw"))).json();
 	function load(name) { // an exhibit comes deflated
 		return (waiting[name] ??= new Promise((resolve, reject) => {
-			const done = () => (store[name] ? resolve(store[name]) : reject(new Error(name)));
+			const done = () => (store[name] ? resolve : reject)(store[name]);
 			document.head.append(h("script", { src: `${root.dataset.folder}/${name}.js`, onload: done, onerror: done }));
 		}).then((own) => (typeof own === "string" ? unpack(own) : own)));
 	}
