@@ -553,7 +553,10 @@ def test_bytes_are_limited(explored, monkeypatch, tmp_path):
         write_explorer(tmp_path, [explored.source])
     assert not list(tmp_path.iterdir())
     monkeypatch.undo()
-    monkeypatch.setattr(writing, "MOST_BYTES", 10_000)
+    first = explored.source.key(explored.source.shown[0])
+    monkeypatch.setattr(
+        writing, "MOST_BYTES", data[f"llava-scenes-{first}"]
+    )  # nothing is left for its picture
     with pytest.raises(ParameterError, match="views: got"):
         write_explorer(tmp_path, [explored.source])
 
