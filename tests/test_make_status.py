@@ -52,9 +52,9 @@ def build(tmp_path):
 def test_every_run_has_a_line_with_what_it_took(build):
     lines = build["runs"].splitlines()[2:]
     assert lines == [
-        "| `probing` | probe | 1.5 | 2.00 | 2026-01-02 03:04 | c0ffee1 |",
-        "| `gates-big` | gates | – | – | 2026-01-02 03:04 | c0ffee1 |",
-        "| `a` | notebook | – | – | 2026-01-02 03:04 | c0ffee1, changed |",
+        '| `probing` | probe | 1.5 | 2.00 | <span class="whole">2026-01-02 03:04</span> | c0ffee1 |',
+        '| `gates-big` | gates | – | – | <span class="whole">2026-01-02 03:04</span> | c0ffee1 |',
+        '| `a` | notebook | – | – | <span class="whole">2026-01-02 03:04</span> | c0ffee1, changed |',
         "| `b` | notebook | – | – | – | – |",
         "| all |  | 1.5 | 2.00 |  |  |",
     ]
@@ -66,7 +66,10 @@ def test_versions_are_told_once_and_others_with_their_runs(build):
 
 
 def test_what_was_recorded_and_what_was_never_run_is_told(build):
-    assert "| `big/gates` | 10.0 | 1 | a processor | 2026-01-02 | c0ffee1 |" in build["recorded"]
+    assert (
+        '| `big/gates` | 10.0 | 1 | a processor | <span class="whole">2026-01-02</span> | c0ffee1 |'
+        in build["recorded"]
+    )
     assert "left nothing here: `b`." in build["absent"]
     for kind in ("GPU", "published checkpoint", "photograph of COCO", "public benchmark"):
         assert f"- **No {kind}** was used" in build["never"]

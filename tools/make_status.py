@@ -19,7 +19,7 @@ from benchmarks.checkpoints import CHECKPOINTS
 from rcblib.runs.files import read_json, read_metadata
 from tools.make_memory import short
 from tools.notebook_list import Notebook, NotebookList, Stage, read_notebook_list
-from tools.write_parts import table, write_parts
+from tools.write_parts import table, whole, write_parts
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -75,7 +75,7 @@ def runs_table(rows: pd.DataFrame) -> str:
         [
             f"`{row['run']}`", row["what"],
             *("–" if pd.isna(row[name]) else f"{row[name]:.{digits}f}" for name, digits in DIGITS.items()),
-            row["date"][:16].replace("T", " ") or "–", row["commit"] or "–",
+            whole(row["date"][:16].replace("T", " ")) or "–", row["commit"] or "–",
         ]
         for row in rows.to_dict("records")
     ]  # fmt: skip
@@ -117,7 +117,7 @@ def recorded_rows(root: Path) -> Iterable[list[str]]:
         yield [
             f"`{path.relative_to(root / 'data/recorded').with_suffix('').as_posix()}`",
             "–" if seconds is None else f"{seconds / 60:.1f}", "–" if images is None else len(images), machines,
-            max(each["date"] for each in made)[:10], ", ".join(dict.fromkeys(commit_of(each) for each in made)),
+            whole(max(each["date"] for each in made)[:10]), ", ".join(dict.fromkeys(commit_of(each) for each in made)),
         ]  # fmt: skip
 
 
