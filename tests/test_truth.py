@@ -35,6 +35,7 @@ from rcblib.evaluate.truth import (
 from rcblib.mllm import adapter_for
 from rcblib.probe.inputs import places_of
 from rcblib.pruners.registry import PRUNERS
+from rcblib.reading.kinds import leading_of_kinds
 from rcblib.reading.statistics import mean_interval
 from rcblib.reading.trust import over_trainings, stepped_up, validate
 from rcblib.reading.truth import (
@@ -43,7 +44,6 @@ from rcblib.reading.truth import (
     average_precision,
     candidate_label,
     image_values,
-    leading_of_kinds,
     positives,
     signals_against_truth,
     summarize,

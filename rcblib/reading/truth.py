@@ -16,7 +16,6 @@ import pandas as pd
 
 from rcblib.evaluate.ranks import has_side
 from rcblib.evaluate.token_scores import REPEATED
-from rcblib.pruners.every import kind_of
 from rcblib.reading.column_means import mean_intervals
 from rcblib.reading.labels import NAMES, label_of, method_label
 from rcblib.reading.signals import most_influential, with_mean_attention
@@ -58,17 +57,6 @@ BY_ITSELF = {
     "token_predicted": "heads of the distilled pruner",
 }
 """What readers call candidates that are neither signals of probing nor scores of methods."""
-
-CONTROLS, SAID = "controls", "by answers to probing"
-
-_KINDS = {
-    "pixel": "by pixels",
-    "cls": "by [CLS]",
-    "attention": "by text-to-image attention",
-    "received": "by states of the encoder",
-    "token": "by the token itself",
-}
-"""Kinds of candidates by the first word of their names."""
 
 
 def positives(tokens: pd.DataFrame) -> dict[str, pd.Series]:
@@ -386,40 +374,3 @@ def candidate_label(name: str) -> str:
         return f"codebook, {NAMES[rule]}" if rule in NAMES else method_label(method)
     layer = re.fullmatch(r"attention_(last|question)_layer_(\d+)", name)
     return f"{label_of(f'attention_{layer[1]}', short=True)}, layer {layer[2]}" if layer else label_of(name)
-
-
-def candidate_kind(name: str) -> str:
-    """Return what a candidate of `with_candidates` is made of, as words that follow "best of 5"."""
-    if name in (ORACLE, "random_numbers"):
-        return CONTROLS
-    if name == "token_predicted" or name.startswith("score_codebook_"):
-        return "made from probing"
-    if name.startswith("score_"):
-        kind = kind_of(method_label(name.removeprefix("score_")))
-        of_methods = {"inside the LLM": f"methods {kind}", "made from probing": kind, CONTROLS: CONTROLS}
-        return of_methods.get(kind, f"methods by {kind}")
-    return _KINDS.get(name.partition("_")[0], SAID)
-
-
-def leading_of_kinds(ordered: Sequence[str], named: Sequence[str] = ()) -> dict[str, str]:
-    """Choose of candidates, best first, the best of each kind, all controls and those that are named.
-
-    Returns
-    -------
-    dict
-        Candidates in their order, each to a label of two lines: what it is, and of how many it is the best.
-    """
-    kinds: dict[str, list[str]] = {}
-    for name in ordered:
-        kinds.setdefault(candidate_kind(name), []).append(name)
-    labels = {}
-    for name in ordered:
-        kind = candidate_kind(name)
-        own = kinds[kind]
-        if kind == CONTROLS:
-            labels[name] = f"{candidate_label(name)}\ncontrol"
-        elif name == own[0] and len(own) > 1:
-            labels[name] = f"{candidate_label(name)}\nbest of {len(own)} {kind}"
-        elif name == own[0] or name in named:
-            labels[name] = f"{candidate_label(name)}\n{kind}"
-    return labels
