@@ -133,7 +133,7 @@ def test_the_summary_orders_methods_and_marks_what_is_decided(curves):
     table = summary_table(curves, [0.1, 0.4])
     assert table.columns.tolist() == ["kind", "10%", "40%"]
     assert table.loc["codebook", "40%"] == f"{relative(160):.2f}"
-    assert table.loc["least similar to [CLS]", "10%"] == f"{relative(60):.2f} ▼ ○"
+    assert table.loc["least similar to [CLS]", "10%"] == f"{relative(60):.2f}\u00a0▼\u00a0○"
     assert table.loc["FastV", "10%"] == "–"
     assert "pooled 2 x 2" not in table.index  # between the budgets it has no curve
     complete = [name for name in table.index if "–" not in table.loc[name].tolist()]

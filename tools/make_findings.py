@@ -256,10 +256,13 @@ def summary_text(judged: Judged) -> str:
 
 
 def claim_table(judged: Judged, claim: Claim) -> str:
-    """Write a claim's numbers and verdicts, one line a model; of the reasons only the gates that failed."""
+    """Write a claim's numbers and verdicts, one line a model, and below them which method was the best other.
+
+    Of the reasons only the gates that failed are told.
+    """
     lines = claim_lines(judged.models.values(), claim, judged.verdicts).fillna(NOTHING)
     own, asked = ("codebook", "random") if is_on_pruning(claim) else ("low share", "low share")
-    rows = []
+    rows, rivals = [], []
     for model, line in lines.iterrows():
         numbers = claim_numbers(judged.models[model], claim)
         if all(number is None for number in numbers[asked]):
@@ -268,8 +271,13 @@ def claim_table(judged: Judged, claim: Claim) -> str:
         row = {"model": label_of(model), "score": joined(numbers[own])}
         row |= {"verdict": f"{line['verdict']} ({failed})" if failed else line["verdict"]}
         row |= {name: joined(numbers[name]) for name in ("random", "oracle", "guessing", "unpruned")}
-        rows.append(row | {name: line[name] for name in ("best other",) if name in line})
-    return table(list(rows[0]), [list(row.values()) for row in rows]) if rows else "Not measured yet.\n"
+        rows.append(row)
+        if line.get("best other", NOTHING) != NOTHING:
+            rivals.append(f"{row['model']}: {line['best other']}")
+    if not rows:
+        return "Not measured yet.\n"
+    told = f"\nThe best other method. {'; '.join(rivals)}.\n" if rivals else ""
+    return table(list(rows[0]), [list(row.values()) for row in rows]) + told
 
 
 def claims_text(judged: Judged, words: Mapping[str, Mapping[str, str]]) -> str:

@@ -323,9 +323,9 @@ def judged(frame: pd.DataFrame, by: str = "mean") -> pd.DataFrame:
 
 
 def _mark(marks: Mapping[str, Mapping[tuple[str, float], int]], method: str, budget: float) -> str:
-    told = {1: " ▲", -1: " ▼"}.get(marks[OURS].get((method, budget), 0), "")
+    told = {1: "\u00a0▲", -1: "\u00a0▼"}.get(marks[OURS].get((method, budget), 0), "")
     is_random = method == BY_CHANCE or marks[BY_CHANCE].get((method, budget), 1) == 1
-    return told + ("" if is_random else " ○")
+    return told + ("" if is_random else "\u00a0○")
 
 
 def numbers_of(found: Estimate) -> dict[str, float]:
