@@ -171,12 +171,10 @@ def test_shipped_records_show_what_the_rule_chooses_and_are_those_of_their_stage
     assert n_failures >= 8
 
 
-def test_every_registered_method_was_asked_about_drawn_scenes_in_both_ways():
+def test_every_registered_method_was_asked_about_drawn_scenes_in_both_ways_and_others_as_their_stages_say():
     inside = {name for name, method in PRUNERS.items() if method.kind._overrides("inside")}
     every = {name for name, method in PRUNERS.items() if "scorer" not in method.parameters} - {ALL}
     for stage, _, *others in read_notebook_list(REPOSITORY / "workflow/notebooks.yml").explored:
-        if stage.options["model"] == "llava-photographs":
-            continue
         record = read_record(REPOSITORY / stage.table)
         table, facts = record.table, record.facts
         for other in others:
@@ -188,6 +186,12 @@ def test_every_registered_method_was_asked_about_drawn_scenes_in_both_ways():
         for budget in (0.05, 0.1, 0.2, 0.35, 0.5):
             own = answers[answers["retain_ratio"] == budget]
             asked = {how: set(rows["method"]) for how, rows in own.groupby("how")}
+            for other in others:
+                for how in ["removed"] if other.options["more"] is True else other.options["more"]:
+                    missing = set(other.options["pruner"]) - asked[how] - set(facts["unfit"])
+                    assert missing <= (inside if how == "replaced" else set()), (other.run, budget)
+            if stage.options["model"] == "llava-photographs":
+                continue
             assert asked["removed"] - asked["replaced"] == asked["removed"] & inside, (stage.run, budget)
             assert asked["removed"] | set(facts["unfit"]) >= every, (stage.run, budget)
 
