@@ -457,12 +457,12 @@ def test_the_best_of_every_kind_leads():
     ]
     labels = leading_of_kinds(ordered, named=["cls_attention"])
     assert list(labels) == [name for name in ordered if name != "pixel_median_distance"]
-    assert labels["object_coverage"] == "masks (oracle)\ncontrol"
-    assert labels["pixel_entropy"].endswith("\nbest of 2 by pixels")
-    assert labels["score_strided"].endswith("\ncontrol")
-    assert labels["cls_attention"].endswith("\nby [CLS]")
-    assert labels["score_fastv"] == f"{candidate_label('score_fastv')}\nmethods inside the LLM"
-    assert labels["score_codebook_max_cosine"] == "codebook, largest cosine\nmade from probing"
+    assert labels["object_coverage"] == "masks (oracle)\n(control)"
+    assert labels["pixel_entropy"].endswith("\n(best of 2 by pixels)")
+    assert labels["score_strided"].endswith("\n(control)")
+    assert labels["cls_attention"].endswith("\n(by [CLS])")
+    assert labels["score_fastv"] == f"{candidate_label('score_fastv')}\n(methods inside the LLM)"
+    assert labels["score_codebook_max_cosine"] == "codebook, largest cosine\n(made from probing)"
 
 
 def test_the_truth_is_validated_by_itself(made_up):

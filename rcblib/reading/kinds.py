@@ -49,9 +49,9 @@ def leading_of_kinds(ordered: Sequence[str], named: Sequence[str] = ()) -> dict[
         kind = candidate_kind(name)
         own = kinds[kind]
         if kind == CONTROLS:
-            labels[name] = f"{candidate_label(name)}\ncontrol"
+            labels[name] = f"{candidate_label(name)}\n(control)"
         elif name == own[0] and len(own) > 1:
-            labels[name] = f"{candidate_label(name)}\nbest of {len(own)} {kind}"
+            labels[name] = f"{candidate_label(name)}\n(best of {len(own)} {kind})"
         elif name == own[0] or name in named:
-            labels[name] = f"{candidate_label(name)}\n{kind}"
+            labels[name] = f"{candidate_label(name)}\n({kind})"
     return labels
