@@ -255,9 +255,14 @@ def test_the_best_method_of_a_task_reads_so_few_rows_and_is_no_bound(table):
         pd.concat([table, *rival, bound]), generator=np.random.default_rng(0), n_resamples=2
     )
     found = best_by_task(curves, 0.1, ["codebook", "no such"]).loc["count"]
-    assert found.index.tolist() == ["best", "relative", "codebook"]
+    assert found.index.tolist() == ["best", "relative", "apart", "codebook"]
     assert found["best"] == "DivPrune"
     assert (found["relative"], found["codebook"]) == pytest.approx((0.6875 / 0.875, 4 / 7))
+    assert found["apart"]
+    chance = [answers("all tokens", 160), answers("random tokens", 100, 0.1, seed=0)]
+    close = pd.concat([*chance, answers("DivPrune", 104, 0.1, first=90)])
+    near = best_by_task(budget_curves(close, generator=np.random.default_rng(0), n_resamples=400), 0.1, [])
+    assert near.loc["count", "best"] == "DivPrune" and not near.loc["count", "apart"]
     blind = pd.concat([answers("all tokens", 10, first=1), answers("random tokens", 10, 0.1, first=1)])
     assert best_by_task(
         budget_curves(blind, generator=np.random.default_rng(0), n_resamples=2), 0.1, []
