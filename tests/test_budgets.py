@@ -156,6 +156,7 @@ def test_the_codebook_is_judged_against_the_best_method_on_intermediate_states(c
     found = above_intermediate(curves, 0.1)
     expected = (relative(120) + relative(160)) / 2 - relative(160)
     assert (found["against"], found["n_methods"]) == ("FastV", 2)
+    assert found["retained"] == max(0.1, curves.lowest("FastV"))
     assert found["value"] == pytest.approx(expected)
     low, high = found["interval"]
     assert low < expected < high < 0 and found["p_value"] < 0.02

@@ -270,17 +270,19 @@ def above_intermediate(curves: Curves, budget: float) -> dict[str, Any]:
     -------
     dict
         A result: ``value`` is the smallest difference, codebook minus method, in relative score, and ``against`` names
-        the method. The codebook is better than all where it is better than each: the interval's lower end is the
-        lowest of the 95 % intervals. It is worse than some where one of them is better, corrected for their number m:
-        the upper end is the lowest of the 1 - 0.05 / m intervals' upper ends. ``p_value`` accordingly: the largest of
-        all, or m times the smallest. Empty where no such method, or not the codebook, was asked.
+        the method, ``retained`` the share of rows at which it is taken. The codebook is better than all where it is
+        better than each: the interval's lower end is the lowest of the 95 % intervals. It is worse than some where one
+        of them is better, corrected for their number m: the upper end is the lowest of the 1 - 0.05 / m intervals'
+        upper ends. ``p_value`` accordingly: the largest of all, or m times the smallest. Empty where no such method,
+        or not the codebook, was asked.
     """
     found: dict[str, np.ndarray] = {}
+    shares: dict[str, float] = {}
     for method in intermediate_methods(curves.methods()):
         share = curves.lowest(method) if curves.has_one_budget(method) else max(budget, curves.lowest(method))
         values = (curves.at(OURS, share) - curves.at(method, share)).mean(1)
         if not np.isnan(values[0]):
-            found[method] = values
+            found[method], shares[method] = values, share
     if not found:
         return {}
     single = {method: curves.draws.estimate(values) for method, values in found.items()}
@@ -295,6 +297,7 @@ def above_intermediate(curves: Curves, budget: float) -> dict[str, Any]:
     return single[worst].as_result() | {
         "interval": [low, max(low, high)],
         "against": worst,
+        "retained": shares[worst],
         "n_methods": len(found),
         "p_value": p_value,
     }
