@@ -10,6 +10,7 @@ from rcblib.reading.budgets import (
     above_intermediate,
     budget_curves,
     curve_table,
+    curves_beside_intermediate,
     difference_table,
     shares_read,
     summary_table,
@@ -150,6 +151,16 @@ def test_hard_questions_are_those_that_a_smaller_picture_loses(table):
     assert found.loc["pooled 2 x 2", "difference"] == (50 - 20) / 80
     with pytest.raises(ParameterError, match="none of smaller picture at 0.2"):
         hard_questions(table, 0.2)
+
+
+def test_the_same_answers_give_the_same_interval_of_the_claim_wherever_it_is_judged(table):
+    both = pd.concat(
+        [table, table.assign(task="digit", score=table["score"].to_numpy()[::-1])], ignore_index=True
+    )
+    first = above_intermediate(curves_beside_intermediate(both, ["count", "digit"], seed=3), 0.4)
+    few = both[both["method"] != "pooled 2 x 2"]  # what else was asked is of no account
+    assert first == above_intermediate(curves_beside_intermediate(few, ["digit", "count"], seed=3), 0.4)
+    assert first["against"] == "FastV" and first["n"] > 0
 
 
 def test_the_codebook_is_judged_against_the_best_method_on_intermediate_states(curves):

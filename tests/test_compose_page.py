@@ -264,3 +264,12 @@ def test_the_codebook_is_compared_with_random_tokens_on_the_same_questions():
     assert "78% [72, 88] of the full score, more than random tokens (67% [62, 76])" in said
     results["codebook_minus_random_retain_20"] = estimate(0.02, -0.05, 0.17)
     assert "not clearly different from random" in answer_of("pruned_inference", results)
+    corrected = {"codebook": estimate(0.7, 0.6, 0.8), "random": estimate(0.5, 0.4, 0.6)}
+    results |= {f"{name}_above_guessing_retain_20": found for name, found in corrected.items()}
+    results |= {f"unpruned_{kind}": {"value": 0.9, "n": 50} for kind in ("count", "digit")}
+    said = answer_of("pruned_inference", results | {"kinds_that_count": {"value": 1, "n": 2}})
+    assert (
+        "70% [60, 80] of the score above guessing, not clearly different from random tokens (50% [40, 60])"
+        in said
+    )
+    assert said.endswith("That is of 40 of 100 questions, those of the 1 of 2 kinds that count.")

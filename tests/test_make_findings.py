@@ -13,6 +13,7 @@ from rcblib.evaluate.guessing import kinds_of
 from rcblib.records import ParameterError
 from rcblib.runs.files import read_json, write_json
 from tools import make_findings
+from tools.judged import judge
 from tools.make_findings import DRAWN, DROPPED, PHOTOGRAPHS, SCENES
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -56,7 +57,7 @@ def project(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def judged(project):
-    return make_findings.judge(project)
+    return judge(project, [PHOTOGRAPHS], [make_findings.TRUTH])
 
 
 def scored(model, method, ratio=None):

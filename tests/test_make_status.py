@@ -83,7 +83,11 @@ def test_what_was_run_after_all_is_named(tmp_path):
     facts = {"provenance": [MADE | {"gpu": "A card"}], "stage": {"options": options}}
     write_json(tmp_path / "data/recorded/large/pruning.json", facts)
     told = make_status.never_run(pd.DataFrame({"made": [[]]}), tmp_path)
-    assert "No " not in told
+    assert "No " not in told and "never judged" not in told
+    for name in ("large", "llava-next-photographs"):
+        (tmp_path / "data/models" / name).mkdir(parents=True)
+    shipped = make_status.never_run(pd.DataFrame({"made": [[]]}), tmp_path)
+    assert shipped == told + "- **Shipped, and never judged:** LLaVA-NeXT-photographs.\n"
     for text in (
         "**GPU:** A card",
         make_status.short(checkpoint),

@@ -10,8 +10,7 @@ as the paper's evidence and what would change a verdict, stand in ``book/what_we
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +33,14 @@ from rcblib.reading.claim_lines import (
     said_numbers,
     settings_of,
 )
-from rcblib.reading.claims import Claim, read_claims
+from rcblib.reading.claims import Claim
 from rcblib.reading.comparison import ALL_TOKENS
-from rcblib.reading.gate_results import GateResult, read_gates_file
 from rcblib.reading.labels import label_of
-from rcblib.reading.verdicts import GATES_STAGE, PRUNING_STAGE, Evidence, collect, verdict_table, weigh_all
+from rcblib.reading.verdicts import GATES_STAGE, PRUNING_STAGE, Evidence
 from rcblib.records import ParameterError
 from rcblib.runs.files import read_json
+from tools.headlines import CONTROLS, Headline
+from tools.judged import Judged, judge
 from tools.write_parts import table, write_parts
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -61,78 +61,6 @@ DECIDED = ("holds", "does not hold", "undecided")
 
 ALONE = {"holds": "yes", "does not hold": "no", "undecided": "open", "not measured": NOTHING}
 """What the rules of a claim would say without gates, in a word."""
-
-CONTROLS = ("unpruned", "guessing", "random", "oracle")
-
-
-@dataclass(frozen=True)
-class Headline:
-    """Hold a finding: what it says, what was measured beside which controls, and what it rests on.
-
-    Attributes
-    ----------
-    headline : str
-        One sentence; which one follows from the numbers.
-    measured : str
-        What was measured, with its number.
-    controls : dict
-        Each of `CONTROLS` that has a meaning here, to its number.
-    rests : str
-        Samples, model and page.
-    """
-
-    headline: str
-    measured: str
-    controls: Mapping[str, str]
-    rests: str
-
-    def text(self, number: int) -> str:
-        """Write it as an item of a list."""
-        controls = "; ".join(f"{name} {self.controls[name]}" for name in CONTROLS if name in self.controls)
-        return f"{number}. **{self.headline}** {self.measured} Controls: {controls}. *{self.rests}*\n"
-
-
-@dataclass(frozen=True)
-class Judged:
-    """Hold all that was measured, weighed, and the verdicts on it."""
-
-    claims: Sequence[Claim]
-    models: Mapping[str, Evidence]
-    verdicts: pd.DataFrame
-
-    def result(self, model: str, source: str, name: str) -> Mapping[str, Any]:
-        """Return one result of a model.
-
-        Raises
-        ------
-        ParameterError
-            If it was not measured.
-        """
-        found = self.models[model].results.get(source, {}).get(name) if model in self.models else None
-        if not found or found.get("value") is None:
-            raise ParameterError(f"{source} of {model}", name, "a result that was measured")
-        return found
-
-    def value(self, model: str, source: str, name: str) -> float:
-        """Return the value of a result."""
-        return float(self.result(model, source, name)["value"])
-
-    def gate(self, model: str, what: str) -> GateResult:
-        """Return a measured condition of a gate by what it measures, or how that begins."""
-        for each in self.models[model].gates if model in self.models else ():
-            if each.what.startswith(what) and each.verdict != "not measured":
-                return each
-        raise ParameterError(f"gates of {model}", what, "a condition that was measured")
-
-
-def judge(root: Path) -> Judged:
-    """Apply the rules to what lies in ``results/`` and ``data/recorded/`` of a project."""
-    claims = read_claims(yaml.safe_load((root / "data/claims.yml").read_text(encoding="utf-8")))
-    limits, declared, seeds = read_gates_file(root / "data/gates.yml")
-    notebooks = {claim.source for claim in claims if not any(rule.retain_ratio for rule in claim.rules)}
-    measured = collect(root / "results", root / "data/recorded", sorted({*notebooks, TRUTH}), [PHOTOGRAPHS])
-    models = weigh_all(measured, claims, limits, seeds)
-    return Judged(claims, models, verdict_table(models.values(), claims, declared))
 
 
 def scores(judged: Judged, model: str) -> dict[str, str]:
@@ -435,7 +363,7 @@ def read_words(root: Path) -> dict[str, dict[str, str]]:
 
 def main(root: Path = ROOT) -> int:
     """Write the parts of both pages."""
-    judged = judge(root)
+    judged = judge(root, [PHOTOGRAPHS], [TRUTH])
     parts = {
         "findings": findings_text(judged, root),
         "summary": summary_text(judged),

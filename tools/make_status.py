@@ -17,6 +17,7 @@ from typing import Any
 import pandas as pd
 
 from benchmarks.checkpoints import CHECKPOINTS
+from rcblib.reading.labels import label_of
 from rcblib.runs.files import read_json, read_metadata
 from tools.make_memory import short
 from tools.notebook_list import Notebook, NotebookList, Stage, read_notebook_list
@@ -153,7 +154,7 @@ def absent_runs(rows: pd.DataFrame) -> str:
 
 
 def never_run(rows: pd.DataFrame, root: Path) -> str:
-    """Say of GPUs, published checkpoints, COCO and public benchmarks whether any run of the book used them."""
+    """Say of GPUs, published checkpoints, COCO and public benchmarks whether a run used them, and which models none."""
     records = [read_json(path) for path in sorted((root / "data/recorded").rglob("*.json"))]
     machines = [*rows["made"].explode().dropna(), *(made for facts in records for made in as_list(facts))]
     live = [
@@ -180,6 +181,10 @@ def never_run(rows: pd.DataFrame, root: Path) -> str:
         else f"- **No {kind}** was used{missing.get(kind, '')}."
         for kind, names in used.items()
     ]
+    shipped = {path.name for path in (root / "data/models").glob("*") if path.is_dir()}
+    asked_of = {path.parent.name for path in (root / "data/recorded").glob("*/*.json")}
+    if left := sorted(shipped - asked_of):
+        lines.append(f"- **Shipped, and never judged:** {', '.join(map(label_of, left))}.")
     return "\n".join(lines) + "\n"
 
 

@@ -254,6 +254,25 @@ def intermediate_methods(methods: Iterable[str]) -> list[str]:
     return [name for name in methods if "; " not in name and kind_of(name) in INTERMEDIATE]
 
 
+def curves_beside_intermediate(
+    answers: pd.DataFrame, tasks: Collection[str] | None = None, *, seed: int = 0
+) -> Curves:
+    """Collect the curves of the codebook and of methods built on intermediate states alone, as C4 is judged by them.
+
+    The same answers give the same draws, and so the same intervals, wherever they are compared.
+
+    Parameters
+    ----------
+    answers, tasks
+        As in `budget_curves`; the order of tasks is of no account.
+    seed : int
+        Of the draws.
+    """
+    methods = [ALL_TOKENS, OURS, *intermediate_methods(answers["method"].unique())]
+    chosen = answers[answers["method"].isin(methods)]
+    return budget_curves(chosen, tasks and sorted(tasks), generator=np.random.default_rng(seed))
+
+
 def above_intermediate(curves: Curves, budget: float) -> dict[str, Any]:
     """Compare the codebook with every method built on intermediate states at a share of rows.
 
