@@ -29,7 +29,7 @@ def test_a_t4_holds_7b_in_4_bit():
     for title, text in zip(written[1::2], written[2::2], strict=True):
         header, row = cells(text.strip())
         assert header[:2] == ["model", "T4 16 GB"]
-        fits[title] = row[1].split(" / ")  # at 16 bit, at 4 bit
+        fits[title] = row[1].replace("\u00a0", " ").split(" / ")  # at 16 bit, at 4 bit
     assert fits["Answering"][0] == "–"
     assert int(fits["Answering"][1]) >= 8
     assert int(fits["Probing, without attention"][1]) >= 32
