@@ -10,6 +10,7 @@ from rcblib.reading.budgets import (
     above_intermediate,
     budget_curves,
     curve_table,
+    curves_beside_intermediate,
     difference_table,
     shares_read,
     summary_table,
@@ -133,7 +134,7 @@ def test_the_summary_orders_methods_and_marks_what_is_decided(curves):
     table = summary_table(curves, [0.1, 0.4])
     assert table.columns.tolist() == ["kind", "10%", "40%"]
     assert table.loc["codebook", "40%"] == f"{relative(160):.2f}"
-    assert table.loc["least similar to [CLS]", "10%"] == f"{relative(60):.2f} ▼ ○"
+    assert table.loc["least similar to [CLS]", "10%"] == f"{relative(60):.2f}\u00a0▼\u00a0○"
     assert table.loc["FastV", "10%"] == "–"
     assert "pooled 2 x 2" not in table.index  # between the budgets it has no curve
     complete = [name for name in table.index if "–" not in table.loc[name].tolist()]
@@ -152,10 +153,21 @@ def test_hard_questions_are_those_that_a_smaller_picture_loses(table):
         hard_questions(table, 0.2)
 
 
+def test_the_same_answers_give_the_same_interval_of_the_claim_wherever_it_is_judged(table):
+    both = pd.concat(
+        [table, table.assign(task="digit", score=table["score"].to_numpy()[::-1])], ignore_index=True
+    )
+    first = above_intermediate(curves_beside_intermediate(both, ["count", "digit"], seed=3), 0.4)
+    few = both[both["method"] != "pooled 2 x 2"]  # what else was asked is of no account
+    assert first == above_intermediate(curves_beside_intermediate(few, ["digit", "count"], seed=3), 0.4)
+    assert first["against"] == "FastV" and first["n"] > 0
+
+
 def test_the_codebook_is_judged_against_the_best_method_on_intermediate_states(curves):
     found = above_intermediate(curves, 0.1)
     expected = (relative(120) + relative(160)) / 2 - relative(160)
     assert (found["against"], found["n_methods"]) == ("FastV", 2)
+    assert found["retained"] == max(0.1, curves.lowest("FastV"))
     assert found["value"] == pytest.approx(expected)
     low, high = found["interval"]
     assert low < expected < high < 0 and found["p_value"] < 0.02
@@ -255,9 +267,14 @@ def test_the_best_method_of_a_task_reads_so_few_rows_and_is_no_bound(table):
         pd.concat([table, *rival, bound]), generator=np.random.default_rng(0), n_resamples=2
     )
     found = best_by_task(curves, 0.1, ["codebook", "no such"]).loc["count"]
-    assert found.index.tolist() == ["best", "relative", "codebook"]
+    assert found.index.tolist() == ["best", "relative", "apart", "codebook"]
     assert found["best"] == "DivPrune"
     assert (found["relative"], found["codebook"]) == pytest.approx((0.6875 / 0.875, 4 / 7))
+    assert found["apart"]
+    chance = [answers("all tokens", 160), answers("random tokens", 100, 0.1, seed=0)]
+    close = pd.concat([*chance, answers("DivPrune", 104, 0.1, first=90)])
+    near = best_by_task(budget_curves(close, generator=np.random.default_rng(0), n_resamples=400), 0.1, [])
+    assert near.loc["count", "best"] == "DivPrune" and not near.loc["count", "apart"]
     blind = pd.concat([answers("all tokens", 10, first=1), answers("random tokens", 10, 0.1, first=1)])
     assert best_by_task(
         budget_curves(blind, generator=np.random.default_rng(0), n_resamples=2), 0.1, []

@@ -158,6 +158,12 @@ def test_a_notebook_without_places_keeps_its_order():
     assert re.findall(r"(?m)^\d$", text.split("## Appendix")[0]) == ["0", "1", "2"]
 
 
+def page_with(output, origin=""):
+    """Return the text of a page of one cell that has one output."""
+    cells = [words("# T", name="t"), code("x", name="x", outputs=[output])]
+    return compose("plain", [Run("plain", "small", "Small", cells, origin)]).text
+
+
 def test_tables_are_in_words():
     table = (
         '<table><tr><th class="a"> image_id</th><th>cls_similarity</th><th>made_up</th><th>as it is</th></tr>'
@@ -179,8 +185,35 @@ def test_an_index_is_named_in_the_row_of_the_other_heads(shown):
     heads = re.findall(r"<th\b[^>]*>([^<]*)</th>", text.split("<thead>")[1].split("</thead>")[0])
     assert heads == ["model", "C1", "C2"] and text.count("<tr") == 3
     both = pd.DataFrame([[1, 2]], columns=pd.Index(["C1", "C2"], name="claim"), index=frame.index[:1])
-    cells = [words("# T", name="t"), code("x", name="x", outputs=[shows(html=shown(both))])]
-    assert compose("plain", [Run("plain", "small", "Small", cells)]).text.count("<tr") == 3
+    text = page_with(shows(html=shown(both)))
+    assert "model ↓ claim →</th>" in text and text.count("<tr") == 2
+
+
+@pytest.mark.parametrize("shown", [pd.DataFrame.to_html, lambda frame: frame.style.to_html()])
+def test_a_table_has_no_count_of_its_rows_and_no_digits_that_nobody_reads(shown):
+    frame = pd.DataFrame({"value": [0.866025, 144.0], "interval": ["0.93 [0.77, 0.94]", "-1 [-1.5, 2e-5]"]})
+    text = page_with(shows(html=shown(frame)))
+    heads = re.findall(r"<th\b[^>]*>([^<]*)</th>", text)
+    assert heads == ["value", "interval"] and text.count("<tr") == 3
+    assert ">0.866<" in text and ">144<" in text
+    assert ">0.93 [0.77,\u00a00.94]<" in text and ">-1 [-1.5,\u00a02e-5]<" in text
+    assert 'text_html"' in text
+    frame.index = pd.Index([3, 5], name="image")  # says something
+    assert re.findall(r"<th\b[^>]*>([^<]*)</th>", page_with(shows(html=shown(frame))))[0] == "image"
+
+
+def test_a_long_table_scrolls_and_code_in_a_cell_is_code():
+    text = page_with(shows(html=pd.DataFrame({"stage": ["`words-0`"] * 40}).to_html()))
+    assert 'class="output text_html long"' in text and text.count("<td><code>words-0</code></td>") == 40
+
+
+def test_printed_lines_about_records_are_in_the_appendix_where_the_page_says_it_by_itself():
+    printed = prints("probing: recorded: 2026-01-02, a CPU\n\x1b[32m5 tokens\x1b[0m\n")
+    for origin, says in (("Probing, recorded.", False), ("", True)):
+        text = page_with(printed, origin)
+        shown, log = text.split("## Appendix")
+        assert "```text\n" in shown and "5 tokens\n" in shown and ("recorded: 2026" in shown) == says
+        assert ("recorded: 2026" in log) != says and "\x1b" not in text
 
 
 def test_what_is_to_be_folded_has_a_heading_and_runs_have_the_same_cells():
@@ -231,3 +264,12 @@ def test_the_codebook_is_compared_with_random_tokens_on_the_same_questions():
     assert "78% [72, 88] of the full score, more than random tokens (67% [62, 76])" in said
     results["codebook_minus_random_retain_20"] = estimate(0.02, -0.05, 0.17)
     assert "not clearly different from random" in answer_of("pruned_inference", results)
+    corrected = {"codebook": estimate(0.7, 0.6, 0.8), "random": estimate(0.5, 0.4, 0.6)}
+    results |= {f"{name}_above_guessing_retain_20": found for name, found in corrected.items()}
+    results |= {f"unpruned_{kind}": {"value": 0.9, "n": 50} for kind in ("count", "digit")}
+    said = answer_of("pruned_inference", results | {"kinds_that_count": {"value": 1, "n": 2}})
+    assert (
+        "70% [60, 80] of the score above guessing, not clearly different from random tokens (50% [40, 60])"
+        in said
+    )
+    assert said.endswith("That is of 40 of 100 questions, those of the 1 of 2 kinds that count.")

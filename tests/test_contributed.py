@@ -149,6 +149,15 @@ def test_only_results_of_notebooks_are_handed_in(results, files, line):
         gather([results], "Mine!")
 
 
+def test_results_of_two_models_are_not_handed_in_as_one(results):
+    note_used("models", "other", "0123456789ac")
+    write_results(results / "claims.json", RESULTS, {"seed": 0})  # of no model of its own
+    gather([results], "mine")
+    write_results(results / "budgets.json", RESULTS, {"model": "other", "seed": 0})
+    with pytest.raises(ParameterError, match="^results: got 'of model, other'; accepted: those of one model"):
+        gather([results], "mine")
+
+
 def test_all_contributions_that_are_here_are_sound():
     for submission in read_contributions(REPOSITORY / FOLDER):
         assert submission.runs and all(run.results for run in submission.runs.values())

@@ -32,6 +32,7 @@ from rcblib.pruners.random import RandomPruner
 from rcblib.pruners.registry import PRUNERS
 from rcblib.reading.explorer import packing, writing
 from rcblib.reading.explorer.build import Source, exhibit_of, shown_views, with_more
+from rcblib.reading.explorer.hows import HOWS, in_ways, told_ways
 from rcblib.reading.explorer.schema import Exhibit, Manifest, Pictures
 from rcblib.reading.explorer.writing import MOST_BYTES_AT_FIRST, read_script, write_explorer
 from rcblib.records import ParameterError, VisualView
@@ -97,6 +98,21 @@ def test_choices_come_back(kept):
     assert len(text) == 7
 
 
+@given(st.lists(st.text()))
+def test_texts_come_back(parts):
+    text = packing.pack_texts(parts)
+    assert packing.unpack_text(text) == "".join(parts)
+    assert re.fullmatch("[A-Za-z0-9+/]*=*", text)
+
+
+def test_few_different_letters_take_few_bits_beside_many():
+    rng = np.random.default_rng(0)
+    few = ["".join(rng.choice(list("ABCDEF"), 720, p=(0.05, 0.05, 0.1, 0.15, 0.15, 0.5))) for _ in range(20)]
+    many = "".join(rng.choice(list(packing.LETTERS), 6000))
+    # Beside letters that are all as frequent, which take all of their room, those of tokens that stay take half of it.
+    assert len(packing.pack_texts([many, "".join(few)])) <= len(many) + 20 * 720 / 2
+
+
 def test_what_cannot_be_packed_is_refused():
     with pytest.raises(ValueError, match="got 4096 to 4096"):
         packing.pack_integers([4096])
@@ -153,6 +169,31 @@ def test_shipped_records_show_what_the_rule_chooses_and_are_those_of_their_stage
             first[first["image_id"].astype(str).isin(shown)].groupby("image_id")["score"].min() == 0
         ).sum()
     assert n_failures >= 8
+
+
+def test_every_registered_method_was_asked_about_drawn_scenes_in_both_ways_and_others_as_their_stages_say():
+    inside = {name for name, method in PRUNERS.items() if method.kind._overrides("inside")}
+    every = {name for name, method in PRUNERS.items() if "scorer" not in method.parameters} - {ALL}
+    for stage, _, *others in read_notebook_list(REPOSITORY / "workflow/notebooks.yml").explored:
+        record = read_record(REPOSITORY / stage.table)
+        table, facts = record.table, record.facts
+        for other in others:
+            more = read_record(REPOSITORY / other.table)
+            table, facts = with_more(table, facts, more.table, more.facts)
+        answers = table[(table["part"] == "answers") & (table["method"] != ALL)]
+        n_images = len(stage.options["shown"].split(","))
+        assert set(answers.groupby(["method", "how", "retain_ratio"]).size()) == {5 * n_images}, stage.run
+        for budget in (0.05, 0.1, 0.2, 0.35, 0.5):
+            own = answers[answers["retain_ratio"] == budget]
+            asked = {how: set(rows["method"]) for how, rows in own.groupby("how")}
+            for other in others:
+                for how in ["removed"] if other.options["more"] is True else other.options["more"]:
+                    missing = set(other.options["pruner"]) - asked[how] - set(facts["unfit"])
+                    assert missing <= (inside if how == "replaced" else set()), (other.run, budget)
+            if stage.options["model"] == "llava-photographs":
+                continue
+            assert asked["removed"] - asked["replaced"] == asked["removed"] & inside, (stage.run, budget)
+            assert asked["removed"] | set(facts["unfit"]) >= every, (stage.run, budget)
 
 
 # What is shown is what was measured
@@ -336,6 +377,33 @@ def test_methods_are_added_to_pictures_measured_before(explored, exhibits, tmp_p
         with_more(explored.source.table, explored.source.facts, more[0], strange)
 
 
+def test_added_methods_are_asked_in_both_ways_as_at_first(explored, tmp_path):
+    adapter, source = explored.source.adapter, explored.source
+    pruners, _ = exhibit_pruners(["random", "fastv"], BUDGETS, adapter.family, None, None)
+    ways, unfit = in_ways(pruners, HOWS, adapter)
+    assert list(unfit) == ["fastv, replaced"] and "drops inside the LLM" in unfit["fastv, replaced"]
+    given = explored.model, explored.processor, explored.samples
+    shown = {"shown": source.shown, "progress": False}
+    table, facts = explore(*given, {"random": ways["random"]}, more=True, folder=tmp_path, **shown)
+    found = told_ways(table, ways)
+    for part in ("answers", "kept"):
+        at_first = source.table[(source.table["part"] == part) & (source.table["method"] == "random")]
+        own = found[(found["part"] == part) & (found["method"] == "random")]
+        keys = ["image_id", "how", "retain_ratio", "question"]
+        wanted, told = (t.sort_values(keys)[found.columns].reset_index(drop=True) for t in (at_first, own))
+        pd.testing.assert_frame_equal(told, wanted)
+    assert set(found["how"].dropna()) == {"removed", "replaced"}
+    whole, _ = with_more(source.table, source.facts, found, facts)
+    assert len(whole) == len(source.table)
+    is_replaced = (source.table["method"] == "random") & (source.table["how"] == "replaced")
+    whole, _ = with_more(source.table[~is_replaced], source.facts, found, facts)
+    assert len(whole) == len(source.table)
+    assert whole["how"].value_counts().to_dict() == source.table["how"].value_counts().to_dict()
+    only, _ = in_ways(pruners, ["replaced"], adapter)
+    assert list(only) == ["random"] and all(isinstance(own, ReplacePruner) for own in only["random"].values())
+    assert in_ways(pruners, ["removed"], adapter)[1] == {}
+
+
 def test_models_share_a_picture_that_they_see_alike_and_no_other(explored, tmp_path):
     facts = explored.source.facts
     other = facts | {"description": facts["description"] | {"model": "another"}}
@@ -444,6 +512,20 @@ def test_the_command_writes_a_page_of_own_photos(tmp_path, capsys):
     whole, (found, facts) = read_table(table)[0], read_table(tmp_path / "s.parquet")
     assert facts["only"] == {"setting": sorted(whole["setting"].dropna().unique())}  # without those at 0.2
     pd.testing.assert_frame_equal(found, whole)
+    more = [
+        "--pruner",
+        "cls_most",
+        "--more",
+        "removed",
+        "replaced",
+        "--table",
+        str(tmp_path / "more.parquet"),
+    ]
+    assert main(["explorer", *wanted[:-2], *more, "--shown", "a b.png,c.png"]) == 0
+    assert main(["explorer", *wanted, *again, str(tmp_path / "more.parquet")]) == 0
+    (page,) = (tmp_path / "page/data").glob("llava-scenes-*c-png.js")
+    answers = Exhibit.model_validate(read_script(page.read_text(encoding="utf-8"))).answers
+    assert set(answers["cls_most"]) == set(answers["random"]) == {"removed", "replaced"}
     capsys.readouterr()
     for option, words in (
         (["--retain-ratio", "0.5", "0.2"], "retain-ratio: got [0.5, 0.2]"),
@@ -475,7 +557,10 @@ def test_bytes_are_limited(explored, monkeypatch, tmp_path):
         write_explorer(tmp_path, [explored.source])
     assert not list(tmp_path.iterdir())
     monkeypatch.undo()
-    monkeypatch.setattr(writing, "MOST_BYTES", 10_000)
+    first = explored.source.key(explored.source.shown[0])
+    monkeypatch.setattr(
+        writing, "MOST_BYTES", data[f"llava-scenes-{first}"]
+    )  # nothing is left for its picture
     with pytest.raises(ParameterError, match="views: got"):
         write_explorer(tmp_path, [explored.source])
 

@@ -17,6 +17,7 @@ from PIL import Image
 from rcblib.reading import figures
 from rcblib.reading.figures import words
 from rcblib.reading.figures.finding import MOST
+from rcblib.reading.figures.maps import in_two_lines
 from rcblib.reading.labels import label_of, method_label
 from rcblib.records import ParameterError
 from tools.page_limits import MOST_SAID, alternative_text_is_poor
@@ -109,6 +110,26 @@ def test_words_stay_inside_their_patches(image):
     for text in axes.texts:
         extent = text.get_window_extent()
         assert extent.width <= width and extent.height <= height, text.get_text()
+
+
+def test_long_words_go_on_in_a_second_line_where_that_makes_them_larger(image):
+    parted = {
+        word: in_two_lines(word) for word in ("background", "elephant", "handwriting", "mountain", "bridge")
+    }
+    assert list(parted.values()) == [
+        "back-\nground",
+        "ele-\nphant",
+        "hand-\nwriting",
+        "moun-\ntain",
+        "bridge",
+    ]
+    for word, said in parted.items():
+        assert said.replace("-\n", "") == word
+    _, axes = plt.subplots(figsize=(6, 5))
+    figures.word_map(axes, image, ["background", "ring"] * 6, np.full(12, 0.5), GRID)
+    long, short = axes.texts[:2]
+    assert long.get_text() == "back-\nground" and short.get_text() == "ring"
+    assert long.get_fontsize() > 0.5 * short.get_fontsize()
 
 
 def test_kept_map_shows_kept_patches_in_colour_and_counts_them(axes, image):

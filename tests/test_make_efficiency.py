@@ -79,8 +79,8 @@ def lines_of(text, first):
 def test_gains_stand_beside_the_most_that_they_could_be(records):
     name = make_efficiency.MODELS[make_efficiency.LARGE]
     one, four = lines_of(make_efficiency.times_text(records), name)
-    assert one[1:] == ["1", "1.92", "1.58", "1.34", "2.10", "3.0", "30.0 → 30.0"]
-    assert four[1:] == ["4", "1.92", "1.80", "1.64", "5.40", "3.0", "30.0 → 30.0"]
+    assert one[1:] == ["1", "1.92", "1.58", "1.34", "2.10", "3.0", "30.0\u00a0→\u00a030.0"]
+    assert four[1:] == ["4", "1.92", "1.80", "1.64", "5.40", "3.0", "30.0\u00a0→\u00a030.0"]
     answer = make_efficiency.answer_text(records)
     assert "**1.9** times as fast, first token 1.6 times as soon, the whole answer 1.34 times" in answer
 
@@ -95,7 +95,7 @@ def test_limits_are_told_in_numbers(records):
 
 def test_methods_are_listed_with_what_choosing_costs(records):
     (cells,) = lines_of(make_efficiency.methods_text(records), "random tokens")
-    assert cells[1:] == ["90.0 (90%), 0.76"] * len(make_efficiency.METHODS)
+    assert cells[1:] == ["90.0\u00a0(90%),\u00a00.76"] * len(make_efficiency.METHODS)
 
 
 def test_targets_are_told_met_or_not_and_a_gpu_never_run(records):

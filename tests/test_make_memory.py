@@ -24,12 +24,16 @@ def test_tables_are_written_in_markdown():
 
 def test_a_t4_holds_7b_in_4_bit():
     jobs = {CHECKPOINTS[0]: make_memory.Jobs(CHECKPOINTS[0])}
-    header, *rows = cells(make_memory.cards_table(jobs))
-    assert header[3] == "T4 16 GB"
-    fits = {(row[1], row[2]): row[3] for row in rows}
-    assert fits["16 bit", "generate"] == "–"
-    assert int(fits["4 bit", "generate"]) >= 8
-    assert int(fits["4 bit", "probe"]) >= 32
+    written = make_memory.cards_table(jobs).split("**")  # a table a job, below its title in bold
+    fits = {}
+    for title, text in zip(written[1::2], written[2::2], strict=True):
+        header, row = cells(text.strip())
+        assert header[:2] == ["model", "T4 16 GB"]
+        fits[title] = row[1].replace("\u00a0", " ").split(" / ")  # at 16 bit, at 4 bit
+    assert fits["Answering"][0] == "–"
+    assert int(fits["Answering"][1]) >= 8
+    assert int(fits["Probing, without attention"][1]) >= 32
+    assert len(fits) == 3
     (_, parts) = cells(make_memory.parts_table(jobs))
     assert parts[0] == "`llava-1.5-7b-hf`" and parts[5] == "7.06"
 

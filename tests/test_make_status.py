@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import subprocess
 from pathlib import Path
 
 import pandas as pd
@@ -52,9 +53,9 @@ def build(tmp_path):
 def test_every_run_has_a_line_with_what_it_took(build):
     lines = build["runs"].splitlines()[2:]
     assert lines == [
-        "| `probing` | probe | 1.5 | 2.00 | 2026-01-02 03:04 | c0ffee1 |",
-        "| `gates-big` | gates | – | – | 2026-01-02 03:04 | c0ffee1 |",
-        "| `a` | notebook | – | – | 2026-01-02 03:04 | c0ffee1, changed |",
+        '| `probing` | probe | 1.5 | 2.00 | <span class="whole">2026-01-02 03:04</span> | c0ffee1 |',
+        '| `gates-big` | gates | – | – | <span class="whole">2026-01-02 03:04</span> | c0ffee1 |',
+        '| `a` | notebook | – | – | <span class="whole">2026-01-02 03:04</span> | c0ffee1 with changes |',
         "| `b` | notebook | – | – | – | – |",
         "| all |  | 1.5 | 2.00 |  |  |",
     ]
@@ -66,7 +67,10 @@ def test_versions_are_told_once_and_others_with_their_runs(build):
 
 
 def test_what_was_recorded_and_what_was_never_run_is_told(build):
-    assert "| `big/gates` | 10.0 | 1 | a processor | 2026-01-02 | c0ffee1 |" in build["recorded"]
+    assert (
+        '| `big/gates` | 10.0 | 1 | a processor | <span class="whole">2026-01-02</span> | c0ffee1 |'
+        in build["recorded"]
+    )
     assert "left nothing here: `b`." in build["absent"]
     for kind in ("GPU", "published checkpoint", "photograph of COCO", "public benchmark"):
         assert f"- **No {kind}** was used" in build["never"]
@@ -79,7 +83,11 @@ def test_what_was_run_after_all_is_named(tmp_path):
     facts = {"provenance": [MADE | {"gpu": "A card"}], "stage": {"options": options}}
     write_json(tmp_path / "data/recorded/large/pruning.json", facts)
     told = make_status.never_run(pd.DataFrame({"made": [[]]}), tmp_path)
-    assert "No " not in told
+    assert "No " not in told and "never judged" not in told
+    for name in ("large", "llava-next-photographs"):
+        (tmp_path / "data/models" / name).mkdir(parents=True)
+    shipped = make_status.never_run(pd.DataFrame({"made": [[]]}), tmp_path)
+    assert shipped == told + "- **Shipped, and never judged:** LLaVA-NeXT-photographs.\n"
     for text in (
         "**GPU:** A card",
         make_status.short(checkpoint),
@@ -136,3 +144,25 @@ def test_every_table_is_included_in_a_page_and_written_by_the_tool(page):
     source = (REPOSITORY / "tools" / f"make_{page}.py").read_text(encoding="utf-8")
     written = set(re.findall(r'^        "(\w+)": \w+\(', source, flags=re.MULTILINE))
     assert included == written
+
+
+def test_commits_that_the_history_does_not_hold_are_named(tmp_path):
+    def git(*words):
+        told = ["-c", "user.name=a", "-c", "user.email=a@example.org", *words]
+        return subprocess.run(
+            ["git", "-C", str(tmp_path), *told], capture_output=True, text=True, check=True
+        ).stdout
+
+    write_json(tmp_path / "data/recorded/a.json", {"provenance": [MADE | {"git_commit": "f" * 40}]})
+    assert make_status.unknown_commits(tmp_path) == ""  # where there is no history, nothing is said of it
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "one")
+    known = git("rev-parse", "HEAD").strip()
+    write_json(tmp_path / "data/recorded/b.json", {"provenance": [MADE | {"git_commit": known}]})
+    assert make_status.unknown_commits(tmp_path).startswith("Of 2 commits 1 are not in the history")
+    assert "`fffffff`" in make_status.unknown_commits(tmp_path) and known[
+        :7
+    ] not in make_status.unknown_commits(tmp_path)
+    (tmp_path / "data/recorded/a.json").unlink()
+    assert make_status.unknown_commits(tmp_path) == ""

@@ -126,7 +126,12 @@ def test_what_is_here_is_counted_or_shown_by_a_test():
             assert row["here"] in COUNTED or (REPOSITORY / f"tests/{row['here']}.py").is_file(), feature
             assert len(row["others"]) == len(own["columns"]), feature
     text = make_support.peers_text(peers["methods"], REPOSITORY)
-    assert "| looks at the question | 2 methods do |" in text
+    assert "| looks at the question | 5 methods do |" in text  # two by its words, three inside the LLM
+    harnesses = make_support.peers_text(peers["harnesses"], REPOSITORY)
+    assert f"| {make_support.n_published()} published, {make_support.n_methods()} with controls" in harnesses
+    published = {"codebook", "cls_attention", "vispruner", "divprune", "cdpruner", "visionzip", "prumerge"}
+    published |= {"prumerge_plus", "tome", "holov", "fastv", "sparsevlm", "pyramiddrop"}
+    assert make_support.n_published() == len(published & set(PRUNERS)) == len(published)
     assert f"| several images; video | {make_support.substitutions()['video_families']} |" in text
 
 

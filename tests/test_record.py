@@ -10,6 +10,7 @@ import pytest
 import yaml
 from small_project import COMMAND, LIST, make_full, make_project, snakemake
 
+from rcblib.evaluate.ranks import view_ranks
 from rcblib.runs.files import read_json, read_table, write_json, write_table
 from rcblib.runs.records import MAX_BYTES, read_record
 from tools import make_pages, record
@@ -208,6 +209,74 @@ def test_a_check_of_some_positions_compares_these_only_and_says_how_many(listed,
     assert "column value, image 0: recorded 4.0, found 5.0 (2 of 4 rows differ)" in capsys.readouterr().err
 
 
+def test_a_check_of_some_positions_compares_ranks_among_these(listed, tmp_path, capsys):
+    path = tmp_path / "workflow/notebooks.yml"
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    own = content["stages"][0]["models"]["large"]
+    own["recorded"] |= {"positions": 3, "first": 1}
+    own["ranks"] = True
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    _, facts = read_table(listed[1]("whole.parquet", "--scale", "1.5"))
+    facts["keys"] = ["part", "view", "position"]
+
+    def write(name, positions, values, falls, removed=0.5):
+        """Write what is measured of two views of every image: scores of tokens, swaps of these, and a removal."""
+        tokens = pd.DataFrame(
+            {
+                "part": "tokens",
+                "view": view,
+                "position": place,
+                "token": place,
+                "score_own": values[view][place],
+            }
+            for view in (0, 1)
+            for place in positions
+        )
+        tokens = tokens.assign(score_own=view_ranks(tokens.assign(object_coverage=0.0))["score_own"])
+        swapped = tokens[["view", "position"]].assign(
+            part="swapped", fall=[falls[p] for p in tokens["position"]]
+        )
+        of_image = pd.concat([tokens, swapped, pd.DataFrame([{"part": "removed", "fall": removed}])])
+        images = list(facts["samples"])[: 8 if len(positions) == 7 else 1]
+        places = of_image["position"]  # the grids of other images are others
+        parts = [of_image.assign(image_id=int(i), position=places + (i != images[0])) for i in images]
+        table = pd.concat(parts, ignore_index=True)
+        config = {"positions": "all" if len(positions) == 7 else positions}
+        own = {"samples": {name: facts["samples"][name] for name in images}}
+        write_table(
+            tmp_path / name, table, facts | own | {"description": facts["description"] | {"config": config}}
+        )
+        return str(tmp_path / name)
+
+    values = [[3, 1, 4, 1, 5, 9, 2], [2, 7, 1, 8, 2, 8, 1]]
+    falls = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]
+    assert (
+        record.main(["write", "probing-large", write("all.parquet", range(7), values, falls)], tmp_path) == 0
+    )
+    stage = read_notebook_list(path).find("probing-large")
+    *_, chosen = record.again(stage, tmp_path)
+    some = [int(number) for number in chosen.split(",")]
+    assert some == list(range(some[0], 7, 3))  # rows of removals are about no token
+    output = tmp_path / CHECKED
+    output.parent.mkdir(parents=True)
+
+    def check(*measured):
+        capsys.readouterr()
+        return record.main(
+            ["check", "probing-large", write("some.parquet", some, *measured), str(output)], tmp_path
+        )
+
+    assert check(values, falls) == 0
+    assert capsys.readouterr().out.endswith(
+        f"1 of 8 images computed again at {len(some)} of 7 positions agree\n"
+    )
+    assert read_json(output)["n_rows"] == 4 * len(some) + 1
+    turned = [values[0], [-value for value in values[1]]]
+    for wrong in ((turned, falls), (values, [2 * fall for fall in falls]), (values, falls, 0.6)):
+        assert check(*wrong) == 1
+        assert f"column {'score_own' if wrong[0] is turned else 'fall'}," in capsys.readouterr().err
+
+
 def test_recorded_stages_are_chosen_by_model_and_name(listed):
     found, _ = listed
     (stage,) = record.chosen_stages(found, [], [])
@@ -236,8 +305,8 @@ def test_recorded_stages_are_chosen_by_model_and_name(listed):
         ),
         ({"recorded": {"settings": 3}}, "s has settings; accepted: with the commands .*'explorer'"),
         (
-            {"recorded": {"positions": 3}, "command": "truth"},
-            "s has positions; accepted: with the command 'probe'",
+            {"recorded": {"positions": 3}, "command": "explorer"},
+            r"s has positions; accepted: with the commands \('probe', 'truth'\)",
         ),
     ],
 )

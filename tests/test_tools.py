@@ -381,6 +381,14 @@ def test_source_lines_become_sections_after_any_other():
     assert book_extension.add_headings(indented) == indented
 
 
+def test_a_sentence_with_a_colon_is_no_type_of_an_attribute():
+    for what, wanted in (("data", ["Windows held at once:", "five of each.", ""]), ("function", None)):
+        lines = ["Windows held at once: five of each.", ""]
+        book_extension.process_docstring(None, what, "x", None, None, lines)
+        assert lines == (wanted or ["Windows held at once: five of each.", ""])
+    assert book_extension.keep_colon([]) == [] and book_extension.keep_colon(["Plain."]) == ["Plain."]
+
+
 def test_a_repeated_script_is_kept_once():
     def script(filename, body=None):
         return types.SimpleNamespace(filename=filename, attributes={} if body is None else {"body": body})

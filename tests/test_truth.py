@@ -35,6 +35,7 @@ from rcblib.evaluate.truth import (
 from rcblib.mllm import adapter_for
 from rcblib.probe.inputs import places_of
 from rcblib.pruners.registry import PRUNERS
+from rcblib.reading.kinds import leading_of_kinds
 from rcblib.reading.statistics import mean_interval
 from rcblib.reading.trust import over_trainings, stepped_up, validate
 from rcblib.reading.truth import (
@@ -442,6 +443,26 @@ def test_candidates_have_names_for_readers():
         "cls_similarity": "similarity to [CLS]",
     }
     assert {name: candidate_label(name) for name in names} == names
+
+
+def test_the_best_of_every_kind_leads():
+    ordered = ["object_coverage", "pixel_entropy", "cls_similarity", "pixel_median_distance", "cls_attention"]
+    ordered += [
+        "entropy",
+        "attention_last",
+        "score_codebook_max_cosine",
+        "score_fastv",
+        "score_strided",
+        "random_numbers",
+    ]
+    labels = leading_of_kinds(ordered, named=["cls_attention"])
+    assert list(labels) == [name for name in ordered if name != "pixel_median_distance"]
+    assert labels["object_coverage"] == "masks (oracle)\n(control)"
+    assert labels["pixel_entropy"].endswith("\n(best of 2 by pixels)")
+    assert labels["score_strided"].endswith("\n(control)")
+    assert labels["cls_attention"].endswith("\n(by [CLS])")
+    assert labels["score_fastv"] == f"{candidate_label('score_fastv')}\n(methods inside the LLM)"
+    assert labels["score_codebook_max_cosine"] == "codebook, largest cosine\n(made from probing)"
 
 
 def test_the_truth_is_validated_by_itself(made_up):

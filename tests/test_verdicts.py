@@ -9,7 +9,16 @@ import yaml
 from test_gates import LIMITS, N, answers, asked, tokens
 
 from rcblib.evaluate.gates import ORACLE
-from rcblib.reading.claim_lines import claim_lines, claim_numbers, failed_gates, rule_grid, settings_of
+from rcblib.reading.claim_lines import (
+    asked_words,
+    claim_lines,
+    claim_numbers,
+    failed_gates,
+    relative_words,
+    rule_grid,
+    rules_alone,
+    settings_of,
+)
 from rcblib.reading.claims import read_claims
 from rcblib.reading.verdicts import Evidence, collect, verdict_table, weigh
 from rcblib.runs.files import file_sha256, write_json, write_table
@@ -119,7 +128,15 @@ def test_a_claim_has_a_line_a_model_with_gates_controls_and_verdict(weighed):
     line = lines.loc["first"]
     assert line["gates"] == "G1✓ G2✓ G3✓ G5✓ G6✓"
     scores = ["codebook", "random", "oracle", "unpruned", "guessing"]
-    assert line[scores].tolist() == ["0.94", "0.60", "0.95", "0.95", "0.25"]  # the same at both budgets
+    twice = [f"{score}\u202f·\u202f{score}" for score in ("0.94", "0.60", "0.95")]  # the same at both budgets
+    assert line[scores].tolist() == [*twice, "0.95", "0.25"]
+    assert (
+        rules_alone(weighed["first"], CLAIMS[2]) == "holds"
+        and asked_words(weighed["first"], CLAIMS[2]) == "100"
+    )
+    assert relative_words(weighed["first"], CLAIMS[2]).startswith("0.99 [")
+    assert relative_words(weighed["first"], CLAIMS[2]).count(" · 0.99 [") == 1
+    assert rules_alone(weighed["second"], CLAIMS[4]) == "not measured"
     numbers = claim_numbers(weighed["first"], CLAIMS[2])
     assert list(numbers) == scores and numbers["random"] == [pytest.approx(0.6)] * 2
     assert failed_gates(weighed["first"], CLAIMS[2]) == []
@@ -141,12 +158,13 @@ def test_the_codebook_is_judged_against_methods_on_intermediate_states(weighed):
     assert rules["verdict"].tolist() == ["holds"] * 2
     assert rules.loc["above_intermediate_retain_20", "value"] == pytest.approx((94 - 80) / 70)
     line = claim_lines([evidence], C4, table).loc["first"]
-    assert line[["best other", "codebook", "random", "verdict"]].tolist() == [
-        "VisionZip",
-        "0.94",
-        "0.60",
+    assert line[["codebook", "random", "verdict"]].tolist() == [
+        "0.94\u202f·\u202f0.94",
+        "0.60\u202f·\u202f0.60",
         "holds",
     ]
+    assert line["best other"] == "VisionZip at 20% · VisionZip at 10%"
+    assert line["minus best other"].startswith("+0.20 [")
     evidence.tables["every_method", "images"] = every[every["method"] != "random tokens"]
     evidence.gates.clear()
     weigh(evidence, CLAIMS, LIMITS, other=evidence)

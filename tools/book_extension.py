@@ -1,7 +1,8 @@
 """Sphinx extension of the book: sections of docstrings, each script once a page, badges that open notebooks.
 
 The lines ``Source:`` and ``Differs:`` close a docstring, after its numpydoc sections; without a heading they would
-be read as one more item of the last section, such as an exception that is raised.
+be read as one more item of the last section, such as an exception that is raised. What stands before a colon in the
+first line of an attribute's docstring would be read as its type.
 
 The theme's toggles of the sidebar have no name; each gets that of the page whose pages it shows.
 
@@ -54,9 +55,15 @@ def add_headings(lines: list[str]) -> list[str]:
     return result
 
 
+def keep_colon(lines: list[str]) -> list[str]:
+    """Break the first line behind its colon, so that it stays a sentence."""
+    first, colon, rest = (lines or [""])[0].partition(": ")
+    return [f"{first}:", rest, *lines[1:]] if colon else lines
+
+
 def process_docstring(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """Rewrite a docstring in place."""
-    lines[:] = add_headings(lines)
+    lines[:] = add_headings(keep_colon(lines) if what in ("attribute", "data", "property") else lines)
 
 
 def keep_scripts_once(

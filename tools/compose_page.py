@@ -28,8 +28,12 @@ PLACES = ("answer", "reading", "method", "data", "experiment", "limits", "append
 FOLD = "fold"
 """Tag of a cell of text whose heading unfolds it and the code that follows."""
 
+LONG_TABLE = 30
+"""Rows from which on a table scrolls by itself."""
+
 COMMANDS, SET_UP, LOG = "Run it yourself", "Parameters, imports and versions", "What the runs printed"
-"""Titles in the appendix."""
+BESIDE = "Beside the record of the embedded model"
+"""Titles in the appendix; the last of a cell of code that alone of its neighbours stands there."""
 
 Cell = nbformat.NotebookNode
 
@@ -113,10 +117,10 @@ def compose(name: str, runs: Sequence[Run]) -> Page:
         if number in set_up_at:
             part = set_up
         elif place != part.place:  # this cell only
-            part = Part(place)
+            part = Part(place, BESIDE if place == "appendix" else "")
             parts += [part, Part(parts[-1].place, parts[-1].title)]
         told = [
-            _outputs(cell, f"{name}/{cell.id}-{run.model}", pictures)
+            _outputs(cell, f"{name}/{cell.id}-{run.model}", pictures, bool(run.origin))
             for cell, run in zip(cells, runs, strict=True)
         ]
         part.add([shown for shown, _ in told])
@@ -241,17 +245,27 @@ def _glued(cells: list[Cell]) -> dict[str, str]:
 
 
 def _with_numbers(source: str, values: dict[str, str]) -> str:
-    return re.sub(r"\{glue:text\}`(\w+)`", lambda found: values[found[1]], source)
+    return re.sub(r"\{glue:text\}`(\w+)`", lambda found: _whole_intervals(values[found[1]]), source)
 
 
-def _outputs(cell: Cell, path: str, pictures: dict[str, bytes]) -> tuple[str, str]:
-    """Return what of a cell's outputs is shown, and what goes to the appendix: printed lines besides something else."""
+def _whole_intervals(text: str) -> str:
+    """Let no line end inside an interval."""
+    return _INTERVAL.sub("[\\1,\u00a0\\2]", text)
+
+
+def _outputs(cell: Cell, path: str, pictures: dict[str, bytes], has_origin: bool = False) -> tuple[str, str]:
+    """Return what of a cell's outputs is shown, and what goes to the appendix: printed lines besides something else.
+
+    Where the page says by itself what was recorded, printed lines that do are for the appendix alone.
+    """
     shown = [text for text in (_output(cell, output, path, pictures) for output in cell.outputs) if text]
     streams = [output for output in cell.outputs if output.output_type == "stream"]
-    printed = "".join(str(output.text) for output in streams if output.name == "stdout").strip()
+    printed = "".join(str(output.text) for output in streams if output.name == "stdout")
+    printed = _COLOURS.sub("", printed).strip()
     if shown or "scroll-output" in _tags(cell):
         return "\n\n".join(shown), printed
-    return _fenced("text", printed), ""
+    lines = [line for line in printed.split("\n") if not (has_origin and _ORIGIN.match(line))]
+    return _fenced("text", "\n".join(lines)), printed if len(lines) < len(printed.split("\n")) else ""
 
 
 def _output(cell: Cell, output: Any, path: str, pictures: dict[str, bytes]) -> str:
@@ -282,10 +296,32 @@ def _picture(cell: Cell, output: Any, file: str) -> str:
 
 
 def _table(html: str) -> str:
-    """Write HTML with the classes that the style sheet knows outputs by, a table in words and with one row of heads."""
-    shown = table_in_words(_one_head(html.strip()))
-    inside = f'<div class="cell_output"><div class="output text_html">\n{shown}\n</div></div>'
+    """Write HTML with the classes that the style sheet knows outputs by.
+
+    A table is in words, with one row of heads, without a column that only counts its rows, and with numbers of the
+    digits that are read; a long one scrolls.
+    """
+    shown = _without_counts(_one_head(html.strip()))
+    shown = _whole_intervals(
+        _SIX_DIGITS.sub(lambda cell: f"{cell[1]}{float(cell[2]):.4g}<", table_in_words(shown))
+    )
+    shown = _CODE.sub(r"<code>\1</code>", shown)
+    kind = "output text_html long" if shown.count("<tr") > LONG_TABLE else "output text_html"
+    inside = f'<div class="cell_output"><div class="{kind}">\n{shown}\n</div></div>'
     return f"```{{raw}} html\n{inside}\n```"
+
+
+def _without_counts(html: str) -> str:
+    """Leave out the column that counts a table's rows: without a name, and of whole numbers."""
+    head, *rows = html.split("<tr")[1:] or [""]
+    heads = [found for row in rows if (found := _HEAD.search(row))]
+    first = _HEAD.search(head)
+    counts = [re.fullmatch(r"\s*\d+\s*", re.sub(r"<[^>]*>", "", found[0])) for found in heads]
+    is_single = all(len(_HEAD.findall(row)) == 1 for row in rows)
+    if not first or not _is_blank(first[0]) or not rows or not is_single or not all(counts):
+        return html
+    parts = html.split("<tr")
+    return "<tr".join([parts[0], *(_HEAD.sub("", part, count=1) for part in parts[1:])])
 
 
 def _one_head(html: str) -> str:
@@ -294,6 +330,12 @@ def _one_head(html: str) -> str:
     def joined(found: re.Match[str]) -> str:
         first, second = (_HEAD.findall(row) for row in found.groups()[1:])
         names = [not _is_blank(cell) for cell in second]
+        if len(first) == len(second) and sum(names) == 1 and names[0] and not _is_blank(first[0]):
+            low, high = (
+                re.sub(r"<[^>]*>", "", row[0]).strip() for row in (second, first)
+            )  # of rows, of columns
+            cells = [second[0].replace(low, f"{low} ↓ {high} →"), *first[1:]]
+            return f"{found[1]}{''.join(cells)}</tr></thead>"
         if len(first) != len(second) or any(
             name and not _is_blank(cell) for name, cell in zip(names, first, strict=True)
         ):
@@ -309,6 +351,14 @@ def _is_blank(cell: str) -> bool:
 
 
 _HEAD = re.compile(r"(?s)<th\b.*?</th>")
+_INTERVAL = re.compile(r"\[(-?[\d.]+(?:e-?\d+)?), (-?[\d.]+(?:e-?\d+)?)\]")
+_SIX_DIGITS = re.compile(r"(<td\b[^>]*>)(-?\d+\.\d{6})<")
+"""A number as pandas writes it where nobody says how."""
+_CODE = re.compile(r"(?<=>)\s*`([^`<]+)`\s*(?=</td>)")
+"""A cell as Markdown writes code."""
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+_ORIGIN = re.compile(r"(?:\w+: )?recorded: \d{4}-")
+"""A printed line that says when and where a table was recorded."""
 _TWO_ROWS = re.compile(
     r"(?s)(<thead>\s*<tr\b[^>]*>)((?:\s*<th\b[^>]*>[^<]*</th>)+)\s*</tr>\s*"
     r"<tr\b[^>]*>((?:\s*<th\b[^>]*>[^<]*</th>)+)\s*</tr>\s*</thead>"
@@ -316,7 +366,7 @@ _TWO_ROWS = re.compile(
 """A head of two rows."""
 
 _WRITERS: dict[str, Callable[[str], str]] = {
-    "text/markdown": str.strip,
+    "text/markdown": lambda text: _whole_intervals(text.strip()),
     "image/png": str,
     "text/html": _table,
     "text/plain": lambda text: _fenced("text", text),

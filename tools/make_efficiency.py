@@ -361,7 +361,7 @@ def figure_text(name: str, parts: Mapping[str, Recorded]) -> str:
             told.append(f"{MODELS[part]}: {gains} times as fast")
     said = f"With {SHARE:.0%} of the tokens, {'; '.join(told)}."
     alternative = json.dumps(said, ensure_ascii=False)
-    return f"```{{figure}} _build/efficiency/{name}.png\n:alt: {alternative}\n\n{CAPTIONS[name]}\n```\n"
+    return f"```{{figure}} _build/efficiency/{name}.png\n:alt: {alternative}\n:class: drawn\n\n{CAPTIONS[name]}\n```\n"
 
 
 if __name__ == "__main__":

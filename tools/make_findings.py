@@ -10,113 +10,57 @@ as the paper's evidence and what would change a verdict, stand in ``book/what_we
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import yaml
 
+from rcblib.evaluate.gates import TOKENS, part_of
+from rcblib.evaluate.guessing import kinds_of
+from rcblib.pruners.every import BY_CHANCE
 from rcblib.reading.claim_lines import (
     NOTHING,
+    asked_words,
     claim_lines,
-    claim_numbers,
+    difference_words,
     failed_gates,
     is_on_pruning,
-    joined,
+    relative_words,
+    rival_words,
+    rules_alone,
+    said_numbers,
     settings_of,
 )
-from rcblib.reading.claims import Claim, read_claims
-from rcblib.reading.gate_results import GateResult, read_gates_file
+from rcblib.reading.claims import Claim
+from rcblib.reading.comparison import ALL_TOKENS
 from rcblib.reading.labels import label_of
-from rcblib.reading.verdicts import GATES_STAGE, PRUNING_STAGE, Evidence, collect, verdict_table, weigh_all
+from rcblib.reading.verdicts import GATES_STAGE, PRUNING_STAGE, Evidence
 from rcblib.records import ParameterError
 from rcblib.runs.files import read_json
+from tools.headlines import CONTROLS, Headline
+from tools.judged import Judged, judge
 from tools.write_parts import table, write_parts
 
 ROOT = Path(__file__).resolve().parents[1]
 
 PHOTOGRAPHS, SCENES, DROPPED = "llava-photographs", "llava-scenes", "llava-scenes-dropped"
-STATES = "intermediate_states"
-SPEED = "pruning-photographs-budgets"
+DRAWN = (SCENES, "llava-next-scenes", "llava-onevision-scenes")
+STATES, TRUTH = "intermediate_states", "signals_against_truth"
+SPEED, EVERY_SPEED = "pruning-photographs-budgets", "pruning-photographs"
+"""Times of the codebook over budgets, and of all methods, random tokens among them."""
 
 CODEBOOK, SHARE = "codebook", 0.2
 """The method of the findings on pruning, and the share of the visual tokens that it keeps."""
 
+PIXELS = "area_of_coverage_pixel_median_distance"
+"""How well the pixel baseline of gate G4 finds objects on the images of another page."""
+
 DECIDED = ("holds", "does not hold", "undecided")
 
-CONTROLS = ("unpruned", "guessing", "random", "oracle")
-
-
-@dataclass(frozen=True)
-class Headline:
-    """Hold a finding: what it says, what was measured beside which controls, and what it rests on.
-
-    Attributes
-    ----------
-    headline : str
-        One sentence; which one follows from the numbers.
-    measured : str
-        What was measured, with its number.
-    controls : dict
-        Each of `CONTROLS` that has a meaning here, to its number.
-    rests : str
-        Samples, model and page.
-    """
-
-    headline: str
-    measured: str
-    controls: Mapping[str, str]
-    rests: str
-
-    def text(self, number: int) -> str:
-        """Write it as an item of a list."""
-        controls = "; ".join(f"{name} {self.controls[name]}" for name in CONTROLS if name in self.controls)
-        return f"{number}. **{self.headline}** {self.measured} Controls: {controls}. *{self.rests}*\n"
-
-
-@dataclass(frozen=True)
-class Judged:
-    """Hold all that was measured, weighed, and the verdicts on it."""
-
-    claims: Sequence[Claim]
-    models: Mapping[str, Evidence]
-    verdicts: pd.DataFrame
-
-    def result(self, model: str, source: str, name: str) -> Mapping[str, Any]:
-        """Return one result of a model.
-
-        Raises
-        ------
-        ParameterError
-            If it was not measured.
-        """
-        found = self.models[model].results.get(source, {}).get(name) if model in self.models else None
-        if not found or found.get("value") is None:
-            raise ParameterError(f"{source} of {model}", name, "a result that was measured")
-        return found
-
-    def value(self, model: str, source: str, name: str) -> float:
-        """Return the value of a result."""
-        return float(self.result(model, source, name)["value"])
-
-    def gate(self, model: str, what: str) -> GateResult:
-        """Return a measured condition of a gate by what it measures, or how that begins."""
-        for each in self.models[model].gates if model in self.models else ():
-            if each.what.startswith(what) and each.verdict != "not measured":
-                return each
-        raise ParameterError(f"gates of {model}", what, "a condition that was measured")
-
-
-def judge(root: Path) -> Judged:
-    """Apply the rules to what lies in ``results/`` and ``data/recorded/`` of a project."""
-    claims = read_claims(yaml.safe_load((root / "data/claims.yml").read_text(encoding="utf-8")))
-    limits, declared, seeds = read_gates_file(root / "data/gates.yml")
-    notebooks = {claim.source for claim in claims if not any(rule.retain_ratio for rule in claim.rules)}
-    measured = collect(root / "results", root / "data/recorded", sorted(notebooks), [PHOTOGRAPHS])
-    models = weigh_all(measured, claims, limits, seeds)
-    return Judged(claims, models, verdict_table(models.values(), claims, declared))
+ALONE = {"holds": "yes", "does not hold": "no", "undecided": "open", "not measured": NOTHING}
+"""What the rules of a claim would say without gates, in a word."""
 
 
 def scores(judged: Judged, model: str) -> dict[str, str]:
@@ -133,6 +77,17 @@ def side_of_random(judged: Judged, model: str) -> str:
     return "above" if low > 0 else "below" if high < 0 else "neither"
 
 
+def counted_words(judged: Judged, model: str) -> str:
+    """Say how many of the questions about test images count, and of how many kinds: those that pass G1."""
+    answers = judged.models[model].tables[PRUNING_STAGE, "images"]
+    kinds = kinds_of(answers[answers["method"] == ALL_TOKENS])
+    counted = judged.models[model].tasks["images"]
+    n = judged.result(model, PRUNING_STAGE, "score_unpruned")["n"]
+    return (
+        f"{n} of {len(kinds)} questions, those of the {len(counted)} of {kinds.nunique()} kinds that pass G1,"
+    )
+
+
 def on_photographs(judged: Judged) -> Headline:
     """Tell what a fifth of the tokens keeps on photographs."""
     own = scores(judged, PHOTOGRAPHS)
@@ -140,63 +95,116 @@ def on_photographs(judged: Judged) -> Headline:
     low, high = relative["interval"]
     headline = {
         "above": f"On photographs {SHARE:.0%} of the tokens keep what random tokens lose, if the codebook picks them.",
-        "below": "On photographs the codebook picks worse than chance.",
-        "neither": "On photographs the codebook is not seen to pick better than chance.",
+        "below": "On photographs the codebook scores worse than random tokens.",
+        "neither": "On photographs the codebook is not seen to score better than random tokens.",
     }[side_of_random(judged, PHOTOGRAPHS)]
     return Headline(
         headline,
         f"Score {own[CODEBOOK]}, which is {relative['value']:.0%} [{low:.0%}, {high:.0%}] of what the unpruned "
         "model has above guessing.",
         own,
-        f"{relative['n']} questions on composed photographs, one small model of pretrained parts: "
+        f"{counted_words(judged, PHOTOGRAPHS)} on composed photographs, one small model of pretrained parts: "
         "[](notebooks/pruned_inference.ipynb).",
     )
 
 
 def on_scenes(judged: Judged) -> Headline:
-    """Tell the same of drawn scenes, where the LLM never saw fewer tokens in training, and where it did."""
-    own, dropped = scores(judged, SCENES), scores(judged, DROPPED)
-    side = side_of_random(judged, SCENES)
-    headline = {
-        "above": "On drawn scenes the codebook picks better than chance.",
-        "below": "On drawn scenes the codebook picks worse than chance.",
-        "neither": "On drawn scenes the codebook is not seen to pick better than chance.",
-    }[side]
+    """Tell the same of each model of drawn scenes, and of an LLM that saw fewer tokens in training."""
+    sides = {model: side_of_random(judged, model) for model in DRAWN}
+    said = {
+        "above": "better than random tokens with",
+        "below": "worse with",
+        "neither": "not seen to differ with",
+    }
+    parts = [
+        f"{words} {' and '.join(label_of(model) for model in DRAWN if sides[model] == side)}"
+        for side, words in said.items()
+        if side in sides.values()
+    ]
+    own, dropped = [scores(judged, model) for model in DRAWN], scores(judged, DROPPED)
+    differences = []
+    for model in DRAWN:
+        found = judged.result(model, PRUNING_STAGE, f"above_random_retain_{SHARE * 100:g}")
+        low, high = found["interval"]
+        differences.append(f"{found['value']:+.2f} [{low:+.2f}, {high:+.2f}]")
+    together = {name: " · ".join(each[name] for each in own) for name in (CODEBOOK, *CONTROLS)}
+    n = [str(judged.result(model, PRUNING_STAGE, "score_unpruned")["n"]) for model in DRAWN]
     return Headline(
-        headline,
-        f"Score {own[CODEBOOK]}. An LLM that met fewer tokens in training gets {dropped[CODEBOOK]}, with random tokens "
-        f"{dropped['random']}: what pruning costs is the LLM's doing, too.",
-        own,
-        f"{judged.result(SCENES, PRUNING_STAGE, 'score_unpruned')['n']} questions on drawings: "
-        "[](notebooks/pruned_inference.ipynb).",
+        f"On drawn scenes the codebook scores {', '.join(parts)}.",
+        f"Scores of {', '.join(map(label_of, DRAWN))}: {together[CODEBOOK]}; of what lies above guessing, its share "
+        f"minus that of random tokens {' · '.join(differences)}. {label_of(SCENES)} with an LLM that met fewer tokens "
+        f"in training: {dropped[CODEBOOK]}, random tokens {dropped['random']}.",
+        together,
+        f"{' · '.join(n)} questions on drawings: [](notebooks/claims.ipynb).",
     )
+
+
+def shares_below(judged: Judged, of: str) -> dict[str, str]:
+    """Write which share of some tokens each state puts into the lower half of their image, with its interval."""
+    found = {
+        name: judged.result(PHOTOGRAPHS, STATES, f"{name}_low_share_of_{of}") for name in ("cls", "attention")
+    }
+    return {
+        name: f"{each['value']:.0%} [{each['interval'][0]:.0%}, {each['interval'][1]:.0%}]"
+        for name, each in found.items()
+    }
+
+
+def is_as_by_chance(judged: Judged, name: str, of: str) -> bool:
+    """Tell whether a state puts as many of some tokens into the lower half as random numbers would."""
+    low, high = judged.result(PHOTOGRAPHS, STATES, f"{name}_low_share_of_{of}")["interval"]
+    return bool(low <= by_chance(judged, of) <= high)
+
+
+def by_chance(judged: Judged, of: str) -> float:
+    """Return the share of some tokens that random numbers put into the lower half, in the mean over all draws."""
+    return float(judged.result(PHOTOGRAPHS, STATES, f"cls_reliability_for_{of}")["random"])
+
+
+def pixels_words(judged: Judged) -> str:
+    """Say how well pixels alone find objects: on the validation images of the gate, and on those of another page."""
+    area = judged.gate(PHOTOGRAPHS, "best pixel baseline")
+    tokens = part_of(judged.models[PHOTOGRAPHS].tables[GATES_STAGE, "images"], TOKENS)
+    told = (
+        f"area {area.value:.2f} on {tokens['image_id'].nunique()} validation images; {area.bounds} would pass"
+    )
+    other = judged.models[PHOTOGRAPHS].results.get(TRUTH, {}).get(PIXELS)
+    if not other:
+        return told
+    low, high = other["interval"]
+    return f"{told}; {other['value']:.2f} [{low:.2f}, {high:.2f}] on {other['n']} others"
 
 
 def signals(judged: Judged) -> Headline:
-    """Tell how the two intermediate states that the paper criticises rank tokens that are recognised alone."""
-    cls, attention, random = (
-        judged.result(PHOTOGRAPHS, STATES, f"{name}_low_share_of_recognisable")
-        for name in ("cls", "attention", "random")
-    )
-    low, high = cls["interval"]
+    """Tell how the two intermediate states that the paper criticises rank tokens that matter."""
+    kinds = ("recognisable", "influential")
+    alone, missed = (shares_below(judged, of) for of in kinds)
+    is_better = [
+        judged.result(PHOTOGRAPHS, STATES, f"attention_low_share_of_{of}")["interval"][1]
+        < by_chance(judged, of)
+        for of in kinds
+    ]
     headline = (
-        "On photographs similarity to [CLS] is no better than random numbers, and attention is much better."
-        if low <= random["value"] <= high and attention["interval"][1] < random["value"]
+        "On photographs similarity to [CLS] ranks tokens that matter no better than random numbers; attention does."
+        if all(is_as_by_chance(judged, "cls", of) for of in kinds) and all(is_better)
         else "On photographs similarity to [CLS] and attention differ from what the paper says of them."
     )
-    area = judged.gate(PHOTOGRAPHS, "best pixel baseline")
+    states = {claim.name: claim for claim in judged.claims if claim.source == STATES}
+    verdicts = [f"{name} {rules_alone(judged.models[PHOTOGRAPHS], claim)}" for name, claim in states.items()]
+    cls = judged.result(PHOTOGRAPHS, STATES, "cls_low_share_of_recognisable")
     score = judged.result(PHOTOGRAPHS, GATES_STAGE, "score_unpruned")
     guessing = judged.value(PHOTOGRAPHS, GATES_STAGE, "score_guessing")
     return Headline(
         headline,
-        f"Of the tokens that are recognised alone, {cls['value']:.0%} [{low:.0%}, {high:.0%}] lie in the lower half "
-        f"of their image by [CLS], {attention['value']:.0%} by attention. No verdict follows, since a patch's colour "
-        f"gives objects away as well (area {area.value:.2f}).",
+        f"In the lower half of their image lie, by [CLS] and by attention, {alone['cls']} and {alone['attention']} of "
+        f"the tokens that are recognised alone, {missed['cls']} and {missed['attention']} of the most influential. By "
+        f"the rules alone {', '.join(verdicts)}; no verdict, as colour finds the objects as well "
+        f"({pixels_words(judged)}).",
         {
             "unpruned": f"score {score['value']:.2f}", "guessing": f"{guessing:.2f}",
-            "random": f"{random['value']:.0%}", "oracle": "0%",
+            "random": f"{by_chance(judged, kinds[0]):.0%}", "oracle": "0%",
         },
-        f"{cls['n']} recognised tokens of photographs: [](notebooks/intermediate_states.ipynb).",
+        f"{cls['n']} recognised tokens of {cls['n_clusters']} photographs: [](notebooks/intermediate_states.ipynb).",
     )  # fmt: skip
 
 
@@ -208,26 +216,43 @@ def seeds(judged: Judged) -> Headline:
         if overlap.verdict == "passed"
         else "Two trainings of one model hardly agree on which tokens say little."
     )
+    tokens = part_of(judged.models[PHOTOGRAPHS].tables[GATES_STAGE, "images"], TOKENS)
+    n_images = tokens.dropna(subset="influence")["image_id"].nunique()
     return Headline(
         headline,
-        f"Their sets overlap (intersection over union) by {overlap.value:.2f} [{overlap.low:.2f}, {overlap.high:.2f}] "
-        f"where {overlap.bound:g} was asked for beforehand; so that pruning works does not show why it works.",
+        f"Their sets overlap (intersection over union) by {overlap.value:.2f} [{overlap.low:.2f}, {overlap.high:.2f}], "
+        f"and by {overlap.matched:.2f} where each has levels of its own; {overlap.bound:g} was asked for. So that "
+        "pruning works does not show why it works.",
         {"random": f"sets {overlap.by_chance:.2f}", "oracle": "1"},
-        f"{overlap.n} tokens of photographs that either of them calls so: [](notebooks/claims.ipynb).",
+        f"{overlap.n} tokens of {n_images} photographs that either of them calls so: [](notebooks/claims.ipynb).",
     )
 
 
+def timed(root: Path, part: str) -> tuple[Mapping[str, Any], pd.DataFrame]:
+    """Return recorded times, and their rows with `SHARE` of the tokens by method and questions at once."""
+    content = read_json(root / f"data/recorded/benchmarks/{part}.json")
+    rows = pd.DataFrame(content["pruning"]).query("retain_ratio == @SHARE")
+    return content, rows.set_index(["method", "batch_size"])
+
+
 def speed(root: Path) -> Headline:
-    """Tell what a fifth of the tokens saves in time."""
-    content = read_json(root / f"data/recorded/benchmarks/{SPEED}.json")
-    rows = pd.DataFrame(content["pruning"]).query("batch_size == 1")
-    own = rows[(rows["method"] == CODEBOOK) & (rows["retain_ratio"] == SHARE)].iloc[0]
-    unpruned = rows[rows["retain_ratio"].isna()].iloc[0]
+    """Tell what a fifth of the tokens saves in time, for answers of different lengths and sizes of a batch."""
+    content, rows = timed(root, SPEED)
+    other, every = timed(root, EVERY_SPEED)
+    sizes = content["settings"]["batch_size"]
+    own = rows.loc[[(CODEBOOK, size) for size in sizes]]
+    first, *_ = own.to_dict("records")
+    prefill = " and ".join(f"{each:.1f}" for each in own["speed_up"])
+    whole = " and ".join(f"{each:.2f}" for each in own["end_to_end_speed_up"])
+    (size,) = other["settings"]["batch_size"]
+    short = {name: every.loc[(name, size), "end_to_end_speed_up"] for name in (CODEBOOK, BY_CHANCE)}
+    new = other["settings"]["new"]
     return Headline(
-        "Pruning speeds up the reading of a prompt, and hardly the answer.",
-        f"With {SHARE:.0%} of the tokens the prefill is {own['speed_up']:.1f} times as fast, a whole answer "
-        f"{own['end_to_end_speed_up']:.2f} times.",
-        {"unpruned": f"{unpruned['speed_up']:.0f}"},
+        "Pruning speeds up the reading of a prompt more than a whole answer.",
+        f"With {SHARE:.0%} of the tokens and {' or '.join(map(str, sizes))} questions at once the prefill is {prefill} "
+        f"times as fast, an answer of {content['settings']['new']} tokens {whole} times; one of {new} tokens "
+        f"{short[CODEBOOK]:.2f} times, the first token {first['first_token_speed_up']:.2f} times.",
+        {"unpruned": "1", "random": f"{short[BY_CHANCE]:.2f} ({new} tokens)"},
         f"Photographs' model, {content['provenance']['cpu']}, GPU {content['provenance']['gpu']}: [](efficiency.md).",
     )
 
@@ -250,26 +275,56 @@ def summary_text(judged: Judged) -> str:
         f"**In short:** on photographs, {SHARE:.0%} of the visual tokens, chosen by the paper's codebook, keep "
         f"{kept:.0%} of the score above guessing; random ones keep {random:.0%}. That comes from small models; "
         f"[what was not run](not-run) are the published checkpoints. Of {of_claim.ngroups} claims of the paper "
-        f"{', '.join(decided) or 'none'} could be decided: checks set beforehand stop "
-        f"{'the others' if decided else 'all of them'}.\n"
+        f"{', '.join(decided) or 'none'} could be decided: checks that were set before the photographs were measured, "
+        f"and after a first round on drawn scenes, stop {'the others' if decided else 'all of them'}.\n"
     )
 
 
 def claim_table(judged: Judged, claim: Claim) -> str:
-    """Write a claim's numbers and verdicts, one line a model; of the reasons only the gates that failed."""
+    """Write a claim's numbers and verdicts, one line a model, and below them which method was the best other.
+
+    Of the reasons only the gates that failed are told.
+    """
     lines = claim_lines(judged.models.values(), claim, judged.verdicts).fillna(NOTHING)
-    own, asked = ("codebook", "random") if is_on_pruning(claim) else ("low share", "low share")
-    rows = []
+    rows, rivals = [], []
     for model, line in lines.iterrows():
-        numbers = claim_numbers(judged.models[model], claim)
-        if all(number is None for number in numbers[asked]):
+        each = judged.models[model]
+        numbers = said_numbers(each, claim)
+        if numbers["random"] == NOTHING:
             continue
-        failed = ", ".join(failed_gates(judged.models[model], claim))
-        row = {"model": label_of(model), "score": joined(numbers[own])}
-        row |= {"verdict": f"{line['verdict']} ({failed})" if failed else line["verdict"]}
-        row |= {name: joined(numbers[name]) for name in ("random", "oracle", "guessing", "unpruned")}
-        rows.append(row | {name: line[name] for name in ("best other",) if name in line})
-    return table(list(rows[0]), [list(row.values()) for row in rows]) if rows else "Not measured yet.\n"
+        failed = ", ".join(failed_gates(each, claim))
+        verdict = line["verdict"].removesuffix(" here")
+        (first, number), *rest = columns_of(each, claim, numbers).items()
+        row = {"model": label_of(model), first: number}
+        row |= {"verdict": f"{verdict} ({failed})" if failed else verdict}
+        row |= {"rules alone": ALONE[rules_alone(each, claim)]}
+        rows.append(row | dict(rest) | {"n": asked_words(each, claim)})
+        if rival := rival_words(each, claim):
+            rivals.append(f"{row['model']}: {rival}")
+    if not rows:
+        return "Not measured yet.\n"
+    told = f"\nThe other method, and the share of rows. {'; '.join(rivals)}.\n" if rivals else ""
+    return table(list(rows[0]), [list(row.values()) for row in rows]) + told
+
+
+def columns_of(each: Evidence, claim: Claim, numbers: Mapping[str, str]) -> dict[str, str]:
+    """Return the numbers that a claim is read by: a share, a difference, or scores, and of few what is kept."""
+    if not is_on_pruning(claim):
+        head = (
+            f"in the lower half (random {first_of(numbers['random'])}, perfect {first_of(numbers['oracle'])})"
+        )
+        return {head: numbers["low share"]}
+    if compared := difference_words(each, claim):
+        return {"difference": compared}
+    scores_of = ("codebook", "random", "oracle", "guessing", "unpruned")
+    is_of_few = len({rule.data for rule in claim.rules}) > 1
+    kept = {"kept above guessing": relative_words(each, claim)} if is_of_few else {}
+    return kept | {name: numbers[name] for name in scores_of}
+
+
+def first_of(numbers: str) -> str:
+    """Return the first of numbers that stand beside each other."""
+    return numbers.split("\u202f")[0]
 
 
 def claims_text(judged: Judged, words: Mapping[str, Mapping[str, str]]) -> str:
@@ -286,7 +341,7 @@ def claims_text(judged: Judged, words: Mapping[str, Mapping[str, str]]) -> str:
         settings = f" Numbers: {' · '.join(settings_of(claim))}." if claim else ""
         parts.append(
             f"## {name}: {own['title']}\n\n**The paper.** {own['paper']}\n\n**Our test.** {own['test']}{settings}\n\n"
-            f"{found}\n**Why.** {own['why']} **What would change our mind.** {own['change']}\n"
+            f"{found}\n**Why.** {own['why']} **What would change it.** {own['change']}\n"
         )
     return "\n".join(parts)
 
@@ -308,7 +363,7 @@ def read_words(root: Path) -> dict[str, dict[str, str]]:
 
 def main(root: Path = ROOT) -> int:
     """Write the parts of both pages."""
-    judged = judge(root)
+    judged = judge(root, [PHOTOGRAPHS], [TRUTH])
     parts = {
         "findings": findings_text(judged, root),
         "summary": summary_text(judged),

@@ -9,6 +9,7 @@ All numbers come from `benchmarks.footprint` at every build; the page ``book/mem
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -123,22 +124,28 @@ def prompts_table(jobs: dict[str, Jobs]) -> str:
 
 
 def cards_table(jobs: dict[str, Jobs]) -> str:
-    """Write the largest batch of each job on each card, for 16-bit and 4-bit weights."""
-    rows = []
-    for name, job in jobs.items():
-        for storage in ("half", "4bit"):
-            for title, run in {
-                "probe": job.probing,
-                "generate": job.generation,
-                "generate, 25 % kept": lambda storage, n, job=job: job.generation(storage, n, 0.25),
-            }.items():
-                fits = [
-                    largest_batch(lambda n, run=run, s=storage: run(s, n), memory - RESERVE, LIMIT)
-                    for memory in CARDS.values()
-                ]
-                cells = ["–" if n == 0 else f"≥ {n}" if n == LIMIT else n for n in fits]
-                rows.append([short(name), STORAGE_NAMES[storage], title, *cells])
-    return table(["model", "weights", "job", *CARDS], rows)
+    """Write the largest batch of each job on each card, a table a job: with 16-bit and with 4-bit weights."""
+    kinds = {
+        "Probing, without attention": lambda job, storage, n: job.probing(storage, n),
+        "Answering": lambda job, storage, n: job.generation(storage, n),
+        "Answering, a quarter of the tokens kept": lambda job, storage, n: job.generation(storage, n, 0.25),
+    }
+    return "\n".join(
+        f"**{title}**\n\n{table(['model', *CARDS], [_fitting(name, job, run) for name, job in jobs.items()])}"
+        for title, run in kinds.items()
+    )
+
+
+def _fitting(name: str, job: Jobs, run: Callable[[Jobs, str, int], Footprint]) -> list[str]:
+    """Return a row: of each card the largest batch at 16 bit and at 4 bit."""
+    cells = []
+    for memory in CARDS.values():
+        fits = [
+            largest_batch(lambda n, storage=storage: run(job, storage, n), memory - RESERVE, LIMIT)
+            for storage in ("half", "4bit")
+        ]
+        cells.append(" / ".join("–" if n == 0 else f"≥ {n}" if n == LIMIT else str(n) for n in fits))
+    return [short(name), *cells]
 
 
 def processors_table(jobs: dict[str, Jobs]) -> str:
@@ -169,7 +176,7 @@ def check_table() -> str:
             )
 
         with torch.no_grad():
-            cache = model(inputs_embeds=visual, use_cache=True).past_key_values
+            cache = model(inputs_embeds=visual, use_cache=True, logits_to_keep=1).past_key_values
         pairs = [
             (sum(weight_bytes(shape, "float32").values()), sum(p.nbytes for p in model.parameters())),
             (

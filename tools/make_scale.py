@@ -77,19 +77,18 @@ def hours_table(jobs: dict[str, Jobs]) -> str:
 
 
 def storage_table(jobs: dict[str, Jobs], row_bytes: float, file_bytes: float) -> str:
-    """Write what is kept of each number of images, in GB: visual tokens in half precision, and tables, one an image."""
+    """Write what is kept of each number of images: visual tokens in half precision / tables, one an image."""
     rows = []
     for name, job in jobs.items():
         tokens, lines = 2 * job.n_visual * job.shape.d_model, file_bytes + row_bytes * job.n_visual
-        cells = [written(n * size / GB) for n in SIZES.values() for size in (tokens, lines)]
-        rows.append([short(name), f"{tokens / 1e6:.2f}", f"{lines / 1e6:.3f}", *cells])
-    sizes = [f"{size}: {what}" for size in SIZES for what in ("tokens (GB)", "tables (GB)")]
-    return table(["model", "tokens of an image (MB)", "table of an image (MB)", *sizes], rows)
+        cells = [f"{written(n * tokens / GB)} / {written(n * lines / GB)}" for n in SIZES.values()]
+        rows.append([short(name), f"{tokens / 1e6:.2f} / {lines / 1e6:.3f}", *cells])
+    return table(["model", "an image (MB)", *(f"{size} (GB)" for size in SIZES)], rows)
 
 
 def measured_table(root: Path) -> str:
-    """Write recorded probing of all positions: seconds of an image, and the operations a second that this is."""
-    rows = []
+    """Write recorded probing of all positions, a column each: seconds of an image, and the operations a second."""
+    columns = {}
     for path in sorted((root / "data/recorded").glob("*/probing.json")):
         facts = read_json(path)
         name = path.parent.name
@@ -105,12 +104,11 @@ def measured_table(root: Path) -> str:
         total = encoding_operations(shape) + sum(levels.values())
         seconds = facts["seconds"] / n_images
         made = facts["provenance"][0]
-        rows.append([
-            f"`{name}`", dtype, made["cpu"] if made["gpu"] == "none" else made["gpu"], n_images, n_visual,
-            f"{seconds:.2f}", written(total / 1e9), f"{total / seconds / 1e9:.1f}",
-        ])  # fmt: skip
-    header = [
-        "recorded",
+        columns[f"`{name}`"] = [
+            dtype, made["cpu"] if made["gpu"] == "none" else made["gpu"], n_images, n_visual, f"{seconds:.2f}",
+            written(total / 1e9), f"{total / seconds / 1e9:.1f}",
+        ]  # fmt: skip
+    names = [
         "numbers",
         "hardware",
         "images",
@@ -119,7 +117,7 @@ def measured_table(root: Path) -> str:
         "10⁹ operations an image",
         "10⁹ a second",
     ]
-    return table(header, rows)
+    return table(["recorded", *columns], zip(names, *columns.values(), strict=True))
 
 
 def growth_table(found: pd.DataFrame) -> str:

@@ -8,6 +8,7 @@ when a run was last made (:mod:`tools.warm_start`), the rest stands in the resul
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,10 +17,11 @@ from typing import Any
 import pandas as pd
 
 from benchmarks.checkpoints import CHECKPOINTS
+from rcblib.reading.labels import label_of
 from rcblib.runs.files import read_json, read_metadata
 from tools.make_memory import short
 from tools.notebook_list import Notebook, NotebookList, Stage, read_notebook_list
-from tools.write_parts import table, write_parts
+from tools.write_parts import table, whole, write_parts
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -66,7 +68,7 @@ def run_rows(listed: NotebookList, root: Path) -> pd.DataFrame:
 def commit_of(made: Mapping[str, Any]) -> str:
     """Name the commit of a result, and whether files differed from it."""
     commit = (made.get("git_commit") or "unknown")[:7]
-    return f"{commit}, changed" if made.get("git_dirty") else commit
+    return f"{commit} with changes" if made.get("git_dirty") else commit
 
 
 def runs_table(rows: pd.DataFrame) -> str:
@@ -75,7 +77,7 @@ def runs_table(rows: pd.DataFrame) -> str:
         [
             f"`{row['run']}`", row["what"],
             *("–" if pd.isna(row[name]) else f"{row[name]:.{digits}f}" for name, digits in DIGITS.items()),
-            row["date"][:16].replace("T", " ") or "–", row["commit"] or "–",
+            whole(row["date"][:16].replace("T", " ")) or "–", row["commit"] or "–",
         ]
         for row in rows.to_dict("records")
     ]  # fmt: skip
@@ -117,8 +119,32 @@ def recorded_rows(root: Path) -> Iterable[list[str]]:
         yield [
             f"`{path.relative_to(root / 'data/recorded').with_suffix('').as_posix()}`",
             "–" if seconds is None else f"{seconds / 60:.1f}", "–" if images is None else len(images), machines,
-            max(each["date"] for each in made)[:10], ", ".join(dict.fromkeys(commit_of(each) for each in made)),
+            whole(max(each["date"] for each in made)[:10]), ", ".join(dict.fromkeys(commit_of(each) for each in made)),
         ]  # fmt: skip
+
+
+def unknown_commits(root: Path) -> str:
+    """Say which commits of recorded results the repository's history does not hold; nothing where git cannot tell."""
+    made = [
+        each for path in sorted((root / "data/recorded").rglob("*.json")) for each in as_list(read_json(path))
+    ]
+    cited = sorted({each["git_commit"] for each in made if each.get("git_commit")})
+    git = ["git", "-C", str(root)]
+    try:
+        shallow = subprocess.run(
+            [*git, "rev-parse", "--is-shallow-repository"], capture_output=True, text=True, check=True
+        )
+        listed = subprocess.run([*git, "rev-list", "HEAD"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    known = set(listed.stdout.split())
+    unknown = [commit[:7] for commit in cited if commit not in known]
+    if shallow.stdout.strip() != "false" or not unknown:
+        return ""
+    return (
+        f"Of {len(cited)} commits {len(unknown)} are not in the history of this repository, as their changes were put "
+        f"on top of others before they were published: {', '.join(f'`{commit}`' for commit in unknown)}.\n"
+    )
 
 
 def absent_runs(rows: pd.DataFrame) -> str:
@@ -128,7 +154,7 @@ def absent_runs(rows: pd.DataFrame) -> str:
 
 
 def never_run(rows: pd.DataFrame, root: Path) -> str:
-    """Say of GPUs, published checkpoints, COCO and public benchmarks whether any run of the book used them."""
+    """Say of GPUs, published checkpoints, COCO and public benchmarks whether a run used them, and which models none."""
     records = [read_json(path) for path in sorted((root / "data/recorded").rglob("*.json"))]
     machines = [*rows["made"].explode().dropna(), *(made for facts in records for made in as_list(facts))]
     live = [
@@ -155,6 +181,10 @@ def never_run(rows: pd.DataFrame, root: Path) -> str:
         else f"- **No {kind}** was used{missing.get(kind, '')}."
         for kind, names in used.items()
     ]
+    shipped = {path.name for path in (root / "data/models").glob("*") if path.is_dir()}
+    asked_of = {path.parent.name for path in (root / "data/recorded").glob("*/*.json")}
+    if left := sorted(shipped - asked_of):
+        lines.append(f"- **Shipped, and never judged:** {', '.join(map(label_of, left))}.")
     return "\n".join(lines) + "\n"
 
 
@@ -184,6 +214,7 @@ def parts_of(listed: NotebookList, root: Path) -> dict[str, str]:
         "runs": runs_table(rows),
         "versions": versions_table(rows),
         "recorded": table(header, recorded_rows(root)),
+        "commits": unknown_commits(root),
         "never": never_run(rows, root),
         "absent": absent_runs(rows),
         "effort": effort_text(rows, n_pages(listed, root)),

@@ -19,6 +19,7 @@ from transformers import AutoConfig
 
 from rcblib.mllm.loading import ADAPTERS
 from rcblib.pruners.context import QUESTION
+from rcblib.pruners.every import KINDS, kind_of
 from rcblib.pruners.registry import PRUNERS
 from tools.notebook_list import read_notebook_list
 from tools.write_parts import table, write_parts
@@ -37,6 +38,10 @@ BOUNDS = ("all", "oracle", "anti_oracle")
 """Registered names that are no methods: every token, and choices by the true masks."""
 
 
+IN_LLM = KINDS[4]
+"""Methods of this kind rank tokens by the attention of the prompt's text."""
+
+
 def enumerated(names: list[str]) -> str:
     """Write names as an enumeration."""
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
@@ -53,6 +58,13 @@ def n_methods() -> int:
     return len(set(PRUNERS) - set(BOUNDS))
 
 
+def n_published() -> int:
+    """Count the registered methods of a paper: without controls, baselines of a release, ports and own variants."""
+    return sum(
+        method.paper == "the paper" or method.paper.startswith("arXiv ") for method in PRUNERS.values()
+    )
+
+
 def substitutions() -> dict[str, str | int]:
     """Return the names and numbers that pages may use."""
     return {
@@ -60,6 +72,7 @@ def substitutions() -> dict[str, str | int]:
         "video_families": enumerated([FAMILIES[name] for name in FAMILIES if takes_video(name)]),
         "n_families": len(ADAPTERS),
         "n_methods": n_methods(),
+        "n_published": n_published(),
     }
 
 
@@ -73,8 +86,11 @@ def families_text() -> str:
 
 
 def asks(root: Path) -> str:
-    """Tell how many methods look at the question."""
-    return f"{sum(QUESTION in method.needs for method in PRUNERS.values())} methods do"
+    """Tell how many methods look at the question: by its words, or by what the LLM's attention makes of it."""
+    found = [
+        method for method in PRUNERS.values() if QUESTION in method.needs or kind_of(method.label) == IN_LLM
+    ]
+    return f"{len(found)} methods do"
 
 
 def films(root: Path) -> str:
@@ -95,8 +111,8 @@ def notebooks(root: Path) -> str:
 
 
 def pruners(root: Path) -> str:
-    """Count the methods and bounds."""
-    return f"{n_methods()} + bounds"
+    """Count the published methods, and all that are registered."""
+    return f"{n_published()} published, {n_methods()} with controls and variants"
 
 
 COUNTED: dict[str, Callable[[Path], str]] = {

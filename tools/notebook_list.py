@@ -19,6 +19,9 @@ IN_PARTS = ("evaluate", "gates")
 BY_SETTING = ("evaluate", "explorer")
 """Commands that can be run with some of their settings only."""
 
+AT_POSITIONS = ("probe", "truth")
+"""Commands that can be run at some positions only."""
+
 
 @dataclass(frozen=True)
 class Recorded:
@@ -33,7 +36,7 @@ class Recorded:
     settings : int
         Every so many-th setting, a method with its budget and draw, is computed again about them; 1 for each.
     positions : int
-        Every so many-th position that was probed is probed again of them; 1 for each.
+        Every so many-th position that was probed or measured is so again of them; 1 for each.
     absolute, columns, differing
         How far these may be from the record, see `rcblib.runs.agreement.Tolerance`.
     drop : tuple of str
@@ -212,14 +215,21 @@ class NotebookList:
         """List the stages of the command ``explorer``, each with that which probed the same images.
 
         ``explorer`` goes with ``probing``, ``explorer_plain`` with ``probing_plain``, of the same model; behind each
-        pair comes the stage of its name with ``_more`` where there is one.
+        pair come those that ask ``more`` about the same images.
         """
-        own = {stage.run: stage for stage in self.stages if stage.command == "explorer"}
+        own = [stage for stage in self.stages if stage.command == "explorer"]
+        added: dict[tuple[str, str], list[Stage]] = {}
+        for stage in own:
+            if "more" in stage.options:
+                added.setdefault((stage.options["model"], stage.options["images"]), []).append(stage)
         return [
-            (stage, self.find(run.replace("explorer", "probing", 1)))
-            + tuple(filter(None, [own.get(run.replace(stage.name, f"{stage.name}_more", 1))]))
-            for run, stage in own.items()
-            if not stage.options.get("more")
+            (
+                stage,
+                self.find(stage.run.replace("explorer", "probing", 1)),
+                *added.get((stage.options["model"], stage.options["images"]), ()),
+            )
+            for stage in own
+            if "more" not in stage.options
         ]
 
     def output(self, run: str) -> str:
@@ -257,8 +267,8 @@ def read_notebook_list(path: Path) -> NotebookList:
                 raise ValueError(f"{path}: {name} is recorded; accepted: with the option images_per_part")
             if recorded and recorded.settings != 1 and entry.get("command") not in BY_SETTING:
                 raise ValueError(f"{path}: {name} has settings; accepted: with the commands {BY_SETTING}")
-            if recorded and recorded.positions != 1 and entry.get("command") != "probe":
-                raise ValueError(f"{path}: {name} has positions; accepted: with the command 'probe'")
+            if recorded and recorded.positions != 1 and entry.get("command") not in AT_POSITIONS:
+                raise ValueError(f"{path}: {name} has positions; accepted: with the commands {AT_POSITIONS}")
             inputs = _inputs(content, entry, model or leading)
             stages.append(Stage(name, entry.get("command", ""), model, options, inputs, recorded))
     notebooks: list[Notebook] = []

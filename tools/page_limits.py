@@ -25,9 +25,14 @@ _COMPARES = re.compile(
 )
 
 
-def shown_first(html: str) -> BeautifulSoup:
-    """Return the article of a page without what is folded, and of each set of tabs only the first."""
-    soup = BeautifulSoup(html, "html.parser")
+def parsed(html: str | BeautifulSoup) -> BeautifulSoup:
+    """Return a page as a tree; one that is parsed already as it is, for parsing takes a second of a long page."""
+    return html if isinstance(html, BeautifulSoup) else BeautifulSoup(html, "html.parser")
+
+
+def shown_first(html: str | BeautifulSoup) -> BeautifulSoup:
+    """Return the article of a page without what is folded, and of each set of tabs only the first; a tree loses it."""
+    soup = parsed(html)
     article = (soup.select_one("article") or soup).extract()
     for fold in article.select("details"):
         fold.decompose()
@@ -39,8 +44,8 @@ def shown_first(html: str) -> BeautifulSoup:
     return article
 
 
-def limits_broken(html: str) -> list[str]:
-    """Return a line for each limit that a page breaks."""
+def limits_broken(html: str | BeautifulSoup) -> list[str]:
+    """Return a line for each limit that a page breaks; a tree loses its article."""
     article = shown_first(html)
     figures = article.select("img.drawn")
     words = len(article.get_text(" ").split())
@@ -69,10 +74,10 @@ def alternative_text_is_poor(alt: str, caption: str = "") -> str:
     return "repeats the caption" if said in written or (written and said.startswith(written)) else ""
 
 
-def figures_without_words(html: str) -> list[str]:
+def figures_without_words(html: str | BeautifulSoup) -> list[str]:
     """Return a line for each figure of an experiment's page, in whatever tab or fold, with a poor alternative text."""
     problems = []
-    for image in BeautifulSoup(html, "html.parser").select("article img.drawn"):
+    for image in parsed(html).select("article img.drawn"):
         caption = image.find_parent("figure")
         caption = caption.figcaption.get_text(" ") if caption and caption.figcaption else ""
         if why := alternative_text_is_poor(image.get("alt", ""), caption):
@@ -80,10 +85,9 @@ def figures_without_words(html: str) -> list[str]:
     return problems
 
 
-def code_names_in_tables(html: str) -> list[str]:
+def code_names_in_tables(html: str | BeautifulSoup) -> list[str]:
     """Return a line for each heading of an experiment's tables, in whatever tab or fold, that is a name of code."""
-    soup = BeautifulSoup(html, "html.parser")
-    heads = (" ".join(head.get_text().split()) for head in soup.select(".cell_output table th"))
+    heads = (" ".join(head.get_text().split()) for head in parsed(html).select(".cell_output table th"))
     names = dict.fromkeys(head for head in heads if _CODE_NAME.fullmatch(head))
     return [f"a table is headed by {name!r}; accepted: words" for name in names]
 
@@ -93,6 +97,6 @@ def check_limits(folder: Path) -> list[str]:
     return [
         f"{path.relative_to(folder)}: {problem}"
         for path in sorted((folder / "notebooks").glob("*.html"))
-        for html in [path.read_text(encoding="utf-8")]
-        for problem in limits_broken(html) + figures_without_words(html) + code_names_in_tables(html)
+        for page in [parsed(path.read_text(encoding="utf-8"))]
+        for problem in figures_without_words(page) + code_names_in_tables(page) + limits_broken(page)
     ]

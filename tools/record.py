@@ -131,9 +131,17 @@ def again(stage: Stage, root: Path) -> list[str]:
         words += ["--settings", f"{_turn(path, n_apart) + 1}/{n_apart}"]
     n_apart = stage.recorded.positions
     if n_apart > 1:
-        probed = sorted(set(read_record(root / stage.record).table["position"]))
+        probed = _positions(read_record(root / stage.record).table, stage.recorded.first)
         words += ["--positions", ",".join(map(str, probed[_turn(path, n_apart) :: n_apart]))]
     return words
+
+
+def _positions(table: pd.DataFrame, n_images: int) -> list[int]:
+    """List the positions that a table has of each view of its first images, ascending; grids of tiles may differ."""
+    first = list(dict.fromkeys(table["image_id"]))[:n_images]
+    rows = table[table["image_id"].isin(first)].dropna(subset="position")  # some rows are about no token
+    views = rows.groupby(["image_id", "view"] if "view" in rows else ["image_id"])["position"]
+    return sorted(set.intersection(*(set(own.astype(int)) for _, own in views)))
 
 
 def _turn(path: Path, n_apart: int) -> int:
@@ -145,8 +153,21 @@ def _of_some_positions(record: Record, table: pd.DataFrame, facts: Mapping[str, 
     """Return the facts of a table that was probed at some positions of a record: of its settings, but only of these."""
     description = copy.deepcopy(dict(facts["description"]))
     description["config"]["positions"] = record.description["config"]["positions"]
-    probed = sorted(set(table["position"].tolist()))
-    return {**facts, "description": description, "only": {"position": probed}}
+    found = sorted(set(table["position"].dropna().astype(int)))
+    return {**facts, "description": description, "only": {"position": found}}
+
+
+def _ranked_again(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return rows of a record of ranks inside views with the ranks that tokens have among those that are there."""
+    import pandas as pd
+
+    from rcblib.evaluate.ranks import PLACE, has_side
+
+    names = [name for name in rows if name not in PLACE and has_side(name)]
+    views = rows.groupby(["image_id", "view"])
+    n_tokens = views["token"].transform("count")  # rows of other parts are about no token by itself
+    ranks = (views[names].rank() - 1).div((n_tokens - 1).clip(lower=1), axis=0)
+    return pd.concat([rows.drop(columns=names), ranks], axis=1)[list(rows)]
 
 
 def write(stage: Stage, listed: NotebookList, shards: list[Path], root: Path) -> None:
@@ -163,10 +184,12 @@ def check(stage: Stage, path: Path, output: Path, root: Path) -> bool:
     """Compare a table with the record of its stage; write what was found, or print what differs, and tell which."""
     record = read_record(root / stage.record)
     found, facts = read_table(path)
+    among_these = None
     if stage.recorded.positions > 1:
         facts = _of_some_positions(record, found, facts)
+        among_these = _ranked_again if stage.options.get("ranks") else None
     limits = {name: getattr(stage.recorded, name) for name in ("absolute", "columns", "differing")}
-    agreement = compare_with_record(record, found, facts, Tolerance(**limits))
+    agreement = compare_with_record(record, found, facts, Tolerance(**limits), among_these)
     if agreement.disagreements:
         first, *others = agreement.disagreements
         more = f"; also {', '.join(problem.column for problem in others)}" if others else ""
@@ -174,10 +197,11 @@ def check(stage: Stage, path: Path, output: Path, root: Path) -> bool:
     else:
         origin = record.origin(facts["description"]["code"])
         checked = {"origin": origin, "n_recorded": len(record.facts["samples"]), "tolerance": limits}
-        some = ""
+        some, of_these = "", record.table["image_id"].astype(str).isin(list(facts["samples"]))
         for column, values in facts.get("only", {}).items():
             number = f"n_{column}s"
-            checked |= {number: len(values), f"{number}_recorded": record.table[column].nunique()}
+            n_recorded = record.table.loc[of_these, column].nunique()
+            checked |= {number: len(values), f"{number}_recorded": n_recorded}
             some += PARTS[f"{column}s"].format(**checked)
         write_json(output, checked | asdict(agreement))
         print(f"{origin}; {agreement.n_images} of {checked['n_recorded']} images computed again{some} agree")

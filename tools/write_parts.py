@@ -8,6 +8,7 @@ from pathlib import Path
 
 _WORDS = re.compile(r"[\[`*_]*[A-Za-z]{2}")
 """What a cell of words begins with."""
+_LETTER = re.compile(r"[A-Za-z`\[<]")
 
 
 def write_parts(folder: Path, parts: Mapping[str, str]) -> None:
@@ -20,11 +21,22 @@ def write_parts(folder: Path, parts: Mapping[str, str]) -> None:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Write a Markdown table; the first column and those with words are set to the left, numbers to the right."""
+    """Write a Markdown table; the first column and those with words are set to the left, numbers to the right.
+
+    Cells without a word, such as ``"9.38 / 9.38"``, are not broken.
+    """
     written = [[str(cell) for cell in row] for row in rows]
     words = [any(_WORDS.match(cell) for cell in column) for column in zip(*written, strict=True)]
     sides = [
         "---" if number == 0 or word else "---:" for number, word in enumerate(words or [False] * len(header))
     ]
-    lines = [header, sides, *written]
+    whole = (
+        [cell if _LETTER.search(cell) else cell.replace(" ", "\u00a0") for cell in row] for row in written
+    )
+    lines = [header, sides, *whole]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) + "\n"
+
+
+def whole(text: str) -> str:
+    """Return text that no line ends in; nothing where there is none."""
+    return f'<span class="whole">{text}</span>' if text else ""

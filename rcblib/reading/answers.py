@@ -157,16 +157,27 @@ def _prototypes(found: Found) -> str:
 def _pruned_inference(found: Found) -> str:
     budgets = found.budgets("codebook")
     words = {"above": "more than", "below": "less than", "undecided": "not clearly different from"}
+    is_corrected = all(f"codebook_above_guessing_retain_{percent}" in found for percent in budgets)
+    kept, said = (
+        ("above_guessing", "score above guessing") if is_corrected else ("relative_score", "full score")
+    )
     told = []
     for percent in sorted({20, budgets[0]} & set(budgets), reverse=True):
-        name, by_chance = (f"{method}_relative_score_retain_{percent}" for method in ("codebook", "random"))
+        name, by_chance = (f"{method}_{kept}_retain_{percent}" for method in ("codebook", "random"))
         difference = f"codebook_minus_random_retain_{percent}"  # of the same questions
         compared = words[found.side(difference, 0) if difference in found else "undecided"]
         told.append(
-            f"with {percent}% of the tokens the codebook keeps {found.percent(name)} of the full "
-            f"score, {compared} random tokens ({found.percent(by_chance)})"
+            f"with {percent}% of the tokens the codebook keeps {found.percent(name)} of the {said}, {compared} random "
+            f"tokens ({found.percent(by_chance)})"
         )
     sentence = "; ".join(told)
+    if "kinds_that_count" in found:
+        kinds = found.results["kinds_that_count"]
+        n_asked = sum(own["n"] for name, own in found.results.items() if name.startswith("unpruned_"))
+        sentence += (
+            f". That is of {found.results[f'codebook_relative_score_retain_{budgets[0]}']['n']:,} of {n_asked:,} "
+            f"questions, those of the {kinds['value']} of {kinds['n']} kinds that count"
+        )
     return f"{sentence[0].upper()}{sentence[1:]}."
 
 

@@ -254,6 +254,25 @@ def intermediate_methods(methods: Iterable[str]) -> list[str]:
     return [name for name in methods if "; " not in name and kind_of(name) in INTERMEDIATE]
 
 
+def curves_beside_intermediate(
+    answers: pd.DataFrame, tasks: Collection[str] | None = None, *, seed: int = 0
+) -> Curves:
+    """Collect the curves of the codebook and of methods built on intermediate states alone, as C4 is judged by them.
+
+    The same answers give the same draws, and so the same intervals, wherever they are compared.
+
+    Parameters
+    ----------
+    answers, tasks
+        As in `budget_curves`; the order of tasks is of no account.
+    seed : int
+        Of the draws.
+    """
+    methods = [ALL_TOKENS, OURS, *intermediate_methods(answers["method"].unique())]
+    chosen = answers[answers["method"].isin(methods)]
+    return budget_curves(chosen, tasks and sorted(tasks), generator=np.random.default_rng(seed))
+
+
 def above_intermediate(curves: Curves, budget: float) -> dict[str, Any]:
     """Compare the codebook with every method built on intermediate states at a share of rows.
 
@@ -270,17 +289,19 @@ def above_intermediate(curves: Curves, budget: float) -> dict[str, Any]:
     -------
     dict
         A result: ``value`` is the smallest difference, codebook minus method, in relative score, and ``against`` names
-        the method. The codebook is better than all where it is better than each: the interval's lower end is the
-        lowest of the 95 % intervals. It is worse than some where one of them is better, corrected for their number m:
-        the upper end is the lowest of the 1 - 0.05 / m intervals' upper ends. ``p_value`` accordingly: the largest of
-        all, or m times the smallest. Empty where no such method, or not the codebook, was asked.
+        the method, ``retained`` the share of rows at which it is taken. The codebook is better than all where it is
+        better than each: the interval's lower end is the lowest of the 95 % intervals. It is worse than some where one
+        of them is better, corrected for their number m: the upper end is the lowest of the 1 - 0.05 / m intervals'
+        upper ends. ``p_value`` accordingly: the largest of all, or m times the smallest. Empty where no such method,
+        or not the codebook, was asked.
     """
     found: dict[str, np.ndarray] = {}
+    shares: dict[str, float] = {}
     for method in intermediate_methods(curves.methods()):
         share = curves.lowest(method) if curves.has_one_budget(method) else max(budget, curves.lowest(method))
         values = (curves.at(OURS, share) - curves.at(method, share)).mean(1)
         if not np.isnan(values[0]):
-            found[method] = values
+            found[method], shares[method] = values, share
     if not found:
         return {}
     single = {method: curves.draws.estimate(values) for method, values in found.items()}
@@ -295,6 +316,7 @@ def above_intermediate(curves: Curves, budget: float) -> dict[str, Any]:
     return single[worst].as_result() | {
         "interval": [low, max(low, high)],
         "against": worst,
+        "retained": shares[worst],
         "n_methods": len(found),
         "p_value": p_value,
     }
@@ -323,9 +345,9 @@ def judged(frame: pd.DataFrame, by: str = "mean") -> pd.DataFrame:
 
 
 def _mark(marks: Mapping[str, Mapping[tuple[str, float], int]], method: str, budget: float) -> str:
-    told = {1: " ▲", -1: " ▼"}.get(marks[OURS].get((method, budget), 0), "")
+    told = {1: "\u00a0▲", -1: "\u00a0▼"}.get(marks[OURS].get((method, budget), 0), "")
     is_random = method == BY_CHANCE or marks[BY_CHANCE].get((method, budget), 1) == 1
-    return told + ("" if is_random else " ○")
+    return told + ("" if is_random else "\u00a0○")
 
 
 def numbers_of(found: Estimate) -> dict[str, float]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from rcblib.reading.claims import Claim, Rule
+from rcblib.reading.claims import Claim, Rule, combine
 from rcblib.reading.gate_results import FAILED, MARKS, gate_states
 from rcblib.reading.verdicts import GATES_STAGE, Evidence, source_name
 
@@ -42,12 +42,13 @@ def claim_lines(evidence: Iterable[Evidence], claim: Claim, verdicts: pd.DataFra
     -------
     pandas.DataFrame
         Text, by name of model: ``gates``, those of the claim with a mark for passed, failed and not measured; numbers
-        in the order of `settings_of`, one where all are the same; ``verdict`` and ``why``. The numbers of a claim on
-        pruning are scores on test images, means over the tasks that pass G1: ``codebook``, ``random``, ``oracle``,
-        ``unpruned``, ``guessing``; where methods are compared, ``best other`` names the one that the codebook is
-        compared with. Those of a claim on a signal are its ``reliability`` and the ``low share`` that this
-        is made of, with what random numbers, a perfect signal (oracle) and a reversed one would get for the latter in
-        one column; ``unpruned`` and ``guessing`` are those of the gates, on validation images.
+        in the order of `settings_of`; ``verdict`` and ``why``. The numbers of a claim on pruning are scores on test
+        images, means over the tasks that pass G1: ``codebook``, ``random``, ``oracle``, and, once for each kind of
+        samples, ``unpruned`` and ``guessing``; where methods are compared, ``best other`` names the best of them and
+        the share of rows, and ``minus best other`` is the difference in relative score from it. Those of a claim on a
+        signal are its ``reliability`` and the ``low share`` that this is made of, with what random numbers, a perfect
+        signal (oracle) and a reversed one would get for the latter in one column; ``unpruned`` and ``guessing`` are
+        those of the gates, on validation images.
     """
     of_claim = verdicts[verdicts["claim"] == claim.name].drop_duplicates("model").set_index("model")
     lines = {}
@@ -113,6 +114,75 @@ def is_on_pruning(claim: Claim) -> bool:
     return claim.rules[0].retain_ratio is not None
 
 
+def said_numbers(each: Evidence, claim: Claim) -> dict[str, str]:
+    """Write the numbers of `claim_numbers` in words: ``unpruned`` and ``guessing`` once for each kind of samples."""
+    first = [rule.data for rule in _settings(claim)]
+    once = [first.index(data) for data in dict.fromkeys(first)]
+    return {
+        name: joined([values[i] for i in once] if name in ("unpruned", "guessing") else values)
+        for name, values in claim_numbers(each, claim).items()
+    }
+
+
+def relative_words(each: Evidence, claim: Claim) -> str:
+    """Write the relative scores of a claim on pruning with their intervals, in the order of `settings_of`.
+
+    Returns
+    -------
+    str
+        Such as ``0.94 [0.90, 0.98] · 0.90 [0.85, 0.96]``; empty where the claim asks for none or none was measured.
+    """
+    found = [each for each in _found(each, claim) if each.get("interval")]
+    if not found or not all(rule.result.startswith("relative") for rule in _settings(claim)):
+        return ""
+    ends = [f"{own['value']:.2f} [{own['interval'][0]:.2f}, {own['interval'][1]:.2f}]" for own in found]
+    return " · ".join(ends)
+
+
+def asked_words(each: Evidence, claim: Claim) -> str:
+    """Write how many questions, or tokens, the numbers of a claim rest on: one number where all are the same."""
+    n = dict.fromkeys(f"{found['n']:,}" for found in _found(each, claim) if found.get("n"))
+    return "\u202f·\u202f".join(n)
+
+
+def difference_words(each: Evidence, claim: Claim) -> str:
+    """Say how far the codebook is from the best other method, in relative score, with the interval.
+
+    Returns
+    -------
+    str
+        Such as ``-0.12 [-0.29, +0.15] · -0.05 [-0.19, +0.17]``, once for each budget; once where all are taken at the
+        same share of rows, so that they are one. Empty where no method was compared.
+    """
+    return " · ".join(
+        dict.fromkeys(
+            f"{found['value']:+.2f} [{found['interval'][0]:+.2f}, {found['interval'][1]:+.2f}]"
+            for found in _compared(each, claim)
+        )
+    )
+
+
+def rival_words(each: Evidence, claim: Claim) -> str:
+    """Say from which method `difference_words` is, and at which share of the rows, such as ``SparseVLM at 21%``."""
+    return " · ".join(
+        dict.fromkeys(f"{found['against']} at {found['retained']:.0%}" for found in _compared(each, claim))
+    )
+
+
+def _compared(each: Evidence, claim: Claim) -> list[Mapping[str, Any]]:
+    return [found for found in _found(each, claim) if found.get("against") and found.get("interval")]
+
+
+def rules_alone(each: Evidence, claim: Claim) -> str:
+    """Return what the rules of a claim would say of a model by their intervals, were there no gates."""
+    return combine(
+        [
+            rule.judge(each.results.get(claim.source_of(rule), {}).get(rule.result, {}).get("interval"))
+            for rule in claim.rules
+        ]
+    )
+
+
 def failed_gates(each: Evidence, claim: Claim) -> list[str]:
     """Name the gates of a claim that failed on a model for any of its rules, such as ``["G4", "G5"]``."""
     states = [gate_states(each.gates, rule.retain_ratio, rule.data) for rule in claim.rules]
@@ -157,12 +227,12 @@ def _gates(each: Evidence, claim: Claim) -> str:
 
 
 def _numbers(each: Evidence, claim: Claim) -> dict[str, str]:
-    numbers = claim_numbers(each, claim)
     found = _found(each, claim)
-    written = {name: joined(values) for name, values in numbers.items()}
+    written = said_numbers(each, claim)
     if is_on_pruning(claim):
-        rivals = list(dict.fromkeys(filter(None, (result.get("against") for result in found))))
-        return ({"best other": " · ".join(rivals)} if rivals else {}) | written
+        compared = difference_words(each, claim)
+        others = {"best other": rival_words(each, claim), "minus best other": compared}
+        return (others if compared else {}) | written
     others = [written.pop(name) for name in ("random", "oracle", "reversed")]
     is_inverted = any(result.get("inverted") for result in found)
     return {
@@ -180,9 +250,9 @@ def _found(each: Evidence, claim: Claim) -> list[Mapping[str, Any]]:
 
 
 def joined(values: Sequence[float | None]) -> str:
-    """Write numbers beside each other, one where all are the same."""
+    """Write numbers beside each other, also where they are the same; one dash where none was measured."""
     texts = [NOTHING if value is None else f"{value:.2f}" for value in values]
-    return texts[0] if len(set(texts)) == 1 else "\u202f·\u202f".join(texts)
+    return NOTHING if set(texts) == {NOTHING} else "\u202f·\u202f".join(texts)
 
 
 def _said(result: str) -> tuple[str, str]:

@@ -82,6 +82,9 @@ class GateResult:
         Which of several it is on this model, such as the word said most.
     by_chance : float
         What the value would be by chance, of two sets as large; NaN where that has no meaning.
+    matched : float
+        What it would be if the second set were taken at its own quantiles, as large a part of its tokens below each
+        level; NaN where that has no meaning.
     """
 
     gate: str
@@ -98,6 +101,7 @@ class GateResult:
     data: str = "images"
     about: str = ""
     by_chance: float = float("nan")
+    matched: float = float("nan")
 
     @property
     def verdict(self) -> str:

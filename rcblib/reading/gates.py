@@ -344,4 +344,4 @@ def _overlap(
     about = f"({matched:.2f} at the other’s own levels, {by_chance:.2f} by chance)"
     images = both["image_id"][either].to_numpy()
     overlap = mean_interval((little & other)[either], images, generator=generator)
-    return overlap, {"about": about, "by_chance": float(by_chance)}
+    return overlap, {"about": about, "by_chance": float(by_chance), "matched": float(matched)}

@@ -13,6 +13,11 @@ NAMES = {
     "single_softmax": "softmax over prototypes",
     "double_softmax": "softmax over tokens and prototypes",
     "yes_no": "yes/no",
+    "one_word": "one word",
+    "vision_masked": "vision, masked",
+    "vision_full": "vision, full",
+    "symbols_coarse": "symbols, coarse",
+    "symbols_fine": "symbols, fine",
     "qwen2_5_vl": "Qwen2.5-VL",
     "color": "colour",
     "multi_image": "several images",
@@ -76,7 +81,7 @@ _SNAKE = re.compile(r"\$[^$]*\$|[A-Za-z0-9]+(?:_[A-Za-z0-9<>]+)+")  # formulas, 
 _KEPT = re.compile(r"retain_(\d+(?:\.\d+)?)")
 """Name of a setting that keeps so many per cent of the tokens."""
 
-_VALUES = {"NaN": "–", "nan": "–", "None": "–", "True": "yes", "False": "no"}
+_VALUES = {"color": "colour", "NaN": "–", "nan": "–", "None": "–", "True": "yes", "False": "no"}
 
 _CELL = re.compile(
     r"(<t[hd]\b[^>]*>)\s*(codebook, )?([a-z][a-z0-9]*(?:_[a-z0-9]+)+|llava-[a-z0-9.-]+|"

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from rcblib.pruners.every import kind_of
-from rcblib.reading.budgets import Curves, at_budgets, numbers_of
+from rcblib.pruners.every import BY_CHANCE, kind_of
+from rcblib.reading.budgets import LEVEL, Curves, at_budgets, numbers_of
 from rcblib.reading.comparison import ALL_TOKENS, corrected_scores
 
 
@@ -90,13 +90,20 @@ def best_by_task(curves: Curves, budget: float, others: Sequence[str]) -> pd.Dat
     Returns
     -------
     pandas.DataFrame
-        By ``task``: ``best`` and ``relative`` (its relative score), and a column for each of the others; without tasks
-        in which all tokens do no better than guessing.
+        By ``task``: ``best``, ``relative`` (its relative score), ``apart`` (whether its difference from random tokens
+        is above 0 at a level of 5 % shared by all methods: Bonferroni, as it was chosen among them), and a column for
+        each of the others; without tasks in which all tokens do no better than guessing.
     """
     able = [name for name in curves.methods() if kind_of(name) != "bounds"]
     at = pd.DataFrame({name: curves.at(name, budget)[0] for name in able}, index=list(curves.draws.tasks))
     at = at.dropna(axis=1, how="all").dropna(axis=0, how="all")
     if at.empty:
-        return pd.DataFrame(columns=["best", "relative"])
+        return pd.DataFrame(columns=["best", "relative", "apart"])
     found = pd.DataFrame({"best": at.idxmax(axis=1), "relative": at.max(axis=1)}).rename_axis("task")
+    rivals, apart = [name for name in at if name != BY_CHANCE], []
+    for task, best in found["best"].items():
+        difference = curves.at(best, budget) - curves.at(BY_CHANCE, budget)
+        column = difference[:, curves.draws.tasks.index(task)]
+        apart.append(curves.draws.estimate(column, task, 1 - LEVEL / len(rivals)).low > 0)
+    found["apart"] = apart
     return found.join(at[[name for name in others if name in at]])

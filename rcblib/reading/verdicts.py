@@ -14,10 +14,9 @@ import pandas as pd
 from rcblib.codebook.codebook import load_codebook
 from rcblib.evaluate.gates import ANSWERS, UNPRUNED, part_of
 from rcblib.evaluate.guessing import kinds_of
-from rcblib.pruners.every import OURS
-from rcblib.reading.budgets import above_intermediate, budget_curves, intermediate_methods
+from rcblib.reading.budgets import above_intermediate, curves_beside_intermediate
 from rcblib.reading.claims import DATA, Claim, Rule, claims_table, source_name
-from rcblib.reading.comparison import ALL_TOKENS, corrected_scores, pruning_results
+from rcblib.reading.comparison import corrected_scores, pruning_results
 from rcblib.reading.gate_results import GateResult, Limits
 from rcblib.reading.gates import judge_gates
 from rcblib.reading.statistics import Estimate
@@ -236,9 +235,7 @@ def _pruning_results(
     found = {name: each.as_result() for name, each in estimates.items()}
     wanted = {rule.result: rule for rule in rules if rule.result.startswith("above_intermediate")}
     if wanted and estimates:
-        rivals = intermediate_methods(answers["method"].unique())
-        of_rivals = answers[answers["method"].isin([ALL_TOKENS, OURS, *rivals])]
-        curves = budget_curves(of_rivals, tasks, generator=np.random.default_rng(seed))
+        curves = curves_beside_intermediate(answers, tasks, seed=seed)
         compared = {name: above_intermediate(curves, rule.retain_ratio) for name, rule in wanted.items()}
         found |= {name: result for name, result in compared.items() if result}
     for rule in rules:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -74,7 +74,11 @@ class Agreement:
 
 
 def compare_with_record(
-    record: Record, found: pd.DataFrame, facts: Mapping[str, Any], tolerance: Tolerance | None = None
+    record: Record,
+    found: pd.DataFrame,
+    facts: Mapping[str, Any],
+    tolerance: Tolerance | None = None,
+    among_these: Callable[[pd.DataFrame], pd.DataFrame] | None = None,
 ) -> Agreement:
     """Compare every row of the images that a table holds with the record of the same images.
 
@@ -90,6 +94,8 @@ def compare_with_record(
         of the record with another one are not compared, but for those without any.
     tolerance : Tolerance, optional
         By default 0.0001 for numbers, and no row may differ.
+    among_these : callable, optional
+        Makes of the record's rows that are compared what they would be without the others, such as ranks among them.
 
     Returns
     -------
@@ -113,6 +119,7 @@ def compare_with_record(
     expected = record.table[record.table["image_id"].astype(str).isin(list(samples))]
     for column, values in facts.get("only", {}).items():
         expected = expected[expected[column].isna() | expected[column].isin(values)]
+    expected = expected if among_these is None else among_these(expected)
     columns = [name for name in expected if name not in keys]
     if unknown := sorted(set(tolerance.columns) - set(columns)):
         raise ParameterError(f"tolerance of {record.name}", unknown, f"some of the columns {columns}")

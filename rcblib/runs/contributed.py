@@ -118,9 +118,11 @@ def gather(results: Iterable[str | os.PathLike], name: str, remark: str = "") ->
     Raises
     ------
     ParameterError
-        If a file is none of results, two are of one notebook, there is none, or the name or remark is not plain.
+        If a file is none of results, two are of one notebook or of different models, there is none, or the name or
+        remark is not plain.
     """
     runs: dict[str, Any] = {}
+    models: set[str] = set()
     for path in _files_of(results):
         content = read_json(path)
         if not isinstance(content, Mapping) or not {"results", "config_hash", "provenance"} <= content.keys():
@@ -130,6 +132,10 @@ def gather(results: Iterable[str | os.PathLike], name: str, remark: str = "") ->
                 "results", f"{path.stem} twice", "one of a notebook: a submission is of one model"
             )
         runs[path.stem] = _plain_run(content)
+        models |= {Path(str(content["config"]["model"])).name} if content["config"].get("model") else set()
+    if len(models) > 1:
+        accepted = "those of one model: name its files, or give each model a folder of results"
+        raise ParameterError("results", f"of {', '.join(sorted(models))}", accepted)
     if not runs:
         raise ParameterError(
             "results", "no file of results", "the JSON files in results/ that notebooks wrote"

@@ -260,8 +260,9 @@ def add_exhibits(parser: argparse.ArgumentParser) -> None:
     add_turn(parser)
     parser.add_argument(
         "--more",
-        action="store_true",
-        help="only choices and answers, without words: to add methods to --recorded",
+        nargs="*",
+        choices=["removed", "replaced"],
+        help="only choices and answers, without words: to add methods, or ways to drop, to --recorded (removed)",
     )
     parser.add_argument(
         "--recorded",

@@ -157,7 +157,9 @@ class Source:
 def with_more(
     table: pd.DataFrame, facts: Mapping[str, Any], more: pd.DataFrame, more_facts: Mapping[str, Any]
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Add methods that were asked about the same images later, as `explore` with ``more`` does.
+    """Add methods that were asked about the same images later, as `explore` with ``more`` does, or in another way.
+
+    Of what both tables hold, the first one's rows stay.
 
     Raises
     ------
@@ -168,7 +170,10 @@ def with_more(
         ours, theirs = facts["description"][name], more_facts["description"][name]
         if ours != theirs:
             raise ParameterError("recorded", f"{name} {theirs}", f"that of the first table, {ours}")
-    new = more[~more["method"].isin([*facts["methods"], ALL])]
+    asked, known = (
+        pd.MultiIndex.from_frame(own[["part", "method", "how"]].fillna("")) for own in (more, table)
+    )
+    new = more[more["part"].isin([ANSWERS, KEPT]) & (more["method"] != ALL) & ~asked.isin(known)]
     told = {
         "methods": facts["methods"] | more_facts["methods"],
         "unfit": {**more_facts.get("unfit", {}), **facts.get("unfit", {})},

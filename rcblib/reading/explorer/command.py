@@ -13,7 +13,7 @@ import pandas as pd
 from rcblib.codebook.codebook import load_codebook
 from rcblib.data.base import AnySample
 from rcblib.data.opening import fitting_noted
-from rcblib.evaluate.explored import BUDGETS, exhibit_pruners, explore
+from rcblib.evaluate.explored import BUDGETS, REMOVED, exhibit_pruners, explore
 from rcblib.mllm import adapter_for
 from rcblib.probe.config import ProbeConfig, codebook_positions
 from rcblib.probe.results import ProbeResults
@@ -21,6 +21,7 @@ from rcblib.probe.store import read_probe
 from rcblib.pruners.asked import in_turn
 from rcblib.pruners.registry import PRUNERS, find_method
 from rcblib.reading.explorer.build import Source, with_more
+from rcblib.reading.explorer.hows import in_ways, told_ways
 from rcblib.reading.explorer.writing import write_explorer
 from rcblib.records import ImageId, ParameterError
 from rcblib.runs.files import write_table
@@ -80,6 +81,9 @@ def run_explorer(
             in_turn({name: own.items() for name, own in every.items()}, turn) if options.settings else every
         )
         pruners = {name: dict(own) for name, own in by_share.items()}
+        if options.more is not None:
+            pruners, unreplaced = in_ways(pruners, options.more or (REMOVED,), adapter)
+            unfit |= unreplaced
         table, facts = explore(
             model,
             processor,
@@ -89,13 +93,15 @@ def run_explorer(
             config=config,
             shown=shown,
             n_shown=options.n_shown,
-            more=options.more,
+            more=options.more is not None,
             batch_size=options.batch_size,
             max_new_tokens=options.max_new_tokens,
             folder=options.folder,
             shard=shard,
             skipped=skipped,
         )
+        if options.more is not None:
+            table = told_ways(table, pruners)
         facts["unfit"] = unfit | facts["unfit"]
         if options.settings:
             facts["only"] = {"setting": sorted(table["setting"].dropna().unique())}

@@ -1,13 +1,16 @@
-"""Write many small numbers as letters, two a number, so that a picture's data fit into a few kilobytes.
+"""Write many small numbers as letters, two a number, and texts deflated, so that a picture takes a few kilobytes.
 
 The letters are those of base64 for addresses; two of them hold 0 to 4095. 4095, ``"__"``, stands for nothing; a dot and
-two letters for so many nothings in a row, since of some pictures most tokens are not probed.
+two letters for so many nothings in a row, since of some pictures most tokens are not probed. Texts of such letters are
+deflated at last: letters that are rare take more bits than those that are frequent, as of tokens that stay.
 """
 
 from __future__ import annotations
 
+import base64
 import re
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 
 import numpy as np
@@ -109,3 +112,18 @@ def pack_choices(kept: Sequence[Sequence[bool] | None]) -> str:
 def unpack_choice(text: str, budget: int) -> np.ndarray:
     """Read which tokens stay at the budget of a number: ``(n_tokens,)`` booleans."""
     return np.array([bool(LETTERS.index(letter) >> budget & 1) for letter in text])
+
+
+def pack_texts(parts: Iterable[str]) -> str:
+    """Deflate texts, one after the other, as browsers can inflate them, and write the bytes in base64.
+
+    Each part gets codes of its own: those of one with few different letters are short.
+    """
+    packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL)
+    data = b"".join(packer.compress(part.encode()) + packer.flush(zlib.Z_SYNC_FLUSH) for part in parts)
+    return base64.b64encode(data + packer.flush()).decode()
+
+
+def unpack_text(text: str) -> str:
+    """Read all that `pack_texts` wrote, as one text."""
+    return zlib.decompress(base64.b64decode(text), -zlib.MAX_WBITS).decode()

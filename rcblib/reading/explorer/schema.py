@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from rcblib.reading.explorer.packing import N_BITS, unpack_integers
 
-VERSION = "rcb-explorer/3"
+VERSION = "rcb-explorer/4"
 NOT_RECORDED = -1
 
 Letters = Annotated[str, Field(pattern="^[A-Za-z0-9_-]*$")]
@@ -93,7 +93,7 @@ class Exhibit(_Part):
         (`rcblib.reading.explorer.packing.pack_choices`).
     """
 
-    version: Literal["rcb-explorer/3"] = VERSION
+    version: Literal["rcb-explorer/4"] = VERSION
     model: str
     image: str
     views: list[View]
@@ -193,7 +193,7 @@ class Image(_Part):
 class Manifest(_Part):
     """What there is to see; `tour` holds a title and a text for each of the steps that the script shows."""
 
-    version: Literal["rcb-explorer/3"] = VERSION
+    version: Literal["rcb-explorer/4"] = VERSION
     budgets: Annotated[list[float], Field(min_length=1, max_length=N_BITS)]
     methods: list[ShownMethod]
     signals: list[Layer]
@@ -214,5 +214,5 @@ class ShownView(_Part):
 class Pictures(_Part):
     """All views of a picture, in the order of the exhibit's."""
 
-    version: Literal["rcb-explorer/3"] = VERSION
+    version: Literal["rcb-explorer/4"] = VERSION
     views: list[ShownView]

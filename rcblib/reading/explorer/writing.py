@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from rcblib.pruners.context import OF_SAMPLES, QUESTION
 from rcblib.pruners.registry import PRUNERS
 from rcblib.reading.explorer.build import Source, exhibit_of
 from rcblib.reading.explorer.figure import static_figure
+from rcblib.reading.explorer.packing import pack_texts, unpack_text
 from rcblib.reading.explorer.pictures import MOST_BYTES, pictures_of, thumbnails
 from rcblib.reading.explorer.schema import Exhibit, Image, Manifest, Model, Pictures, Seen, ShownMethod
 from rcblib.records import ImageId, ParameterError
@@ -139,16 +140,30 @@ def _check_bytes(what: str, texts: Iterable[str], limit: int) -> None:
 
 
 def script(name: str, content: Any) -> str:
-    """Return a classic script that hands data over under a name: pages opened as files may load those."""
-    text = json.dumps(content.model_dump(mode="json"), ensure_ascii=False, separators=(",", ":")).replace(
-        "</", "<\\/"
-    )
+    """Return a classic script that hands data over under a name: pages opened as files may load those.
+
+    An exhibit is handed over as one text, as `pack_texts` writes it.
+    """
+    values = content.model_dump(mode="json")
+    text = _json(pack_texts(_parts(values)) if isinstance(content, Exhibit) else values).replace("</", "<\\/")
     return f"(window.rcbExplorer=window.rcbExplorer||{{}})[{json.dumps(name)}]={text};\n"
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def _parts(values: Mapping[str, Any]) -> Iterator[str]:
+    """Cut the text of an object where one of its fields begins."""
+    for number, (name, value) in enumerate(values.items()):
+        yield f"{',' if number else '{'}{_json(name)}:{_json(value)}"
+    yield "}"
 
 
 def read_script(text: str) -> Any:
     """Return the data that `script` wrote."""
-    return json.loads(text.partition("]=")[2].rstrip().rstrip(";"))
+    found = json.loads(text.partition("]=")[2].rstrip().rstrip(";"))
+    return json.loads(unpack_text(found)) if isinstance(found, str) else found
 
 
 def _exhibits(source: Source) -> Iterable[tuple[Exhibit, Pictures]]:

@@ -136,7 +136,7 @@ def curves_by_kind(
 
 
 def kept_grid(
-    image: PIL.Image.Image | np.ndarray, kept: Sequence[Kept], grid: tuple[int, int], n_columns: int = 6
+    image: PIL.Image.Image | np.ndarray, kept: Sequence[Kept], grid: tuple[int, int], n_columns: int = 5
 ) -> Figure:
     """Show what each method keeps of one picture, and beneath it what the model then answers.
 
@@ -156,15 +156,15 @@ def kept_grid(
     n_rows = -(-len(kept) // n_columns)
     width = 7.6 / n_columns
     figure, axes_grid = plt.subplots(
-        n_rows, n_columns, figsize=(7.6, (width + 0.42) * n_rows), squeeze=False, layout="constrained"
+        n_rows, n_columns, figsize=(7.6, (width + 0.5) * n_rows), squeeze=False, layout="constrained"
     )
     for axes, one in zip(axes_grid.flat, kept, strict=False):
         every = np.arange(grid[0] * grid[1])
         kept_map(axes, image, every if one.positions is None else one.positions, grid)
-        axes.set_title(textwrap.fill(f"{one.method}: {one.note}", 23), fontsize=6.5)
+        axes.set_title(textwrap.fill(f"{one.method}: {one.note}", 23), fontsize=7.5)
         axes.set_xlabel(
             textwrap.fill(f"{'✓' if one.is_right else '✗'} {one.answer or '(nothing)'}", 26),
-            fontsize=7,
+            fontsize=8,
             color=CYCLE[2] if one.is_right else CYCLE[6],
             labelpad=2,
             parse_math=False,

@@ -93,7 +93,8 @@ def word_map(
     """Write on each patch the word that its token says alone; the deeper the tint, the surer the word.
 
     Letters are as large as the patch allows, so the size of the axes decides whether the map can be read: allow
-    about half an inch a token. Words of positions whose probability is NaN are left out.
+    about half an inch a token. A long word goes on in a second line where that makes it larger. Words of positions
+    whose probability is NaN are left out.
 
     Parameters
     ----------
@@ -108,7 +109,7 @@ def word_map(
     grid : tuple of int
         ``(height, width)`` in tokens.
     label : str
-        Beside the colour bar, where it is another number in [0, 1] that tells how sure a word is.
+        Below the colour bar, where it is another number in [0, 1] that tells how sure a word is.
     """
     pixels = pixels_of(image)
     words = _cells("words", np.array(words, dtype=object), grid)
@@ -125,7 +126,7 @@ def word_map(
         zorder=2,
     )
     opaque = ScalarMappable(drawn.norm, drawn.cmap)  # unlike what was drawn
-    _scale(axes, opaque, label, ax=axes)
+    _scale(axes, opaque, label, ax=axes, location="bottom", shrink=0.5, aspect=40)
     _draw_grid_lines(axes, pixels, grid)
     _write_words(axes, pixels, words, probabilities, grid)
     tell(axes, words_of_words(words, probabilities))
@@ -230,7 +231,7 @@ def outlined_objects(
     return axes
 
 
-def _scale(axes: Axes, drawn: ScalarMappable, label: str, **place: Axes) -> Colorbar:
+def _scale(axes: Axes, drawn: ScalarMappable, label: str, **place: Any) -> Colorbar:
     """Draw a colour scale beside axes (`ax`) or in axes of its own (`cax`)."""
     beside = {} if "cax" in place else {"fraction": 0.046, "pad": 0.03}
     bar = axes.figure.colorbar(drawn, label=label_of(label, unit=True), **place, **beside)
@@ -293,15 +294,16 @@ def _write_words(
     box = axes.get_window_extent()
     points = 72 / axes.figure.dpi
     cell_height, cell_width = box.height * points / grid[0], box.width * points / grid[1]
-    font = FontProperties()
     largest = 0.32 * cell_height  # so that short words do not shout
     inks = LinearSegmentedColormap.from_list("ink", ["#6f6f6f", "#000000"])
     for position in np.flatnonzero(~np.isnan(share)):
         word = str(words[position]).strip()
         if not word:
             continue
-        width_of_one = TextPath((0, 0), word.replace("$", r"\$"), size=1, prop=font).get_extents().width
-        size = min(largest, 0.88 * cell_width / max(width_of_one, 1e-6))
+        broken = in_two_lines(word)
+        size, larger = (min(largest, 0.84 * cell_width / _width_of(text)) for text in (word, broken))
+        if larger > 1.2 * size:
+            word, size = broken, larger
         row, column = divmod(int(position), grid[1])
         axes.text(
             (column + 0.5) * pixels.shape[1] / grid[1],
@@ -309,9 +311,33 @@ def _write_words(
             word,
             fontsize=size,
             ha="center",
-            va="center",
+            va="center_baseline",
+            linespacing=0.95,
             color=inks(min(1.0, 2 * share[position])),
             parse_math=False,
             clip_on=True,
             zorder=4,
         )
+
+
+def _width_of(text: str) -> float:
+    """Return the width of the widest line of a text, in units of the size of its letters."""
+    lines = (
+        TextPath((0, 0), line.replace("$", r"\$"), size=1, prop=FontProperties()) for line in text.split("\n")
+    )
+    return max(1e-6, *(line.get_extents().width for line in lines))
+
+
+def in_two_lines(word: str) -> str:
+    """Break a word of seven letters or more near its middle, best between two consonants, else behind a vowel."""
+    if len(word) < 7:
+        return word
+    middle = len(word) / 2
+
+    def badness(place: int) -> tuple[int, float]:
+        is_vowel = [letter.lower() in "aeiouy" for letter in word[place - 1 : place + 1]]
+        joined = not is_vowel[0] and word[place].lower() in "rlh"  # as in "ground" and "phone"
+        return 2 * is_vowel[1] + joined or is_vowel[0] / 2, abs(place - middle)
+
+    place = min(range(3, len(word) - 2), key=badness)
+    return f"{word[:place]}-\n{word[place:]}"

@@ -2,7 +2,7 @@
 (() => {
 	"use strict";
 	const root = document.querySelector(".rx"), store = window.rcbExplorer, M = store && store.manifest;
-	if (!root || !M || !M.images.length) return;
+	if (!root || !M || !M.images.length || !window.DecompressionStream) return;
 	const LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_", NOTHING = 4095, STEPS = 4094;
 	const SVG = new Set(["svg", "path", "rect", "image"]), NS = "http://www.w3.org/2000/svg", code = Object.fromEntries([...LETTERS].map((c, i) => [c, i]));
 
@@ -36,34 +36,27 @@
 	const told = (measure, x) => digits(x) + (measure.unit === "nats" ? " nats" : "");
 	const digits = (x) => (x === 0 ? "0" : Math.abs(x) < 0.001 ? x.toExponential(1) : x.toPrecision(3));
 	const clamp = (x, low, high) => Math.max(low, Math.min(high, x));
-	const integers = (text) => {
-		const found = [];
-		for (let i = 0; i < text.length; i += 2) {
-			const isGap = text[i] === "."; // so many nothings in a row
-			if (isGap) i++;
-			const value = (code[text[i]] << 6) | code[text[i + 1]];
-			if (isGap) for (let k = 0; k < value; k++) found.push(null);
-			else found.push(value === NOTHING ? null : value);
-		}
-		return found;
-	};
+	const integers = (text) => [...text.matchAll(/(\.?)(.)(.)/g)].flatMap(([, gap, high, low]) => { // a dot: so many nothings
+		const value = (code[high] << 6) | code[low];
+		return gap ? Array(value).fill(null) : value === NOTHING ? null : value;
+	});
 	const numbers = (own) =>
 		integers(own.codes).map((c) => (c === null ? null : own.low + (own.high - own.low) * (c / STEPS) ** own.power));
 
-	const waiting = {};
-	function load(name) {
-		if (store[name]) return Promise.resolve(store[name]);
+	const waiting = {}, bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
+	const unpack = (text) => new Response(new Blob([bytes(text)]).stream().pipeThrough(new DecompressionStream("deflate-raw"))).json();
+	function load(name) { // an exhibit comes deflated
 		return (waiting[name] ??= new Promise((resolve, reject) => {
-			const done = () => (store[name] ? resolve(store[name]) : reject(new Error(name)));
+			const done = () => (store[name] ? resolve : reject)(store[name]);
 			document.head.append(h("script", { src: `${root.dataset.folder}/${name}.js`, onload: done, onerror: done }));
-		}));
+		}).then((own) => (typeof own === "string" ? unpack(own) : own)));
 	}
 	const addresses = {};
 	function address(key, view) { // of a picture's view: made once, so that many crops share one decoded image
 		const name = `${seen(key).pictures}/${view}`, source = shownOf(key).views[view].source;
 		if (!addresses[name]) {
-			const [head, body] = source.split(","), bytes = Uint8Array.from(atob(body), (c) => c.charCodeAt(0));
-			addresses[name] = URL.createObjectURL(new Blob([bytes], { type: head.slice(5).split(";")[0] }));
+			const [head, body] = source.split(",");
+			addresses[name] = URL.createObjectURL(new Blob([bytes(body)], { type: head.slice(5).split(";")[0] }));
 		}
 		return addresses[name];
 	}
