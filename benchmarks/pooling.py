@@ -162,7 +162,8 @@ def targets_of(table: pd.DataFrame) -> list[Target]:
     added, n_same = (in_files[most] - in_files[fewest]) / 1e6, int(table["same"].sum())
     made = table[table["form"] == TARGET_FORM].set_index("n_images")
     n_more = int(made["n_prototypes"][most] - made["n_prototypes"][fewest])
-    why = f"{n_more * int(made['width'][most]) * 4 / 1e6:.3g} MB of it are {n_more:,} more prototypes, which are returned"
+    returned = n_more * int(made["width"][most]) * 4 / 1e6  # float32
+    why = f"{returned:.3g} MB of it are {n_more:,} more prototypes, which are returned"
     return [
         Target(f"codebook of {most - fewest:,} more images: memory", added, MOST_ADDED, "at most", " MB", why),
         Target(f"codebook of up to {most:,} images by files: same", 100 * n_same / len(table), 100, unit="%"),

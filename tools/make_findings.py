@@ -185,7 +185,7 @@ def signals(judged: Judged) -> Headline:
         for of in kinds
     ]
     headline = (
-        "On photographs similarity to [CLS] ranks tokens that matter no better than random numbers; attention does."
+        "On photographs similarity to [CLS] ranks tokens no better than random numbers; attention does better."
         if all(is_as_by_chance(judged, "cls", of) for of in kinds) and all(is_better)
         else "On photographs similarity to [CLS] and attention differ from what the paper says of them."
     )
@@ -198,8 +198,8 @@ def signals(judged: Judged) -> Headline:
         headline,
         f"In the lower half of their image lie, by [CLS] and by attention, {alone['cls']} and {alone['attention']} of "
         f"the tokens that are recognised alone, {missed['cls']} and {missed['attention']} of the most influential. By "
-        f"the rules alone {', '.join(verdicts)}; no verdict, as colour finds the objects as well "
-        f"({pixels_words(judged)}).",
+        f"the rules alone {', '.join(verdicts)}; a gate stops both: colour finds the objects as well "
+        f"({pixels_words(judged)}), so that a good signal proves little.",
         {
             "unpruned": f"score {score['value']:.2f}", "guessing": f"{guessing:.2f}",
             "random": f"{by_chance(judged, kinds[0]):.0%}", "oracle": "0%",
@@ -341,7 +341,7 @@ def claims_text(judged: Judged, words: Mapping[str, Mapping[str, str]]) -> str:
         settings = f" Numbers: {' · '.join(settings_of(claim))}." if claim else ""
         parts.append(
             f"## {name}: {own['title']}\n\n**The paper.** {own['paper']}\n\n**Our test.** {own['test']}{settings}\n\n"
-            f"{found}\n**Why.** {own['why']} **What would change it.** {own['change']}\n"
+            f"{found}\n**Why.** {own['why']} **Would change it.** {own['change']}\n"
         )
     return "\n".join(parts)
 
