@@ -165,7 +165,9 @@ def targets_of(table: pd.DataFrame) -> list[Target]:
     returned = n_more * int(made["width"][most]) * 4 / 1e6  # float32
     why = f"{returned:.3g} MB of it are {n_more:,} more prototypes, which are returned"
     return [
-        Target(f"codebook of {most - fewest:,} more images: memory", added, MOST_ADDED, "at most", " MB", why),
+        Target(
+            f"codebook of {most - fewest:,} more images: memory", added, MOST_ADDED, "at most", " MB", why
+        ),
         Target(f"codebook of up to {most:,} images by files: same", 100 * n_same / len(table), 100, unit="%"),
     ]
 
