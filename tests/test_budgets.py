@@ -275,6 +275,10 @@ def test_the_best_method_of_a_task_reads_so_few_rows_and_is_no_bound(table):
     close = pd.concat([*chance, answers("DivPrune", 104, 0.1, first=90)])
     near = best_by_task(budget_curves(close, generator=np.random.default_rng(0), n_resamples=400), 0.1, [])
     assert near.loc["count", "best"] == "DivPrune" and not near.loc["count", "apart"]
+    alone = best_by_task(
+        budget_curves(pd.concat(chance), generator=np.random.default_rng(0), n_resamples=2), 0.1, []
+    )
+    assert alone.loc["count", "best"] == "random tokens" and not alone.loc["count", "apart"]
     blind = pd.concat([answers("all tokens", 10, first=1), answers("random tokens", 10, 0.1, first=1)])
     assert best_by_task(
         budget_curves(blind, generator=np.random.default_rng(0), n_resamples=2), 0.1, []

@@ -105,10 +105,14 @@ def versions_table(rows: pd.DataFrame) -> str:
     return table(["", "most runs", "others"], lines)
 
 
+def recorded_facts(root: Path) -> list[tuple[Path, Any]]:
+    """Return the files of recorded facts, each with what it holds."""
+    return [(path, read_json(path)) for path in sorted((root / "data/recorded").rglob("*.json"))]
+
+
 def recorded_rows(root: Path) -> Iterable[list[str]]:
     """Yield what was recorded before: where, hours, images, hardware, date and commit."""
-    for path in sorted((root / "data/recorded").rglob("*.json")):
-        facts = read_json(path)
+    for path, facts in recorded_facts(root):
         made = as_list(facts)
         if not made:
             continue
@@ -125,9 +129,7 @@ def recorded_rows(root: Path) -> Iterable[list[str]]:
 
 def unknown_commits(root: Path) -> str:
     """Say which commits of recorded results the repository's history does not hold; nothing where git cannot tell."""
-    made = [
-        each for path in sorted((root / "data/recorded").rglob("*.json")) for each in as_list(read_json(path))
-    ]
+    made = [each for _, facts in recorded_facts(root) for each in as_list(facts)]
     cited = sorted({each["git_commit"] for each in made if each.get("git_commit")})
     git = ["git", "-C", str(root)]
     try:
@@ -155,7 +157,7 @@ def absent_runs(rows: pd.DataFrame) -> str:
 
 def never_run(rows: pd.DataFrame, root: Path) -> str:
     """Say of GPUs, published checkpoints, COCO and public benchmarks whether a run used them, and which models none."""
-    records = [read_json(path) for path in sorted((root / "data/recorded").rglob("*.json"))]
+    records = [facts for _, facts in recorded_facts(root)]
     machines = [*rows["made"].explode().dropna(), *(made for facts in records for made in as_list(facts))]
     live = [
         read_json(path) for path in sorted((root / "results").rglob("*.json")) if "checked" not in path.name

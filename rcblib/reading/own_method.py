@@ -100,10 +100,10 @@ def best_by_task(curves: Curves, budget: float, others: Sequence[str]) -> pd.Dat
     if at.empty:
         return pd.DataFrame(columns=["best", "relative", "apart"])
     found = pd.DataFrame({"best": at.idxmax(axis=1), "relative": at.max(axis=1)}).rename_axis("task")
-    rivals, apart = [name for name in at if name != BY_CHANCE], []
+    level, apart = 1 - LEVEL / max(1, sum(name != BY_CHANCE for name in at)), []
     for task, best in found["best"].items():
         difference = curves.at(best, budget) - curves.at(BY_CHANCE, budget)
         column = difference[:, curves.draws.tasks.index(task)]
-        apart.append(curves.draws.estimate(column, task, 1 - LEVEL / len(rivals)).low > 0)
+        apart.append(curves.draws.estimate(column, task, level).low > 0)
     found["apart"] = apart
     return found.join(at[[name for name in others if name in at]])
